@@ -1,0 +1,108 @@
+# Run "make help" for the list.
+
+# The distribution's Go may be older than what go.mod names; it then fetches the exact one.
+export GOTOOLCHAIN := auto
+# Nothing in the released binary needs C.
+export CGO_ENABLED := 0
+
+DATA_DIR ?= /var/lib/pinnace
+KERNELS  := $(DATA_DIR)/kernels
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+INIT     := cmd/pinnace/initbin/pinnace-init
+TOOL     := go tool -modfile=tools/go.mod
+PKGS     ?= ./...
+# The whole suite of one run fits in this; CI's own limit is higher.
+TIMEOUT  ?= 25m
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-18s %s\n", $$1, $$2 }'
+
+.PHONY: build
+build: deps-build bin/pinnace ## build bin/pinnace, one static file with the guest's init in it
+
+.PHONY: bin/pinnace
+bin/pinnace: $(INIT)
+	go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/pinnace ./cmd/pinnace
+
+.PHONY: $(INIT)
+$(INIT):
+	go build -trimpath -buildvcs=false -ldflags '-s -w' -o $(INIT) ./cmd/pinnace-init
+
+.PHONY: demo
+demo: deps-demo kernel build ## show the whole path on this machine, as root; KEEP=1 leaves it running
+	@examples/demo.sh
+
+.PHONY: test
+test: deps-test kernel build ## all tests, with real VMs: unit, script and end-to-end (as root)
+	PINNACE_E2E=1 PINNACE_KERNELS=$(KERNELS) PINNACE_BIN=$(CURDIR)/bin/pinnace \
+		go test -count=1 -timeout $(TIMEOUT) $(PKGS)
+
+.PHONY: e2e
+e2e: deps-test kernel build ## the end-to-end tests only
+	PINNACE_E2E=1 PINNACE_KERNELS=$(KERNELS) PINNACE_BIN=$(CURDIR)/bin/pinnace \
+		go test -count=1 -v -timeout $(TIMEOUT) ./test/e2e/...
+
+.PHONY: race
+race: ## the tests that need no root, under the race detector
+	CGO_ENABLED=1 go test -race $(PKGS)
+
+.PHONY: lint
+lint: deps-build ## formatting, linters (pinned in tools/go.mod), the API description
+	$(TOOL) golangci-lint fmt --diff
+	$(TOOL) golangci-lint run
+	$(TOOL) buf lint
+
+.PHONY: fmt
+fmt: ## format the code
+	$(TOOL) golangci-lint fmt
+	$(TOOL) buf format -w
+
+.PHONY: generate
+generate: ## write what is generated: API code, the manifest's reference page
+	$(TOOL) buf generate
+	go generate ./...
+
+.PHONY: check-generated
+check-generated: ## fail when what is generated is not what is committed
+	@before=$$(git status --porcelain -- internal docs); $(MAKE) -s generate; \
+	after=$$(git status --porcelain -- internal docs); \
+	if [ "$$before" != "$$after" ]; then \
+		echo "generated files differ from what is committed; run: make generate" >&2; git status --short -- internal docs >&2; exit 1; fi
+
+.PHONY: bench
+bench: ## benchmarks
+	go test -run '^$$' -bench . -benchmem $(PKGS)
+
+FUZZTIME ?= 30s
+.PHONY: fuzz
+fuzz: ## every fuzz test for FUZZTIME each
+	@for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' internal cmd); do \
+		for name in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9_]*)\(.*/\1/p' $$f); do \
+			echo "== $$name ($$(dirname $$f))"; go test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) ./$$(dirname $$f) || exit 1; \
+		done; done
+
+N ?= 10
+.PHONY: torture
+torture: deps-test kernel build ## the tests that kill things, N times over
+	PINNACE_E2E=1 PINNACE_KERNELS=$(KERNELS) PINNACE_BIN=$(CURDIR)/bin/pinnace \
+		go test -count=$(N) -timeout 0 -run 'Kill|Crash' $(PKGS)
+
+.PHONY: bare
+bare: ## make demo and make test in a bare Debian (as root; needs debootstrap)
+	test/bare.sh
+
+.PHONY: kernel
+kernel: ## unpack a guest kernel into DATA_DIR/kernels, installing nothing
+	scripts/get-kernel.sh $(DATA_DIR)
+
+.PHONY: deps-build deps-demo deps-test
+deps-build deps-demo deps-test:
+	@scripts/deps.sh $(patsubst deps-%,%,$@)
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin $(INIT)
