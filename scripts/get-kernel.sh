@@ -59,7 +59,7 @@ esac
 [ "${ID:-}" = debian ] && [ -n "${VERSION_CODENAME:-}" ] || die "this is ${PRETTY_NAME:-not Debian}, not a Debian release" \
 	"put vmlinuz, config and modules/ of a kernel >= 6.6 into $kernels/<release>/"
 
-mkdir -p "$kernels" || die "cannot write to $data" "run as root, or name a directory of your own: $0 DATA_DIR"
+mkdir -p "$kernels" 2>/dev/null && [ -w "$kernels" ] || die "cannot write to $data" "run as root, or name a directory of your own: $0 DATA_DIR"
 work=$(mktemp -d)
 tmp=
 # shellcheck disable=SC2154 # status is assigned in the trap
@@ -67,10 +67,29 @@ trap 'status=$?; rm -rf "$work" ${tmp:+"$tmp"}; exit $status' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
+# write_config FILE writes apt settings which keep lists, status and cache in our own directory. They are
+# read after the machine's own configuration, so that its proxies and certificates hold. The hooks are
+# cleared because container images ship ones that empty the machine's package cache.
+write_config() {
+	cat >"$1" <<CONF
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+Dir::State "$work";
+Dir::State::Lists "$work/lists";
+Dir::State::status "$work/status";
+Dir::Cache "$work/cache";
+Dir::Cache::archives "$work/cache/archives";
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+Acquire::Languages "none";
+CONF
+}
+
 # targets lists what this machine's apt reads packages from: suite, repository, and the file and entry
-# in that file which say so.
+# in that file which say so. apt tells only of lists that it has downloaded.
 targets() {
-	apt-get indextargets --format '$(RELEASE) $(REPO_URI) $(SOURCESENTRY) $(CODENAME)' \
+	apt-get ${own:+-c "$own"} indextargets --format '$(RELEASE) $(REPO_URI) $(SOURCESENTRY) $(CODENAME)' \
 		'Created-By: Packages' "Architecture: $arch" 'Component: main'
 }
 # pick SUITE prints "repository sourcesentry" of the first target of that suite, by name or by codename
@@ -103,9 +122,22 @@ private_source() {
 
 mkdir -p "$work/sources.list.d" "$work/lists/partial" "$work/cache/archives/partial" "$work/deb"
 : >"$work/status"
+
+# apt downloads as the user _apt when it runs as root; that user must reach the directory.
+chmod 755 "$work"
+[ "$(id -u)" != 0 ] || ! id _apt >/dev/null 2>&1 || chown _apt "$work/deb" "$work/lists/partial"
+
+own=
 main=$(pick "$VERSION_CODENAME")
-[ -n "$main" ] || die "this machine's apt has no source for $VERSION_CODENAME main" \
-	"add one to /etc/apt/sources.list and run apt-get update; it tells this script which mirror to use"
+if [ -z "$main" ]; then
+	say "this machine has no package lists; reading its sources to learn which mirror it uses"
+	own=$work/own.conf
+	write_config "$own"
+	apt-get -c "$own" -qq update || say "apt could not read all of them; going on with those that it could"
+	main=$(pick "$VERSION_CODENAME")
+fi
+[ -n "$main" ] || die "this machine's apt has no mirror for $VERSION_CODENAME main that it can read" \
+	"make apt-get update work: /etc/apt/sources.list tells this script which mirror and keys to use"
 if [ "${VERSION_ID:-99}" -ge 13 ]; then
 	private_source "$VERSION_CODENAME" "$main"
 	for suite in "$VERSION_CODENAME-security" "$VERSION_CODENAME-updates"; do
@@ -116,29 +148,13 @@ else
 	private_source "$VERSION_CODENAME-backports" "$main"
 fi
 
-# Read after the machine's own configuration, so that its proxies and certificates hold. The hooks are
-# cleared because container images ship ones that empty the machine's package cache.
-cat >"$work/apt.conf" <<CONF
-#clear APT::Update::Pre-Invoke;
-#clear APT::Update::Post-Invoke;
-#clear APT::Update::Post-Invoke-Success;
+write_config "$work/apt.conf"
+cat >>"$work/apt.conf" <<CONF
 Dir::Etc::SourceList "/dev/null";
 Dir::Etc::SourceParts "$work/sources.list.d";
 Dir::Etc::Preferences "/dev/null";
 Dir::Etc::PreferencesParts "/dev/null";
-Dir::State "$work";
-Dir::State::Lists "$work/lists";
-Dir::State::status "$work/status";
-Dir::Cache "$work/cache";
-Dir::Cache::archives "$work/cache/archives";
-Dir::Cache::pkgcache "";
-Dir::Cache::srcpkgcache "";
-Acquire::Languages "none";
 CONF
-
-# apt downloads as the user _apt when it runs as root; that user must reach the directory.
-chmod 755 "$work"
-[ "$(id -u)" != 0 ] || ! id _apt >/dev/null 2>&1 || chown _apt "$work/deb" "$work/lists/partial"
 
 say "reading the package list of $(cat "$work"/sources.list.d/* | awk '/^(URIs|Suites):/ { printf "%s ", $2 } /^deb / { sub(/\[[^]]*\]/, ""); printf "%s %s ", $2, $3 }')"
 apt-get -c "$work/apt.conf" -qq update || die "apt could not read the package list (its messages are above)" \
