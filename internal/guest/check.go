@@ -1,0 +1,102 @@
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+)
+
+// checker is a message whose fields have bounds. check refuses what can't be right and cuts texts meant for people.
+type checker interface{ check() error }
+
+func (h *Hello) check() error {
+	if !validNonce(h.Nonce) {
+		return errors.New("the nonce is not 32 hex digits")
+	}
+	if h.MemTotalBytes < 0 {
+		return errors.New("negative memory")
+	}
+	h.Init, h.Kernel = text(h.Init, maxName), text(h.Kernel, maxName)
+	return checkMarks(h.Marks)
+}
+
+func (s *Started) check() error {
+	if s.PID <= 0 {
+		return fmt.Errorf("process id %d", s.PID)
+	}
+	return checkMarks(s.Marks)
+}
+
+func (f *Failed) check() error {
+	f.Stage, f.Error, f.Errno = text(f.Stage, maxName), text(f.Error, maxText), text(f.Errno, maxName)
+	if err := checkCode(f.Code); err != nil {
+		return err
+	}
+	return checkMarks(f.Marks)
+}
+
+func (e *Exit) check() error {
+	e.Signal = text(e.Signal, maxName)
+	return checkCode(e.Code)
+}
+
+func (r *ExecResult) check() error {
+	r.Error = text(r.Error, maxText)
+	if len(r.Output) > MaxExecOutput {
+		return fmt.Errorf("%d bytes of output, at most %d are allowed", len(r.Output), MaxExecOutput)
+	}
+	return checkCode(r.Code)
+}
+
+func (l *Line) check() error {
+	switch {
+	case l.Seq == 0:
+		return errors.New("a line without a number")
+	case l.Stream != StreamStdout && l.Stream != StreamStderr:
+		return errors.New("a line of neither stdout nor stderr")
+	case len(l.Data) > MaxLine:
+		return fmt.Errorf("a line of %d bytes, at most %d are allowed", len(l.Data), MaxLine)
+	}
+	return nil
+}
+
+// checkCode keeps a guest from making a status that no process can have, such as one that wraps to 0.
+func checkCode(code int) error {
+	if code < 0 || code > 255 {
+		return fmt.Errorf("exit status %d", code)
+	}
+	return nil
+}
+
+func checkMarks(marks []Mark) error {
+	if len(marks) > maxMarks {
+		return fmt.Errorf("%d marks, at most %d are allowed", len(marks), maxMarks)
+	}
+	for i := range marks {
+		marks[i].Name = text(marks[i].Name, maxName)
+	}
+	return nil
+}
+
+func validNonce(s string) bool {
+	if len(s) != 32 {
+		return false
+	}
+	return strings.Trim(s, "0123456789abcdef") == ""
+}
+
+// text makes a string from a guest fit to be shown: at most n bytes, no control characters (which could drive a
+// terminal), valid UTF-8.
+func text(s string, n int) string {
+	if len(s) > n {
+		s = s[:n]
+	}
+	s = strings.ToValidUTF8(s, "?")
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) {
+			return ' '
+		}
+		return r
+	}, s)
+}

@@ -1,0 +1,245 @@
+package guest
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// readControl handles what the guest says on the control channel.
+func (h *Host) readControl(ctx context.Context) error {
+	r := NewReader(h.control, MaxGuestFrame)
+	pace := newPace(h.opts.ControlFramesPerSecond)
+	for {
+		if err := pace.take(ctx, 1); err != nil {
+			return err
+		}
+		t, body, err := r.Next()
+		if err != nil {
+			return readErr("control", err)
+		}
+		m, err := Decode(t, body)
+		if errors.Is(err, ErrUnknownType) {
+			continue
+		}
+		if err == nil {
+			err = h.handle(m)
+		}
+		if err != nil {
+			return brokenErr("control", err)
+		}
+		select {
+		case h.beat <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// handle moves the session's state by one message; a message that can't come now breaks the protocol.
+func (h *Host) handle(m Message) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, isHello := m.(Hello); !isHello && h.hello == nil {
+		return fmt.Errorf("%T before Hello", m)
+	}
+	switch m := m.(type) {
+	case Hello:
+		if h.hello != nil {
+			return errors.New("a second Hello")
+		}
+		if m.Version != Version {
+			return fmt.Errorf("the guest speaks version %d of the protocol, this host %d", m.Version, Version)
+		}
+		h.hello = &m
+		close(h.helloc)
+	case Started:
+		if h.started != nil || h.failed != nil {
+			return errors.New("a second answer to Config")
+		}
+		h.started = &m
+		close(h.startc)
+	case Failed:
+		if h.failed != nil {
+			return nil // sent until acknowledged
+		}
+		if h.started != nil {
+			return errors.New("Failed after Started")
+		}
+		h.failed = &m
+		close(h.startc)
+	case Exit:
+		if h.exit != nil {
+			return nil // sent until acknowledged
+		}
+		if h.started == nil {
+			return errors.New("Exit before Started")
+		}
+		h.exit = &m
+		h.exitc <- m
+		close(h.exited)
+		h.noteDrained()
+	case ExecResult:
+		if answer, ok := h.execs[m.ID]; ok {
+			delete(h.execs, m.ID)
+			answer <- m
+		}
+	case Heartbeat:
+	default:
+		return fmt.Errorf("%T does not belong on the control channel", m)
+	}
+	return nil
+}
+
+// noteDrained is called with mu held whenever exit or lastLine has changed.
+func (h *Host) noteDrained() {
+	if h.exit != nil && !h.isDrained && h.lastLine >= h.exit.LastLine {
+		h.isDrained = true
+		close(h.drained)
+	}
+}
+
+// watchHeartbeat ends the session when the guest is silent for too long after its hello. Before, the caller of Hello
+// has a deadline of its own.
+func (h *Host) watchHeartbeat(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-h.helloc:
+	}
+	silence := time.NewTimer(h.opts.HeartbeatTimeout)
+	defer silence.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-h.beat:
+			silence.Reset(h.opts.HeartbeatTimeout)
+		case <-silence.C:
+			return ErrSilent
+		}
+	}
+}
+
+// readLogs hands lines to Options.Logs.
+func (h *Host) readLogs(ctx context.Context) error {
+	r := NewReader(h.logs, MaxGuestFrame)
+	pace := newPace(h.opts.LogBytesPerSecond)
+	for {
+		t, body, err := r.Next()
+		if err != nil {
+			return readErr("logs", err)
+		}
+		// Small frames cost more than their bytes.
+		if err := pace.take(ctx, len(body)+64); err != nil {
+			return err
+		}
+		m, err := Decode(t, body)
+		if errors.Is(err, ErrUnknownType) {
+			continue
+		}
+		if err == nil {
+			err = h.handleLine(m)
+		}
+		if err != nil {
+			return brokenErr("logs", err)
+		}
+	}
+}
+
+func (h *Host) handleLine(m Message) error {
+	line, ok := m.(Line)
+	if !ok {
+		return fmt.Errorf("%T does not belong on the log channel", m)
+	}
+	h.mu.Lock()
+	last := h.lastLine
+	h.mu.Unlock()
+	switch {
+	case line.Seq <= last:
+		h.wakeAcks()
+		return nil // we have it: its acknowledgement was lost with an earlier session
+	case line.Seq != last+1:
+		return fmt.Errorf("line %d after line %d", line.Seq, last)
+	}
+	if err := h.opts.Logs(line); err != nil {
+		return &keepError{line.Seq, err}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.lastLine = line.Seq
+	h.noteDrained()
+	h.wakeAcks()
+	return nil
+}
+
+func (h *Host) wakeAcks() {
+	select {
+	case h.lineKept <- struct{}{}:
+	default:
+	}
+}
+
+// sendAcks tells the guest which lines are kept: at once, then with a pause, because one acknowledgement covers all
+// lines before it.
+func (h *Host) sendAcks(ctx context.Context) error {
+	const pause = 20 * time.Millisecond
+	rest := time.NewTimer(0)
+	defer rest.Stop()
+	var frame []byte
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-rest.C:
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-h.lineKept:
+		}
+		h.mu.Lock()
+		last := h.lastLine
+		h.mu.Unlock()
+		var err error
+		if frame, err = Encode(frame[:0], Ack{Seq: last}); err != nil {
+			return err
+		}
+		if err := writeFrame(h.logs, frame); err != nil {
+			return fmt.Errorf("logs channel: acknowledge line %d: %w", last, err)
+		}
+		rest.Reset(pause)
+	}
+}
+
+// keepError is a failure of ours, not of the guest.
+type keepError struct {
+	seq uint64
+	err error
+}
+
+func (e *keepError) Error() string { return fmt.Sprintf("keep log line %d: %v", e.seq, e.err) }
+func (e *keepError) Unwrap() error { return e.err }
+
+// readErr names the channel that ended, and blames the guest when it ended in bytes that are no frame.
+func readErr(channel string, err error) error {
+	if errors.Is(err, ErrFrame) {
+		return brokenErr(channel, err)
+	}
+	return fmt.Errorf("%s channel: %w", channel, err)
+}
+
+func brokenErr(channel string, err error) error {
+	var keep *keepError
+	if errors.As(err, &keep) {
+		return err
+	}
+	return fmt.Errorf("%s channel: %w: %w", channel, ErrProtocol, err)
+}
+
+func newSeed() []byte {
+	seed := make([]byte, 32)
+	_, _ = rand.Read(seed) // documented never to fail
+	return seed
+}

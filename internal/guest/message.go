@@ -1,0 +1,228 @@
+package guest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// Type says what a frame holds. Types from the guest are below 0x40, types from the host are not.
+type Type byte
+
+// The types. Numbers are never used again for something else.
+const (
+	TypeHello      Type = 0x01 // guest, control: first frame of a session
+	TypeStarted    Type = 0x02 // guest, control: the workload's process runs
+	TypeFailed     Type = 0x03 // guest, control: it never will
+	TypeExit       Type = 0x04 // guest, control: the workload's process has ended
+	TypeHeartbeat  Type = 0x05 // guest, control: every HeartbeatInterval
+	TypeExecResult Type = 0x06 // guest, control: answer to Exec
+	TypeLine       Type = 0x21 // guest, logs
+
+	TypeConfig  Type = 0x41 // host, control
+	TypeStop    Type = 0x42 // host, control
+	TypeExec    Type = 0x43 // host, control
+	TypeAckExit Type = 0x44 // host, control: the report is safe, shut down
+	TypeAck     Type = 0x61 // host, logs
+)
+
+// ErrUnknownType is wrapped by Decode for a type that this version does not know. Sessions skip such frames.
+var ErrUnknownType = errors.New("unknown frame type")
+
+// Message is one of the structs of this package that travel in a frame.
+type Message interface{ frameType() Type }
+
+// Hello is the guest's first word.
+type Hello struct {
+	Version       int    `json:"version"`
+	Nonce         string `json:"nonce"` // 32 hex digits drawn at boot: names this boot of this VM
+	Init          string `json:"init"`  // version of pinnace-init
+	Kernel        string `json:"kernel"`
+	MemTotalBytes int64  `json:"mem_total_bytes"`
+	Marks         []Mark `json:"marks"`
+}
+
+// Mark is a moment of the boot.
+type Mark struct {
+	Name string `json:"name"`
+	MS   int64  `json:"ms"` // milliseconds since the guest's kernel started
+}
+
+// Started says that the workload's process runs.
+type Started struct {
+	PID       int    `json:"pid"`
+	StartedAt int64  `json:"started_unix_ns"`
+	Marks     []Mark `json:"marks"`
+}
+
+// Failed says that the workload will never run in this VM. The guest waits for AckExit and then shuts down.
+type Failed struct {
+	Stage string `json:"stage"` // the step of PID 1 that failed, "exec" for the start of the process itself
+	Error string `json:"error"`
+	Errno string `json:"errno,omitempty"` // the kernel's name for it, such as "ENOENT"; empty when it was no system call
+	Code  int    `json:"code"`            // what a shell would report: 127 not found, 126 can't be executed, else 125
+	Marks []Mark `json:"marks"`
+}
+
+// Exit is the report of the workload's end. It is sent again every second until AckExit arrives.
+type Exit struct {
+	Code      int    `json:"code"`             // exit status; 128+n after signal n
+	Signal    string `json:"signal,omitempty"` // such as "SIGKILL", when a signal ended it
+	OOM       bool   `json:"oom,omitempty"`    // the kernel's OOM killer did it
+	Stopped   bool   `json:"stopped,omitempty"`
+	Killed    bool   `json:"killed,omitempty"` // it outlived its grace and PID 1 killed it
+	StartedAt int64  `json:"started_unix_ns"`
+	ExitedAt  int64  `json:"exited_unix_ns"`
+	LastLine  uint64 `json:"last_line"` // seq of the last log line there will be; 0 when there was none
+}
+
+// Heartbeat says that PID 1 is alive.
+type Heartbeat struct {
+	MS int64 `json:"ms"` // milliseconds since the guest's kernel started
+}
+
+// ExecResult answers an Exec.
+type ExecResult struct {
+	ID        uint64 `json:"id"`
+	Code      int    `json:"code"`                // exit status, 128+n after signal n, 126 or 127 when it couldn't be started
+	Output    []byte `json:"output,omitempty"`    // first bytes of stdout and stderr together, at most MaxExecOutput
+	Truncated bool   `json:"truncated,omitempty"` // there was more output
+	TimedOut  bool   `json:"timed_out,omitempty"` // it was killed because its time was up
+	Error     string `json:"error,omitempty"`     // why it could not be run at all
+}
+
+// Line is a piece of output of the workload.
+type Line struct {
+	Seq     uint64 `json:"seq"`               // 1, 2, 3 … without a gap
+	Time    int64  `json:"time_unix_ns"`      // when PID 1 read it
+	Stream  string `json:"stream"`            // StreamStdout or StreamStderr
+	Data    []byte `json:"data,omitempty"`    // without its newline, at most MaxLine
+	Partial bool   `json:"partial,omitempty"` // no newline here: the next Line of this stream continues it
+	Dropped uint64 `json:"dropped,omitempty"` // > 0: no output but a marker that so many lines were lost here
+}
+
+// Config tells the guest what to run and on what. See config.go for its parts.
+type Config struct {
+	Nonce         string      `json:"nonce"`       // that of the Hello it answers; Host.Configure fills it in
+	Now           int64       `json:"now_unix_ns"` // the host's clock; Host.Configure fills it in
+	Entropy       []byte      `json:"entropy"`     // seed of the guest's random numbers; Host.Configure fills it in
+	Hostname      string      `json:"hostname"`
+	Disks         []Disk      `json:"disks"`
+	LayerSlots    []LayerSlot `json:"layer_slots,omitempty"` // in the order of the EROFS device table
+	Network       *Network    `json:"network,omitempty"`     // nil: loopback only
+	Process       Process     `json:"process"`
+	MemoryReserve int64       `json:"memory_reserve_bytes,omitempty"` // kept from the workload for kernel and init; 0: the guest's default
+	Limits        Limits      `json:"limits"`
+}
+
+// Stop asks for the end of the workload: Signal, then after Timeout SIGKILL for all of it.
+type Stop struct {
+	Signal    string `json:"signal,omitempty"` // "" means the configured stop signal
+	TimeoutMS int64  `json:"timeout_ms"`
+}
+
+// Exec asks for a command to be run beside the workload, as its user, with its environment and directory.
+type Exec struct {
+	ID        uint64   `json:"id"`
+	Argv      []string `json:"argv"`
+	TimeoutMS int64    `json:"timeout_ms"`
+}
+
+// AckExit says that the host has the report of the end (Exit or Failed) and the VM may shut down.
+type AckExit struct{}
+
+// Ack says that the host keeps all lines up to Seq; the guest forgets them.
+type Ack struct {
+	Seq uint64 `json:"seq"`
+}
+
+// Streams of a Line.
+const (
+	StreamStdout = "stdout"
+	StreamStderr = "stderr"
+)
+
+// Bounds of fields from the guest. What exceeds a list's or a byte field's bound closes the session; texts for people
+// are cut.
+const (
+	MaxLine       = 16 << 10 // bytes of a Line's Data
+	MaxExecOutput = 4 << 10  // bytes of an ExecResult's Output
+	maxMarks      = 64
+	maxName       = 128
+	maxText       = 4 << 10
+)
+
+func (Hello) frameType() Type      { return TypeHello }
+func (Started) frameType() Type    { return TypeStarted }
+func (Failed) frameType() Type     { return TypeFailed }
+func (Exit) frameType() Type       { return TypeExit }
+func (Heartbeat) frameType() Type  { return TypeHeartbeat }
+func (ExecResult) frameType() Type { return TypeExecResult }
+func (Line) frameType() Type       { return TypeLine }
+func (Config) frameType() Type     { return TypeConfig }
+func (Stop) frameType() Type       { return TypeStop }
+func (Exec) frameType() Type       { return TypeExec }
+func (AckExit) frameType() Type    { return TypeAckExit }
+func (Ack) frameType() Type        { return TypeAck }
+
+// Encode appends the frame of m to dst. It fails only when the frame would be longer than its reader allows.
+func Encode(dst []byte, m Message) ([]byte, error) {
+	body, err := json.Marshal(m)
+	if err != nil {
+		return dst, fmt.Errorf("encode %T: %w", m, err)
+	}
+	limit := MaxGuestFrame
+	if m.frameType() >= 0x40 {
+		limit = MaxHostFrame
+	}
+	if len(body)+1 > limit {
+		return dst, fmt.Errorf("encode %T: %d bytes are too many for one frame (at most %d)", m, len(body)+1, limit)
+	}
+	return appendFrame(dst, m.frameType(), body), nil
+}
+
+// Decode reads the body of a frame and checks every bound of its type. The error wraps ErrUnknownType when there is no
+// such type, and ErrFrame when the body is not what its type says.
+func Decode(t Type, body []byte) (Message, error) {
+	switch t {
+	case TypeHello:
+		return decode[Hello](body)
+	case TypeStarted:
+		return decode[Started](body)
+	case TypeFailed:
+		return decode[Failed](body)
+	case TypeExit:
+		return decode[Exit](body)
+	case TypeHeartbeat:
+		return decode[Heartbeat](body)
+	case TypeExecResult:
+		return decode[ExecResult](body)
+	case TypeLine:
+		return decode[Line](body)
+	case TypeConfig:
+		return decode[Config](body)
+	case TypeStop:
+		return decode[Stop](body)
+	case TypeExec:
+		return decode[Exec](body)
+	case TypeAckExit:
+		return decode[AckExit](body)
+	case TypeAck:
+		return decode[Ack](body)
+	default:
+		return nil, fmt.Errorf("%w 0x%02x", ErrUnknownType, byte(t))
+	}
+}
+
+func decode[M Message](body []byte) (Message, error) {
+	var m M
+	if err := json.Unmarshal(body, &m); err != nil {
+		return nil, fmt.Errorf("%w: %T: %w", ErrFrame, m, err)
+	}
+	if c, ok := any(&m).(checker); ok {
+		if err := c.check(); err != nil {
+			return nil, fmt.Errorf("%w: %T: %w", ErrFrame, m, err)
+		}
+	}
+	return m, nil
+}
