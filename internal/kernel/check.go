@@ -1,0 +1,144 @@
+package kernel
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+)
+
+// oldest is the first release whose EROFS mounts our images: 512-byte blocks, extra devices and a flat
+// device came together in 6.6.
+var oldest = [...]int{6, 6}
+
+// phase says when init loads the modules of an option.
+type phase string
+
+const (
+	early phase = "early" // before init can say hello over the control channel
+	late  phase = "late"  // while it waits for its configuration
+)
+
+// option is a build option that guests cannot do without.
+type option struct {
+	name    string // without CONFIG_
+	purpose string
+	module  string // what =m makes of it; empty when the option can only be built in
+	phase   phase
+	arch    string // GOARCH that needs it; empty for all
+}
+
+// options is in load order within each phase.
+var options = []option{
+	{name: "VIRTIO_CONSOLE", purpose: "the control channel", module: "virtio_console", phase: early},
+	{name: "VIRTIO_MMIO", purpose: "the bus of all devices", module: "virtio_mmio", phase: early},
+	{name: "VIRTIO_BLK", purpose: "disks", module: "virtio_blk", phase: late},
+	{name: "EROFS_FS", purpose: "images", module: "erofs", phase: late},
+	{name: "OVERLAY_FS", purpose: "the writable root", module: "overlay", phase: late},
+	{name: "EXT4_FS", purpose: "the scratch disk", module: "ext4", phase: late},
+	{name: "VIRTIO_NET", purpose: "the network", module: "virtio_net", phase: late},
+	{name: "EFI_PARTITION", purpose: "layers packed on one disk"},
+	{name: "BLK_DEV_INITRD", purpose: "starting init"},
+	{name: "DEVTMPFS", purpose: "device nodes"},
+	{name: "PROC_FS", purpose: "/proc"},
+	{name: "SYSFS", purpose: "/sys"},
+	{name: "TMPFS", purpose: "/tmp and /run"},
+	{name: "MEMCG", purpose: "telling an out-of-memory kill from a crash"},
+	{name: "CGROUP_PIDS", purpose: "process limits"},
+	{name: "UNIX", purpose: "unix sockets"},
+	{name: "INET", purpose: "IPv4"},
+	{name: "ACPI", purpose: "finding the devices", arch: "amd64"},
+}
+
+// archOption is set in the config of kernels for that GOARCH.
+var archOption = map[string]string{"amd64": "X86_64", "arm64": "ARM64"}
+
+// Check says whether the kernel can boot a guest on this machine. Its error names everything that is
+// missing, and what the guest would need it for.
+func (s Source) Check() error { return s.check(runtime.GOARCH) }
+
+func (s Source) check(arch string) error {
+	v := version(s.Release)
+	if len(v) == 0 {
+		return fmt.Errorf("kernel %s: the folder's name is not a kernel release such as 6.12.95+deb13-cloud-%s", s.Release, arch)
+	}
+	if slices.Compare(v, oldest[:]) < 0 {
+		return fmt.Errorf("kernel %s is too old: guests need %d.%d or newer, whose EROFS can mount images", s.Release, oldest[0], oldest[1])
+	}
+	config, err := s.readConfig()
+	if err != nil {
+		return err
+	}
+	if want := archOption[arch]; want != "" && config[want] != "y" {
+		return fmt.Errorf("kernel %s is not for this machine's architecture, %s (CONFIG_%s is not set)", s.Release, arch, want)
+	}
+	if err := checkOptions(config, arch); err != nil {
+		return fmt.Errorf("kernel %s: %w", s.Release, err)
+	}
+	return s.checkImage(arch)
+}
+
+// checkOptions reports all options that are missing, not only the first.
+func checkOptions(config map[string]string, arch string) error {
+	var missing []string
+	for _, o := range options {
+		if o.arch != "" && o.arch != arch {
+			continue
+		}
+		switch value := config[o.name]; {
+		case value == "y", value == "m" && o.module != "":
+		case value == "m":
+			missing = append(missing, fmt.Sprintf("CONFIG_%s=m must be built in (for %s)", o.name, o.purpose))
+		default:
+			missing = append(missing, fmt.Sprintf("CONFIG_%s is not set (for %s)", o.name, o.purpose))
+		}
+	}
+	if len(missing) > 0 {
+		return errors.New(strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// checkImage compares the release in the image's own header with the folder's name: with modules of
+// another release the guest would boot and then find no device.
+func (s Source) checkImage(arch string) error {
+	if arch != "amd64" {
+		return nil // an arm64 Image has no such field
+	}
+	image, err := readFile(s.Image(), maxImage)
+	if err != nil {
+		return fmt.Errorf("kernel %s: %w", s.Release, err)
+	}
+	h, err := parseBzImage(image)
+	if err != nil {
+		return fmt.Errorf("kernel %s: %w", s.Release, err)
+	}
+	if release, _, _ := strings.Cut(h.version, " "); release != s.Release {
+		return fmt.Errorf("kernel %s: the image in that folder is of release %q", s.Release, release)
+	}
+	return nil
+}
+
+// readConfig reads what the kernel was built with: option without CONFIG_ -> value. Options that are not
+// set are not in it.
+func (s Source) readConfig() (map[string]string, error) {
+	b, err := readFile(s.configPath(), maxConfig)
+	if err != nil {
+		return nil, fmt.Errorf("kernel %s: its build configuration is needed to know what it can do: %w", s.Release, err)
+	}
+	config := map[string]string{}
+	lines := bufio.NewScanner(bytes.NewReader(b))
+	for lines.Scan() {
+		name, value, ok := strings.Cut(strings.TrimPrefix(lines.Text(), "CONFIG_"), "=")
+		if ok && !strings.HasPrefix(name, "#") {
+			config[name] = value
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("kernel %s: read config: %w", s.Release, err)
+	}
+	return config, nil
+}
