@@ -1,0 +1,359 @@
+package erofs_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	reader "github.com/erofs/go-erofs"
+
+	"github.com/pinnacehq/pinnace/internal/erofs"
+)
+
+func TestReadBack(t *testing.T) {
+	for _, block := range []int{512, 1024, 4096} {
+		t.Run(fmt.Sprint(block), func(t *testing.T) {
+			device, root := everything(block)
+			fsys := open(t, root, block, device)
+			want := describe(root, device)
+			if got := walk(t, fsys); !slices.Equal(got, want) {
+				t.Errorf("tree differs:\n%s", diff(got, want))
+			}
+		})
+	}
+}
+
+func TestHardLinks(t *testing.T) {
+	n := &erofs.Inode{Mode: erofs.TypeRegular | 0o644}
+	root := dir(map[string]*erofs.Inode{"a": n, "d": dir(map[string]*erofs.Inode{"b": n, "c": n})})
+	fsys := open(t, root, 512, nil)
+	inos := map[uint64]bool{}
+	for _, name := range []string{"a", "d/b", "d/c"} {
+		info, err := fs.Stat(fsys, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		type linked interface {
+			Ino() uint64
+			Nlink() uint64
+		}
+		l := info.(linked)
+		inos[l.Ino()] = true
+		if l.Nlink() != 3 {
+			t.Errorf("%s: nlink is %d, want 3", name, l.Nlink())
+		}
+	}
+	if len(inos) != 1 {
+		t.Errorf("three names have %d inodes, want 1", len(inos))
+	}
+}
+
+func TestDeterministic(t *testing.T) {
+	var sums []string
+	for range 3 {
+		device, root := everything(512)
+		b := write(t, root, 512, device)
+		sums = append(sums, fmt.Sprintf("%x", sha256.Sum256(b)))
+		again := write(t, root, 512, device)
+		if !bytes.Equal(b, again) {
+			t.Error("the same tree gave other bytes the second time")
+		}
+	}
+	if sums[0] != sums[1] || sums[1] != sums[2] {
+		t.Errorf("sums differ: %v", sums)
+	}
+}
+
+func TestRefused(t *testing.T) {
+	file := func(size, offset uint64, slot uint16) *erofs.Inode {
+		return &erofs.Inode{Mode: erofs.TypeRegular, Size: size, Offset: offset, Slot: slot}
+	}
+	shared := dir(nil)
+	loop := dir(nil)
+	loop.Children = map[string]*erofs.Inode{"loop": loop}
+	tests := []struct {
+		name string
+		root *erofs.Inode
+		want string
+	}{
+		{"nil root", nil, "root is not a directory"},
+		{"file as root", file(0, 0, 0), "root is not a directory"},
+		{"name with slash", one("a/b", dir(nil)), "cannot be in a directory"},
+		{"name dotdot", one("..", dir(nil)), "cannot be in a directory"},
+		{"name with NUL", one("a\x00", dir(nil)), "cannot be in a directory"},
+		{"name too long", one(strings.Repeat("x", 256), dir(nil)), "cannot be in a directory"},
+		{"nil child", one("a", nil), "no inode"},
+		{"directory with two names", dir(map[string]*erofs.Inode{"a": shared, "b": shared}), "only one name"},
+		{"directory in itself", loop, "only one name"},
+		{"no type", one("a", &erofs.Inode{Mode: 0o644}), "unknown file type"},
+		{"unaligned", one("a", file(1, 511, 1)), "multiple of the block size"},
+		{"no such device", one("a", file(1, 0, 2)), "device slot 2"},
+		{"beyond the device", one("a", file(513, 512, 1)), "do not lie within"},
+		{"size overflows", one("a", file(1<<64-1, 512, 1)), "do not lie within"},
+		{"empty target", one("a", &erofs.Inode{Mode: erofs.TypeSymlink}), "symbolic link"},
+		{"long target", one("a", &erofs.Inode{Mode: erofs.TypeSymlink, Target: strings.Repeat("x", 4096)}), "symbolic link"},
+		{"device number", one("a", &erofs.Inode{Mode: erofs.TypeChar, Major: 4096}), "device number"},
+		{"nanoseconds", one("a", &erofs.Inode{Mode: erofs.TypeFIFO, MtimeNsec: 1e9}), "nanoseconds"},
+		{"attribute namespace", one("a", attr("com.apple.x", "")), "no such namespace"},
+		{"attribute without name", one("a", attr("user.", "")), "no such namespace"},
+		{"attribute too big", one("a", attr("user.x", strings.Repeat("x", 65536))), "at most 65535"},
+		{"path in the message", one("a", one("b", one("c", &erofs.Inode{}))), `"a/b/c"`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var out bytes.Buffer
+			err := erofs.Write(&out, tt.root, erofs.Options{Devices: []erofs.Device{{Tag: "x", Size: 1024}}})
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q in it", err, tt.want)
+			}
+			if out.Len() != 0 {
+				t.Errorf("%d bytes were written of a refused tree", out.Len())
+			}
+		})
+	}
+}
+
+func TestDeviceTableRefused(t *testing.T) {
+	for name, devices := range map[string][]erofs.Device{
+		"no tag":       {{Size: 512}},
+		"long tag":     {{Tag: strings.Repeat("x", 65), Size: 512}},
+		"beyond 2 TiB": {{Tag: "a", Size: 1 << 40}, {Tag: "b", Size: 1 << 40}},
+		"negative":     {{Tag: "a", Size: -1}},
+	} {
+		if err := erofs.Write(&bytes.Buffer{}, dir(nil), erofs.Options{Devices: devices}); err == nil {
+			t.Errorf("%s: written, want an error", name)
+		}
+	}
+}
+
+// fsck.erofs before 1.6 knows blocks of 4 KiB only, which is a parameter of ours, so it checks that one.
+func TestFsck(t *testing.T) {
+	fsck, err := exec.LookPath("fsck.erofs")
+	if err != nil {
+		t.Skip("needs fsck.erofs: ", err)
+	}
+	path := filepath.Join(t.TempDir(), "meta")
+	device, root := everything(4096)
+	if err := os.WriteFile(path, write(t, root, 4096, device), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	data := path + ".data"
+	if err := os.WriteFile(data, device, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(fsck, "--device="+data, path).CombinedOutput()
+	if err != nil {
+		t.Errorf("fsck.erofs: %v\n%s", err, out)
+	}
+}
+
+func attr(name, value string) *erofs.Inode {
+	return &erofs.Inode{Mode: erofs.TypeFIFO, Xattrs: []erofs.Xattr{{Name: name, Value: value}}}
+}
+
+func dir(children map[string]*erofs.Inode) *erofs.Inode {
+	return &erofs.Inode{Mode: erofs.TypeDir | 0o755, Children: children}
+}
+
+func one(name string, n *erofs.Inode) *erofs.Inode {
+	return dir(map[string]*erofs.Inode{name: n})
+}
+
+// everything is a tree with each kind of inode at the sizes where layouts change, and its device.
+func everything(block int) ([]byte, *erofs.Inode) {
+	random := rand.New(rand.NewPCG(1, 2))
+	device := make([]byte, 64*block)
+	for i := range device {
+		device[i] = byte(random.Uint32())
+	}
+	root := dir(map[string]*erofs.Inode{})
+	root.Mode, root.UID, root.GID, root.Mtime = erofs.TypeDir|0o1777, 7, 1<<32-2, 1234567890
+	for _, size := range []int{0, 1, block - 1, block, block + 1, 3*block + 5, 33 * block} {
+		root.Children[fmt.Sprintf("file-%d", size)] = &erofs.Inode{
+			Mode: erofs.TypeRegular | 0o4755, Size: uint64(size), Offset: uint64(2 * block), Slot: 1, Mtime: 5, MtimeNsec: 999999999,
+		}
+	}
+	for _, size := range []int{1, block - 64, block - 63, block, block + 9, 4095} {
+		if size <= erofs.MaxTarget {
+			root.Children[fmt.Sprintf("link-%d", size)] = &erofs.Inode{Mode: erofs.TypeSymlink | 0o777, Target: strings.Repeat("t", size)}
+		}
+	}
+	// Directories from empty over one inline tail to several blocks, and names that sort before ".".
+	for _, count := range []int{0, 1, 5, 20, 24, 25, 26, 27, 28, 30, 100, 3000} {
+		d := dir(map[string]*erofs.Inode{})
+		for i := range count {
+			d.Children[fmt.Sprintf("%c%0*d", "!-+az"[i%5], 1+i%9, i)] = &erofs.Inode{Mode: erofs.TypeRegular, UID: uint32(i)}
+		}
+		root.Children[fmt.Sprintf("dir-%d", count)] = d
+	}
+	root.Children["dir-1"].Children[strings.Repeat("n", 255)] = dir(nil)
+	root.Children["char"] = &erofs.Inode{Mode: erofs.TypeChar | 0o666, Major: 4095, Minor: 1<<20 - 1}
+	root.Children["block"] = &erofs.Inode{Mode: erofs.TypeBlock | 0o660, Major: 8, Minor: 300}
+	root.Children["fifo"] = &erofs.Inode{Mode: erofs.TypeFIFO | 0o600}
+	root.Children["socket"] = &erofs.Inode{Mode: erofs.TypeSocket | 0o600}
+	for _, size := range []int{0, 1, 2, 3, block, 5 * block} {
+		root.Children[fmt.Sprintf("xattr-%d", size)] = &erofs.Inode{
+			Mode: erofs.TypeRegular, Size: 10, Offset: uint64(block), Slot: 1,
+			Xattrs: []erofs.Xattr{
+				{Name: "security.capability", Value: strings.Repeat("c", size)},
+				{Name: "user.a", Value: "1"},
+				{Name: "user.b", Value: ""},
+			},
+		}
+	}
+	root.Children["xdir"] = dir(map[string]*erofs.Inode{"x": {Mode: erofs.TypeFIFO}})
+	root.Children["xdir"].Xattrs = []erofs.Xattr{{Name: "user.d", Value: strings.Repeat("v", 3*block)}}
+	return device, root
+}
+
+func write(t *testing.T, root *erofs.Inode, block int, device []byte) []byte {
+	t.Helper()
+	opts := erofs.Options{BlockSize: block, UUID: [16]byte{1, 2, 3}}
+	if device != nil {
+		opts.Devices = []erofs.Device{{Tag: strings.Repeat("a", 64), Size: int64(len(device))}}
+	}
+	var out bytes.Buffer
+	if err := erofs.Write(&out, root, opts); err != nil {
+		t.Fatal(err)
+	}
+	if out.Len()%block != 0 {
+		t.Errorf("image of %d bytes is not whole blocks of %d", out.Len(), block)
+	}
+	return out.Bytes()
+}
+
+func open(t *testing.T, root *erofs.Inode, block int, device []byte) fs.FS {
+	t.Helper()
+	var opts []reader.OpenOpt
+	if device != nil {
+		opts = append(opts, reader.WithExtraDevices(bytes.NewReader(device)))
+	}
+	fsys, err := reader.Open(bytes.NewReader(write(t, root, block, device)), opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fsys
+}
+
+// describe lists what walk should find.
+func describe(root *erofs.Inode, device []byte) []string {
+	var list []string
+	var visit func(path string, n *erofs.Inode)
+	visit = func(path string, n *erofs.Inode) {
+		line := fmt.Sprintf("%s %o %d:%d %d.%09d", path, n.Mode&^0o7000, n.UID, n.GID, n.Mtime, n.MtimeNsec)
+		for _, x := range n.Xattrs {
+			line += fmt.Sprintf(" %s=%d", x.Name, len(x.Value))
+		}
+		switch n.Mode & erofs.TypeMask {
+		case erofs.TypeRegular:
+			line += fmt.Sprintf(" %x", sha256.Sum256(device[n.Offset:n.Offset+n.Size]))
+		case erofs.TypeSymlink:
+			line += " " + n.Target
+		case erofs.TypeChar, erofs.TypeBlock:
+			line += fmt.Sprintf(" %d:%d", n.Major, n.Minor)
+		}
+		list = append(list, line)
+		for name, child := range n.Children {
+			visit(filepath.Join(path, name), child)
+		}
+	}
+	visit(".", root)
+	slices.Sort(list)
+	return list
+}
+
+func walk(t *testing.T, fsys fs.FS) []string {
+	t.Helper()
+	var list []string
+	err := fs.WalkDir(fsys, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		stat := info.Sys().(*reader.Stat)
+		line := fmt.Sprintf("%s %o %d:%d %d.%09d", path, unixMode(info.Mode()), stat.UID, stat.GID, int64(stat.Mtime), stat.MtimeNs)
+		for _, name := range slices.Sorted(mapKeys(stat.Xattrs)) {
+			line += fmt.Sprintf(" %s=%d", name, len(stat.Xattrs[name]))
+		}
+		switch {
+		case info.Mode().IsRegular():
+			b, err := fs.ReadFile(fsys, path)
+			if err != nil {
+				return err
+			}
+			line += fmt.Sprintf(" %x", sha256.Sum256(b))
+		case info.Mode()&fs.ModeSymlink != 0:
+			target, err := fs.ReadLink(fsys, path)
+			if err != nil {
+				return err
+			}
+			line += " " + target
+		case info.Mode()&fs.ModeDevice != 0:
+			line += fmt.Sprintf(" %d:%d", stat.Rdev>>8&0xfff, stat.Rdev&0xff|stat.Rdev>>12&^0xff)
+		}
+		list = append(list, line)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(list)
+	return list
+}
+
+func mapKeys(m map[string]string) func(func(string) bool) {
+	return func(yield func(string) bool) {
+		for k := range m {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// unixMode is the mode without set-id and sticky bits, which the reader does not tell.
+func unixMode(m fs.FileMode) uint16 {
+	mode := uint16(m.Perm())
+	switch m.Type() {
+	case fs.ModeDir:
+		return mode | erofs.TypeDir
+	case fs.ModeSymlink:
+		return mode | erofs.TypeSymlink
+	case fs.ModeNamedPipe:
+		return mode | erofs.TypeFIFO
+	case fs.ModeSocket:
+		return mode | erofs.TypeSocket
+	case fs.ModeDevice:
+		return mode | erofs.TypeBlock
+	case fs.ModeDevice | fs.ModeCharDevice:
+		return mode | erofs.TypeChar
+	default:
+		return mode | erofs.TypeRegular
+	}
+}
+
+func diff(got, want []string) string {
+	var b strings.Builder
+	for _, line := range got {
+		if !slices.Contains(want, line) {
+			fmt.Fprintf(&b, "got  %.200s\n", line)
+		}
+	}
+	for _, line := range want {
+		if !slices.Contains(got, line) {
+			fmt.Fprintf(&b, "want %.200s\n", line)
+		}
+	}
+	return b.String()
+}
