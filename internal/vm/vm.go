@@ -55,9 +55,9 @@ type Driver interface {
 // A Machine is one run of a virtual machine. Its methods may be called concurrently.
 type Machine interface {
 	// Dial connects to a channel. It works as soon as the machine was started, before the guest has
-	// opened its side: what is written waits there. A channel has one connection at a time; a second
-	// Dial before the first connection is closed may wait until then, bounded by ctx. After the machine
-	// has ended, the error is ErrEnded. The bytes that arrive are the guest's: treat them as hostile.
+	// opened its side: what is written waits there. A channel has one connection at a time: a second one
+	// may be refused, or hear nothing until the first is closed. Connections end with the machine. After
+	// the machine has ended, the error is ErrEnded. What arrives is the guest's: treat it as hostile.
 	Dial(ctx context.Context, ch Channel) (net.Conn, error)
 
 	// Kill ends the machine without asking the guest. It returns when the signal is sent, which is

@@ -1,0 +1,196 @@
+// Package cgroup puts the process of a virtual machine monitor into a control group of its own, so that its
+// memory is bounded from outside and the host can tell when that bound killed it.
+//
+// It works on whichever hierarchy accounts memory on this host: version 1's memory controller, or version
+// 2. It is not a general library for control groups: CPU, IO and the delegation of hierarchies are not here.
+package cgroup
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A Hierarchy is where this host accounts memory.
+type Hierarchy struct {
+	// Mount is the mount point.
+	Mount string
+	// Version is 1 or 2.
+	Version int
+}
+
+// ErrUnsupported means that no hierarchy on this host accounts memory.
+var ErrUnsupported = errors.New("no mounted cgroup hierarchy accounts memory")
+
+// Find looks for the hierarchy that accounts memory. The error wraps ErrUnsupported when there is none.
+func Find() (Hierarchy, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return Hierarchy{}, err
+	}
+	defer f.Close()
+	var v2 string
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		before, after, ok := strings.Cut(sc.Text(), " - ")
+		fields, kind := strings.Fields(before), strings.Fields(after)
+		if !ok || len(fields) < 5 || len(kind) < 3 {
+			continue
+		}
+		switch {
+		case kind[0] == "cgroup" && hasWord(kind[2], ",", "memory"):
+			return Hierarchy{Mount: fields[4], Version: 1}, nil
+		case kind[0] == "cgroup2":
+			v2 = fields[4]
+		}
+	}
+	if v2 == "" {
+		return Hierarchy{}, ErrUnsupported
+	}
+	b, err := os.ReadFile(filepath.Join(v2, "cgroup.controllers"))
+	if err != nil {
+		return Hierarchy{}, err
+	}
+	if !hasWord(string(b), " ", "memory") {
+		return Hierarchy{}, fmt.Errorf("%w: %s has only: %s", ErrUnsupported, v2, bytes.TrimSpace(b))
+	}
+	return Hierarchy{Mount: v2, Version: 2}, nil
+}
+
+func hasWord(s, sep, word string) bool {
+	for w := range strings.SplitSeq(strings.TrimSpace(s), sep) {
+		if w == word {
+			return true
+		}
+	}
+	return false
+}
+
+// A Group is one control group for one process.
+type Group struct {
+	path    string
+	version int
+	dir     *os.File
+}
+
+// Create makes the group name below the hierarchy's mount point and limits it to memory bytes, without
+// swap where the host can say so. A group of that name that is there and empty is used again: it is what a
+// crash leaves.
+func (h Hierarchy) Create(name string, memory int64) (*Group, error) {
+	path := filepath.Join(h.Mount, name)
+	if h.Version == 2 {
+		if err := h.enableMemory(name); err != nil {
+			return nil, err
+		}
+	}
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return nil, fmt.Errorf("create cgroup: %w", err)
+	}
+	g := &Group{path: path, version: h.Version}
+	if err := g.limit(memory); err != nil {
+		return nil, errors.Join(err, os.Remove(path))
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(path))
+	}
+	g.dir = dir
+	return g, nil
+}
+
+// enableMemory hands the memory controller down to the parents of name, which version 2 wants level by level.
+func (h Hierarchy) enableMemory(name string) error {
+	dir := h.Mount
+	for part := range strings.SplitSeq(filepath.Clean(name), "/") {
+		control := filepath.Join(dir, "cgroup.subtree_control")
+		if err := os.WriteFile(control, []byte("+memory"), 0); err != nil {
+			return fmt.Errorf("hand the memory controller down: %w", err)
+		}
+		dir = filepath.Join(dir, part)
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("create cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
+func (g *Group) limit(memory int64) error {
+	limit, swap, noSwap := "memory.limit_in_bytes", "memory.memsw.limit_in_bytes", strconv.FormatInt(memory, 10)
+	if g.version == 2 {
+		limit, swap, noSwap = "memory.max", "memory.swap.max", "0"
+	}
+	if err := g.write(limit, strconv.FormatInt(memory, 10)); err != nil {
+		return fmt.Errorf("limit cgroup to %d bytes: %w", memory, err)
+	}
+	// Hosts without swap accounting have no such file.
+	if err := g.write(swap, noSwap); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("keep cgroup out of swap: %w", err)
+	}
+	return nil
+}
+
+func (g *Group) write(file, value string) error {
+	// O_CREATE would turn a missing file into "permission denied".
+	f, err := os.OpenFile(filepath.Join(g.path, file), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
+
+// FD is the descriptor to give to clone as CLONE_INTO_CGROUP; ok is false for version 1, which has no such
+// thing.
+func (g *Group) FD() (fd int, ok bool) {
+	return int(g.dir.Fd()), g.version == 2
+}
+
+// Add moves a process into the group. With version 1, memory that it has already stays accounted where it
+// was; with version 2, a process that was cloned into the group is there already, and stays.
+func (g *Group) Add(pid int) error {
+	if err := g.write("cgroup.procs", strconv.Itoa(pid)); err != nil {
+		return fmt.Errorf("add process to cgroup: %w", err)
+	}
+	return nil
+}
+
+// OOMKilled tells whether the kernel killed a process because the group reached its limit.
+func (g *Group) OOMKilled() (bool, error) {
+	file := "memory.oom_control"
+	if g.version == 2 {
+		file = "memory.events"
+	}
+	b, err := os.ReadFile(filepath.Join(g.path, file))
+	if err != nil {
+		return false, err
+	}
+	for line := range strings.SplitSeq(string(b), "\n") {
+		if n, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			return n != "0", nil
+		}
+	}
+	return false, nil
+}
+
+// Remove removes the group. Its processes must have ended; the kernel may need a moment more to notice, so
+// Remove tries for up to a second.
+func (g *Group) Remove() error {
+	err := g.dir.Close()
+	deadline := time.Now().Add(time.Second)
+	for {
+		removeErr := os.Remove(g.path)
+		if removeErr == nil || errors.Is(removeErr, fs.ErrNotExist) {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return errors.Join(err, fmt.Errorf("remove cgroup: %w", removeErr))
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}

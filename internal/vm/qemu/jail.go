@@ -1,0 +1,147 @@
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Where the monitor finds its boot files in a jail.
+const (
+	jailKernel    = "/kernel"
+	jailInitramfs = "/initramfs"
+)
+
+// jailDirs are the host's directories with QEMU, its firmware and its libraries.
+var jailDirs = []string{"usr", "bin", "lib", "lib64"}
+
+// A jail is the file system of one monitor: program files of the host, read-only, the boot files, and three
+// devices that belong to its uid. There is no /proc, no /dev otherwise, no /etc and nothing writable.
+type jail struct {
+	// dir is any directory; the jail's root is mounted on it in the thread's own mount namespace, so that
+	// nothing shows on the host and nothing is left to unmount.
+	dir               string
+	uid, gid          int
+	kernel, initramfs *os.File
+	kvm               bool
+}
+
+// enter moves the calling thread into the jail. The thread cannot leave it and must end afterwards.
+func (j jail) enter() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWIPC); err != nil {
+		return fmt.Errorf("make namespaces: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("keep mounts private: %w", err)
+	}
+	if err := unix.Mount("jail", j.dir, "tmpfs", unix.MS_NOSUID, "mode=0755,size=64k"); err != nil {
+		return fmt.Errorf("mount the jail's root: %w", err)
+	}
+	if err := j.fill(); err != nil {
+		return err
+	}
+	flags := uintptr(unix.MS_REMOUNT | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NOEXEC)
+	if err := unix.Mount("", j.dir, "", flags, ""); err != nil {
+		return fmt.Errorf("make the jail read-only: %w", err)
+	}
+	// With one directory for both, the old root ends up on top of the new one, to be taken away.
+	if err := unix.Chdir(j.dir); err != nil {
+		return err
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("change the root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("leave the old root: %w", err)
+	}
+	return unix.Chdir("/")
+}
+
+func (j jail) fill() error {
+	for _, name := range jailDirs {
+		if err := j.bindDir(name); err != nil {
+			return err
+		}
+	}
+	if err := j.bindFile(j.kernel, jailKernel); err != nil {
+		return err
+	}
+	if err := j.bindFile(j.initramfs, jailInitramfs); err != nil {
+		return err
+	}
+	if err := os.Mkdir(filepath.Join(j.dir, "dev"), 0o755); err != nil {
+		return err
+	}
+	devices := map[string]uint64{"null": unix.Mkdev(1, 3), "urandom": unix.Mkdev(1, 9)}
+	if j.kvm {
+		devices["kvm"] = unix.Mkdev(10, 232)
+	}
+	for name, number := range devices {
+		path := filepath.Join(j.dir, "dev", name)
+		if err := unix.Mknod(path, unix.S_IFCHR|0o600, int(number)); err != nil {
+			return fmt.Errorf("make /dev/%s: %w", name, err)
+		}
+		if err := os.Lchown(path, j.uid, j.gid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bindDir shows a directory of the host's root in the jail, or the symbolic link that it is since Debian
+// merged / and /usr.
+func (j jail) bindDir(name string) error {
+	source, target := "/"+name, filepath.Join(j.dir, name)
+	info, err := os.Lstat(source)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode()&fs.ModeSymlink != 0 {
+		link, err := os.Readlink(source)
+		if err != nil {
+			return err
+		}
+		return os.Symlink(link, target)
+	}
+	if err := os.Mkdir(target, 0o755); err != nil {
+		return err
+	}
+	return bindReadOnly(source, target, 0)
+}
+
+func (j jail) bindFile(f *os.File, name string) error {
+	target := filepath.Join(j.dir, name)
+	if err := os.WriteFile(target, nil, 0o600); err != nil {
+		return err
+	}
+	return bindReadOnly(fmt.Sprintf("/proc/thread-self/fd/%d", f.Fd()), target, unix.MS_NOEXEC)
+}
+
+func bindReadOnly(source, target string, more uintptr) error {
+	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("show %s in the jail: %w", source, err)
+	}
+	flags := unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | more
+	if err := unix.Mount("", target, "", flags, ""); err != nil {
+		return fmt.Errorf("make %s read-only in the jail: %w", source, err)
+	}
+	return nil
+}
+
+// jailable tells whether a program is in one of the directories that a jail shows.
+func jailable(binary string) bool {
+	for _, dir := range jailDirs {
+		if strings.HasPrefix(binary, "/"+dir+"/") {
+			return true
+		}
+	}
+	return false
+}

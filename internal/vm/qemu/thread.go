@@ -1,0 +1,73 @@
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// onOwnThread runs f on an operating system thread that nothing else uses, before or after: f may move the
+// thread into namespaces that it cannot leave. It returns at once.
+func onOwnThread(f func()) {
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() != os.Getpid() {
+			f() // the goroutine ends locked, which ends the thread
+			return
+		}
+		// This is the main thread, which the runtime keeps for ever and through which /proc/self shows the
+		// whole process. While it is locked here, another goroutine cannot be on it.
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread()
+			f()
+		}()
+		<-done
+		runtime.UnlockOSThread()
+	}()
+}
+
+// enterNetns moves the calling thread into the network namespace at path.
+func enterNetns(path string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open network namespace %s: %w", path, err)
+	}
+	err = unix.Setns(fd, unix.CLONE_NEWNET)
+	if err != nil {
+		err = fmt.Errorf("enter network namespace %s: %w", path, err)
+	}
+	return errors.Join(err, unix.Close(fd))
+}
+
+// restrict bounds a monitor that has just been started. Until then it has the caller's limits, and no guest.
+func restrict(pid int) error {
+	limits := map[int]uint64{
+		unix.RLIMIT_CORE:    0, // a core would hold the guest's memory
+		unix.RLIMIT_NOFILE:  1024,
+		unix.RLIMIT_MEMLOCK: 0,
+	}
+	for resource, limit := range limits {
+		if err := unix.Prlimit(pid, resource, &unix.Rlimit{Cur: limit, Max: limit}, nil); err != nil {
+			return fmt.Errorf("limit the monitor's resources: %w", err)
+		}
+	}
+	// Under pressure the host's kernel should take a guest rather than the agent.
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("300"), 0); err != nil {
+		return fmt.Errorf("make the monitor the first to be killed: %w", err)
+	}
+	return nil
+}
+
+// exitOf translates what wait returned.
+func exitOf(state *os.ProcessState) (code int, signal syscall.Signal) {
+	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return -1, status.Signal()
+	}
+	return state.ExitCode(), 0
+}
