@@ -1,0 +1,198 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	_ "embed" // the schema
+	"errors"
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"strconv"
+
+	"github.com/pinnacehq/pinnace/internal/eventlog"
+)
+
+// Format is the version of the file's layout: tables, columns, and how hashes are computed.
+const Format = 1
+
+const (
+	// applicationID marks the file as ours ("Pinn"), so that another program's database is not taken for
+	// a new one.
+	applicationID = 0x50696e6e
+	// pageSize holds seven events of 1 KiB, where the default of 4096 wastes a quarter.
+	pageSize = 8192
+	// synchronousFull is what SQLite calls "every commit is synced".
+	synchronousFull = 2
+)
+
+//go:embed schema.sql
+var schema string
+
+// openDB opens the file at path. Connections are made when they are first needed.
+func openDB(path string, readOnly bool) (*sql.DB, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	// Only pragmas that hold for each connection and do not write belong here; those that make the file what
+	// it is are set one by one in prepareFile, because their order matters and some are ignored here.
+	q := url.Values{"_pragma": {"busy_timeout(5000)", "synchronous(FULL)", "cache_size(-16384)", "wal_autocheckpoint(0)", "journal_size_limit(67108864)", "trusted_schema(0)"}}
+	if readOnly {
+		q["_pragma"] = []string{"busy_timeout(5000)", "query_only(1)", "cache_size(-4096)", "trusted_schema(0)"}
+		q.Set("mode", "ro")
+	}
+	return sql.Open("sqlite", (&url.URL{Scheme: "file", Path: abs, RawQuery: q.Encode()}).String())
+}
+
+// prepareFile makes an empty file a log with the given ID, and refuses a file that is not a log that this
+// program can write. A crash in between leaves an empty file.
+func prepareFile(ctx context.Context, c *sql.Conn, id eventlog.LogID) error {
+	var tables int64
+	if err := c.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_schema`).Scan(&tables); err != nil {
+		return err
+	}
+	if tables == 0 {
+		if err := create(ctx, c, id); err != nil {
+			return fmt.Errorf("create: %w", err)
+		}
+	}
+	if err := checkFormat(ctx, c); err != nil {
+		return err
+	}
+	var mode string
+	if err := c.QueryRowContext(ctx, `PRAGMA journal_mode = WAL`).Scan(&mode); err != nil {
+		return err
+	}
+	if mode != "wal" {
+		return fmt.Errorf("journal mode is %q, not WAL: is this a network file system?", mode)
+	}
+	// Reading back is the point: a pragma that SQLite does not like is ignored without an error.
+	for _, want := range []struct {
+		pragma string
+		value  int64
+		why    string
+	}{
+		{"synchronous", synchronousFull, "commits would not be durable"},
+		{"page_size", pageSize, "the file was not made by this program"},
+		{"wal_autocheckpoint", 0, "commits would wait for checkpoints"},
+	} {
+		got, err := pragma(ctx, c, want.pragma)
+		if err != nil {
+			return err
+		}
+		if got != want.value {
+			return fmt.Errorf("%s is %d, not %d: %s", want.pragma, got, want.value, want.why)
+		}
+	}
+	return nil
+}
+
+func create(ctx context.Context, c *sql.Conn, id eventlog.LogID) (err error) {
+	// The page size holds only when it is set before anything is written, the journal mode included.
+	if _, err := c.ExecContext(ctx, `PRAGMA page_size = `+strconv.Itoa(pageSize)); err != nil {
+		return err
+	}
+	if id == (eventlog.LogID{}) {
+		id = newID()
+	}
+	genesis := eventlog.Genesis(id)
+	if _, err := c.ExecContext(ctx, `BEGIN IMMEDIATE`); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, rollback(ctx, c))
+		}
+	}()
+	if _, err := c.ExecContext(ctx, schema); err != nil {
+		return err
+	}
+	for k, v := range map[string][]byte{"format": []byte(strconv.Itoa(Format)), "log_id": id[:], "genesis": genesis[:]} {
+		if _, err := c.ExecContext(ctx, `INSERT INTO meta (k, v) VALUES (?, ?)`, k, v); err != nil {
+			return err
+		}
+	}
+	if _, err := c.ExecContext(ctx, `PRAGMA application_id = `+strconv.Itoa(applicationID)); err != nil {
+		return err
+	}
+	_, err = c.ExecContext(ctx, `COMMIT`)
+	return err
+}
+
+func checkFormat(ctx context.Context, c *sql.Conn) error {
+	app, err := pragma(ctx, c, "application_id")
+	if err != nil {
+		return err
+	}
+	if app != applicationID {
+		return errors.New("this is a database of another program")
+	}
+	v, err := readMeta(ctx, c, "format")
+	if err != nil {
+		return err
+	}
+	format, err := strconv.Atoi(string(v))
+	if err != nil {
+		return fmt.Errorf("meta: format %q is not a number", v)
+	}
+	if format > Format {
+		return fmt.Errorf("the log has format %d, written by a newer pinnace; this one knows formats up to %d: run the newer version", format, Format)
+	}
+	if format < 1 {
+		return fmt.Errorf("meta: there never was a format %d", format)
+	}
+	return nil
+}
+
+func pragma(ctx context.Context, c *sql.Conn, name string) (int64, error) {
+	var v int64
+	if err := c.QueryRowContext(ctx, `PRAGMA `+name).Scan(&v); err != nil {
+		return 0, fmt.Errorf("read %s: %w", name, err)
+	}
+	return v, nil
+}
+
+func readMeta(ctx context.Context, c *sql.Conn, key string) ([]byte, error) {
+	var v []byte
+	if err := c.QueryRowContext(ctx, `SELECT v FROM meta WHERE k = ?`, key).Scan(&v); err != nil {
+		return nil, fmt.Errorf("read meta %q: %w", key, err)
+	}
+	return v, nil
+}
+
+// readID reads the log's ID, and checks that the genesis hash follows from it.
+func readID(ctx context.Context, c *sql.Conn) (eventlog.LogID, error) {
+	v, err := readMeta(ctx, c, "log_id")
+	if err != nil {
+		return eventlog.LogID{}, err
+	}
+	if len(v) != len(eventlog.LogID{}) {
+		return eventlog.LogID{}, fmt.Errorf("meta: log_id has %d bytes, not %d", len(v), len(eventlog.LogID{}))
+	}
+	id := eventlog.LogID(v)
+	genesis, err := readMeta(ctx, c, "genesis")
+	if err != nil {
+		return eventlog.LogID{}, err
+	}
+	if want := eventlog.Genesis(id); string(genesis) != string(want[:]) {
+		return eventlog.LogID{}, fmt.Errorf("meta: genesis is %x, but log_id %s gives %s", genesis, id, want)
+	}
+	return id, nil
+}
+
+func readHead(ctx context.Context, c *sql.Conn, id eventlog.LogID) (eventlog.Head, error) {
+	var seq int64
+	var hash []byte
+	err := c.QueryRowContext(ctx, `SELECT seq, hash FROM event ORDER BY seq DESC LIMIT 1`).Scan(&seq, &hash)
+	if errors.Is(err, sql.ErrNoRows) {
+		return eventlog.Head{Hash: eventlog.Genesis(id)}, nil
+	}
+	if err != nil {
+		return eventlog.Head{}, fmt.Errorf("read the head: %w", err)
+	}
+	if len(hash) != len(eventlog.Hash{}) {
+		return eventlog.Head{}, fmt.Errorf("event %d: hash of %d bytes", seq, len(hash))
+	}
+	return eventlog.Head{Seq: uint64(seq), Hash: eventlog.Hash(hash)}, nil
+}
