@@ -1,0 +1,176 @@
+package manifest
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// Type is the type of a key's value.
+type Type uint8
+
+// The types of values. Tables is a table of named tables, such as ports; StringMap is one of free names, such
+// as env. A set has no order and no duplicates; an argv keeps its order.
+const (
+	String Type = iota
+	Integer
+	Bool
+	Duration // "5s"; canonical: milliseconds
+	Size     // "1GiB"; canonical: bytes
+	CPU      // 0.5; canonical: thousandths
+	Mode     // "0400"
+	Argv
+	StringSet
+	IntegerSet
+	StringMap
+	Table
+	Tables
+)
+
+// String gives the type as the reference page and error messages name it.
+func (t Type) String() string {
+	names := [...]string{
+		"string", "integer", "true or false", "duration", "size", "number", "file mode", "list of strings",
+		"set of strings", "set of integers", "table of strings", "table", "table of named tables",
+	}
+	if int(t) < len(names) {
+		return names[t]
+	}
+	return fmt.Sprintf("Type(%d)", t)
+}
+
+// holdsValue tells values from the tables that hold them.
+func (t Type) holdsValue() bool { return t != Table && t != Tables }
+
+// Effect is what a change of a key does to instances that run.
+type Effect string
+
+// The effect classes, from the least to the most.
+const (
+	EffectNone    Effect = "none"     // is used by the next rollout, or not at all at run time
+	EffectRouting Effect = "routing"  // changes where connections go; instances live on
+	EffectInPlace Effect = "in place" // is taken up by the agent; instances live on
+	EffectRestart Effect = "restart"  // restarts the instance where it is
+	EffectReplace Effect = "replace"  // new instances take the place of the old ones
+	EffectData    Effect = "data"     // touches stored data
+)
+
+// Key is one row of the table: everything there is to know about one key of the manifest.
+type Key struct {
+	Path     string // as in TOML; "*" stands for a name that the author chooses
+	Type     Type
+	Required bool
+	Default  string   // as written in TOML; "" for none, or for the image's (then ImageDefault says what)
+	Values   []string // the only values there are
+	Min, Max int64    // bounds in canonical units; for sets, lists and tables: of the number of entries
+	Bounds   string   // bounds that are not a range, in words
+	Effect   Effect
+	Since    string // release of Pinnace that added the key to its schema version; "" for the first one
+	Doc      string
+
+	// ImageDefault says what of the image is used when the key is absent. Such a default is not written into
+	// the canonical form.
+	ImageDefault string
+	// When says under which condition the key applies, and RequiredWhen when it cannot be left out, in words.
+	When, RequiredWhen string
+	// DefaultWhen describes a default that depends on other keys, in words.
+	DefaultWhen string
+	// Pending lists the values that this version of the platform cannot run yet; "*" stands for any value.
+	Pending []string
+
+	decides   bool              // other rows of the same table depend on it
+	applies   func(*scope) bool // what When says
+	required  func(*scope) bool // what RequiredWhen says
+	defaultIn func(*scope) string
+	check     func(string) fault      // for strings, set and list members, and the names in Tables and StringMap
+	ref       func(*scope) any        // pointer to the field
+	elements  *elements               // for Tables
+	present   func(*scope, bool) bool // for tables that may be absent: is it there; with true: make it
+}
+
+// scope is where the fields of a row are found: the manifest, and the named table that is being read.
+type scope struct {
+	m      *Manifest
+	name   string
+	port   *Port
+	probe  *Probe
+	secret *Secret
+	volume *Volume
+	broken bool // a row that decides about others is wrong, so those are not judged
+}
+
+// elements reads and writes the entries of a table of named tables.
+type elements struct {
+	names func(*Manifest) []string
+	enter func(*scope, string)
+	store func(*scope)
+}
+
+// conditional tells whether other keys of the same table decide about this one.
+func (k *Key) conditional() bool {
+	return k.applies != nil || k.required != nil || k.defaultIn != nil
+}
+
+// path gives the key path with the name filled in.
+func (k *Key) path(name string) string {
+	if name == "" {
+		return k.Path
+	}
+	return strings.Replace(k.Path, "*", displayName(name), 1)
+}
+
+// last is the last part of the path.
+func (k *Key) last() string {
+	return k.Path[strings.LastIndexByte(k.Path, '.')+1:]
+}
+
+// Keys gives the table, in the order of the reference page.
+func Keys() []Key {
+	return slices.Clone(table())
+}
+
+// spec is a row with its place in the tree of tables.
+type spec struct {
+	*Key
+	name     string
+	fallback *node   // the parsed Default
+	children []*spec // in the order of the table
+	byName   map[string]*spec
+	sorted   []*spec // children in canonical order
+}
+
+// schemaV1 is the compiled table. It never changes once made.
+var schemaV1 = sync.OnceValue(func() *spec { return compile(table()) })
+
+// compile turns the flat table into a tree. Every parent comes before its children.
+func compile(keys []Key) *spec {
+	root := &spec{Key: &Key{Type: Table}}
+	nodes := map[string]*spec{"": root}
+	for i := range keys {
+		k := &keys[i]
+		s := &spec{Key: k, name: k.last(), fallback: constant(k.Default)}
+		nodes[k.Path] = s
+		up, _, _ := cutLast(k.Path)
+		parent := nodes[strings.TrimSuffix(up, ".*")]
+		parent.children = append(parent.children, s)
+	}
+	for _, s := range nodes {
+		s.byName = make(map[string]*spec, len(s.children))
+		for _, c := range s.children {
+			s.byName[c.name] = c
+		}
+		s.sorted = slices.Clone(s.children)
+		slices.SortFunc(s.sorted, func(a, b *spec) int { return strings.Compare(a.name, b.name) })
+	}
+	return root
+}
+
+// cutLast splits a key path before its last part.
+func cutLast(path string) (up, last string, found bool) {
+	i := strings.LastIndexByte(path, '.')
+	if i < 0 {
+		return "", path, false
+	}
+	return path[:i], path[i+1:], true
+}

@@ -1,0 +1,70 @@
+package manifest
+
+import (
+	"sort"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// problemList collects problems and knows where they are.
+type problemList struct {
+	src      string
+	noText   bool // there is no TOML text to point at
+	lines    []int
+	problems Problems
+}
+
+// add takes a problem in. The first letter of its code says how severe it is.
+func (l *problemList) add(at span, p Problem) {
+	p.Severity = SeverityError
+	if strings.HasPrefix(p.Code, "W") {
+		p.Severity = SeverityWarning
+	}
+	if !l.noText {
+		p.Line, p.Column = l.position(at.off)
+		end := min(at.off+at.length, lineEnd(l.src, min(at.off, len(l.src))))
+		if at.off < end {
+			p.width = utf8.RuneCountInString(l.src[at.off:end])
+		}
+	}
+	l.problems = append(l.problems, p)
+}
+
+// position turns an offset into line and column, both from 1.
+func (l *problemList) position(off int) (line, column int) {
+	if l.lines == nil {
+		l.lines = []int{0}
+		for i, c := range []byte(l.src) {
+			if c == '\n' {
+				l.lines = append(l.lines, i+1)
+			}
+		}
+	}
+	line = sort.SearchInts(l.lines, off+1)
+	return line, 1 + utf8.RuneCountInString(l.src[l.lines[line-1]:min(off, len(l.src))])
+}
+
+// quote shows a text from the manifest in a message: short, and with nothing in it that a terminal acts on.
+func quote(s string) string {
+	return strconv.Quote(shorten(s, 60))
+}
+
+// displayName shows a key: bare when TOML would take it bare, quoted otherwise.
+func displayName(key string) string {
+	key = shorten(key, 60)
+	if key != "" && strings.Trim(key, bareKey) == "" && !strings.Contains(key, "..") {
+		return key
+	}
+	return strconv.Quote(key)
+}
+
+func shorten(s string, limit int) string {
+	if len(s) <= limit {
+		return s
+	}
+	for limit > 0 && !utf8.RuneStart(s[limit]) {
+		limit--
+	}
+	return s[:limit] + "…"
+}

@@ -1,0 +1,145 @@
+package manifest
+
+// The second half of the table: what goes beyond one instance.
+
+func rolloutKeys() []Key {
+	return []Key{
+		{Path: "rollout", Type: Table, Effect: EffectNone, Doc: "How a new release takes the place of the old one."},
+		{
+			Path: "rollout.strategy", decides: true, Type: String, Default: `"rolling"`, Values: []string{StrategyRolling, StrategyCanary, StrategyBlueGreen, StrategyRecreate}, Effect: EffectNone,
+			Pending: []string{StrategyCanary, StrategyBlueGreen, StrategyRecreate},
+			Doc:     "With a volume, `rolling` stops the old instance, moves the volume, and starts the new one, ordinal by ordinal; `canary` and `blue-green` are refused.",
+			ref:     func(s *scope) any { return &s.m.Rollout.Strategy },
+		},
+		{
+			Path: "rollout.max_parallel", Type: Integer, Default: `1`, Min: 1, Max: 100, Effect: EffectNone,
+			Doc: "Instances in flight at a time.",
+			ref: func(s *scope) any { return &s.m.Rollout.MaxParallel },
+		},
+		{
+			Path: "rollout.boot_timeout", Type: Duration, Default: `"60s"`, Min: second, Max: 30 * minute, Effect: EffectNone,
+			Doc: "Time from start to first ready, per instance.",
+			ref: func(s *scope) any { return &s.m.Rollout.BootTimeout },
+		},
+		{
+			Path: "rollout.hold", Type: Duration, Default: `"10s"`, Min: 0, Max: hour, Effect: EffectNone,
+			Doc: "Time that an instance must stay ready before it counts.",
+			ref: func(s *scope) any { return &s.m.Rollout.Hold },
+		},
+		{
+			Path: "rollout.deadline", Type: Duration, Default: `"10m"`, Min: 10 * second, Max: 24 * hour, Effect: EffectNone,
+			Doc: "Time for the whole rollout, at least `boot_timeout` + `hold`.",
+			ref: func(s *scope) any { return &s.m.Rollout.Deadline },
+		},
+		{
+			Path: "rollout.on_failure", Type: String, Default: `"rollback"`, Values: []string{OnFailureRollback, OnFailurePause}, Effect: EffectNone,
+			Doc: "Back to the previous deployment, or stop and wait for a person.",
+			ref: func(s *scope) any { return &s.m.Rollout.OnFailure },
+		},
+		{
+			Path: "rollout.canary", Type: Integer, Default: `1`, Min: 1, Max: 100, Effect: EffectNone,
+			Doc:  "Instances of the new release to try first.",
+			When: "with `strategy = \"canary\"`", applies: func(s *scope) bool { return s.m.Rollout.Strategy == StrategyCanary },
+			ref: func(s *scope) any { return &s.m.Rollout.Canary },
+		},
+		{
+			Path: "rollout.before", Type: Table, Effect: EffectNone, Pending: []string{"*"}, present: beforePresence,
+			Doc: "A one-off in a fresh VM with the same image, env and secrets, and no volumes. A non-zero exit aborts the rollout with nothing touched. Not run on a rollback.",
+		},
+		{
+			Path: "rollout.before.command", Type: Argv, Required: true, Min: 1, Max: 256, Effect: EffectNone,
+			Doc: "Program and arguments. No shell is involved.",
+			ref: func(s *scope) any { return &s.m.Rollout.Before.Command },
+		},
+		{
+			Path: "rollout.before.timeout", Type: Duration, Default: `"5m"`, Min: second, Max: hour, Effect: EffectNone,
+			Doc: "Time that it may take.",
+			ref: func(s *scope) any { return &s.m.Rollout.Before.Timeout },
+		},
+	}
+}
+
+func secretKeys() []Key {
+	files := func(s *scope) bool { return s.secret.Path != "" }
+	return []Key{
+		{
+			Path: "secrets", Type: Tables, Max: 16, Bounds: "names `[a-z][a-z0-9-]{0,39}`", Effect: EffectReplace, Pending: []string{"*"},
+			Doc:   "Bundles of the environment that this workload gets. Values are never in a manifest.",
+			check: entryName, elements: secretElements(),
+		}, {
+			Path: "secrets.*.path", decides: true, Type: String, Bounds: "absolute path, apart from every other mount", Effect: EffectReplace,
+			Doc:          "Where the bundle appears as a file or a directory, in memory only.",
+			RequiredWhen: "unless `env` is set", required: func(s *scope) bool { return len(s.secret.Env) == 0 },
+			check: absolutePath, ref: func(s *scope) any { return &s.secret.Path },
+		}, {
+			Path: "secrets.*.env", decides: true, Type: StringSet, Default: `[]`, Max: 256, Bounds: "names as in `env`", Effect: EffectReplace,
+			Doc:   "Keys of the bundle that become variables of the process.",
+			check: variableName, ref: func(s *scope) any { return &s.secret.Env },
+		}, {
+			Path: "secrets.*.format", Type: String, Default: `"dir"`, Values: []string{FormatJSON, FormatDotenv, FormatDir}, Effect: EffectReplace,
+			Doc:  "One JSON file, one dotenv file, or a directory with one file per key.",
+			When: "with `path`", applies: files,
+			ref: func(s *scope) any { return &s.secret.Format },
+		}, {
+			Path: "secrets.*.mode", Type: Mode, Default: `"0400"`, Min: 0, Max: 0o777, Effect: EffectReplace,
+			Doc:  "Permissions of the files: four octal digits, no setuid, setgid or sticky bit.",
+			When: "with `path`", applies: files,
+			ref: func(s *scope) any { return &s.secret.Mode },
+		}, {
+			Path: "secrets.*.owner", Type: String, Bounds: "`uid[:gid]` or names", Effect: EffectReplace, ImageDefault: "the user of the process",
+			Doc:  "Owner of the files.",
+			When: "with `path`", applies: files,
+			check: userSpec, ref: func(s *scope) any { return &s.secret.Owner },
+		}, {
+			Path: "secrets.*.require", Type: StringSet, Default: `[]`, Max: 256, Bounds: "`[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}`", Effect: EffectNone,
+			Doc:   "Keys that must be in the bundle. A deploy is refused before anything starts when one is missing.",
+			check: bundleKey, ref: func(s *scope) any { return &s.secret.Require },
+		}, {
+			Path: "secrets.*.on_change", Type: String, Default: `"rollout"`, Bounds: "`rollout`, `none`, or `signal:` and a signal as in `stop.signal`", Effect: EffectInPlace,
+			Doc:   "What a new version of the bundle does: the same gated rollout as a deploy, a signal to the process, or nothing.",
+			check: onChange, ref: func(s *scope) any { return &s.secret.OnChange },
+		},
+	}
+}
+
+func volumeKeys() []Key {
+	return []Key{
+		{
+			Path: "volumes", Type: Tables, Max: 8, Bounds: "names `[a-z][a-z0-9-]{0,39}`", Effect: EffectData, Pending: []string{"*"},
+			Doc:   "Disks that outlive their instance.",
+			check: entryName, elements: volumeElements(),
+		}, {
+			Path: "volumes.*.path", Type: String, Required: true, Bounds: "absolute path, not `/` and not in `/proc`, `/sys`, `/dev`, `/run`; apart from every other mount", Effect: EffectReplace,
+			Doc:   "Where it is mounted.",
+			check: absolutePath, ref: func(s *scope) any { return &s.volume.Path },
+		}, {
+			Path: "volumes.*.size", Type: Size, Required: true, Min: 64 * mib, Max: 16 * tib, Effect: EffectData,
+			Doc: "Can grow later, never shrink.",
+			ref: func(s *scope) any { return &s.volume.SizeBytes },
+		}, {
+			Path: "volumes.*.per", Type: String, Default: `"instance"`, Values: []string{PerInstance, PerWorkload}, Effect: EffectData,
+			Doc: "One volume per ordinal, or one that exactly one instance may hold.",
+			ref: func(s *scope) any { return &s.volume.Per },
+		}, {
+			Path: "volumes.*.read_only", Type: Bool, Default: `false`, Effect: EffectReplace,
+			Doc: "Mount it read-only.",
+			ref: func(s *scope) any { return &s.volume.ReadOnly },
+		}, {
+			Path: "volumes.*.on_missing", Type: String, Default: `"create"`, Values: []string{OnMissingCreate, OnMissingFail}, Effect: EffectNone,
+			Doc: "Make the volume when there is none, or refuse the deploy.",
+			ref: func(s *scope) any { return &s.volume.OnMissing },
+		},
+	}
+}
+
+func networkKeys() []Key {
+	return []Key{
+		{Path: "network", Type: Table, Effect: EffectRouting, Doc: "What an instance may reach."},
+		{
+			Path: "network.egress", Type: String, Default: `"all"`, Values: []string{EgressAll, EgressInternal, EgressNone}, Effect: EffectRouting,
+			Pending: []string{EgressInternal, EgressNone},
+			Doc:     "Everything outside, the environment's own network only, or nothing at all.",
+			ref:     func(s *scope) any { return &s.m.Network.Egress },
+		},
+	}
+}
