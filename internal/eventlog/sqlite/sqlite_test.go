@@ -1,31 +1,38 @@
 package sqlite_test
 
 import (
-	"context"
-	"fmt"
+	"database/sql"
+	"path/filepath"
 	"testing"
 
 	"github.com/pinnacehq/pinnace/internal/eventlog"
+	"github.com/pinnacehq/pinnace/internal/eventlog/eventlogtest"
 	"github.com/pinnacehq/pinnace/internal/eventlog/sqlite"
 )
 
-func TestSmoke(t *testing.T) {
-	dir := t.TempDir()
-	for i := range 3 {
-		l, err := eventlog.Open(t.Context(), sqlite.New(sqlite.Options{Dir: dir}), eventlog.Options{})
-		if err != nil {
-			t.Fatal(err)
+func TestEngine(t *testing.T) {
+	eventlogtest.Run(t, func(t *testing.T) eventlogtest.Store {
+		dir := t.TempDir()
+		return eventlogtest.Store{
+			Engine: func() eventlog.Engine { return sqlite.New(sqlite.Options{Dir: dir}) },
+			// The lock keeps another pinnace away. This is somebody who does not ask for it, as on a
+			// network file system that has none.
+			Steal: func(t *testing.T) { execute(t, dir, `UPDATE lease SET epoch = epoch + 1`) },
 		}
-		for j := range 20 {
-			r, err := l.Append(context.Background(), eventlog.Append{Stream: "a", Expect: uint64(i*20 + j), Type: "x", IdempotencyKey: fmt.Sprint("k", i%2, j), Payload: nil})
-			if i < 2 && err != nil {
-				t.Fatal(err)
-			}
-			_ = r
-		}
-		fmt.Println(l.Head())
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
+	})
+}
+
+// execute runs a statement on the log in dir as another program would.
+func execute(t *testing.T, dir, statement string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", filepath.Join(dir, sqlite.FileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.ExecContext(t.Context(), statement); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
