@@ -1,0 +1,155 @@
+//go:build linux
+
+package pid1
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pinnacehq/pinnace/internal/guest"
+)
+
+// Boot is one boot of the VM. Its exported methods are the steps, called one after the other from main.
+type Boot struct {
+	version string
+
+	// Owned by the steps, that is by main; other goroutines start after what they read is set.
+	nonce     string
+	control   *control
+	output    *output
+	config    guest.Config
+	configAt  time.Duration // since boot, when config came
+	disks     []string      // device node of each of config.Disks
+	upper     int           // descriptor of the file system under the overlay, -1 when it is memory
+	workload  *cgroup
+	processes *processes
+	user      user
+	env       []string
+	workdir   string
+	main      *child
+	failed    bool
+
+	mu    sync.Mutex // guards what follows
+	marks []guest.Mark
+}
+
+// New starts the boot of a VM by the init of this version.
+func New(version string) *Boot {
+	b := &Boot{version: version, upper: -1}
+	b.mark("init")
+	return b
+}
+
+// Step runs one step, unless one before it failed, and notes when it was done. An error or a panic is reported to the
+// host under the step's name, and the steps after it are skipped.
+func (b *Boot) Step(name string, do func() error) {
+	if b.failed {
+		return
+	}
+	if err := recovered(do); err != nil {
+		b.fail(name, err)
+		return
+	}
+	b.mark(name)
+}
+
+// fail tells the host that the workload will not run. Without a channel the console has to do.
+func (b *Boot) fail(stage string, err error) {
+	b.failed = true
+	f := guest.Failed{Stage: stage, Error: err.Error(), Code: exitNotRun, Marks: b.takeMarks()}
+	if errno := unix.Errno(0); errors.As(err, &errno) {
+		f.Errno = unix.ErrnoName(errno)
+	}
+	if start := (*execError)(nil); errors.As(err, &start) {
+		f.Code = start.code
+	}
+	logf(logError, "%s: %v", stage, err)
+	if b.control != nil {
+		b.control.report(f)
+	}
+}
+
+func (b *Boot) mark(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.marks = append(b.marks, guest.Mark{Name: name, MS: sinceBoot().Milliseconds()})
+}
+
+// takeMarks returns the marks that no message has carried yet.
+func (b *Boot) takeMarks() []guest.Mark {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	marks := b.marks
+	b.marks = nil
+	return marks
+}
+
+// recovered turns a panic of do into an error with the place where it happened.
+func recovered(do func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("bug in pinnace-init: %v\n%s", r, debug.Stack())
+		}
+	}()
+	return do()
+}
+
+// safely starts a goroutine of PID 1. None of them is waited for: they live as long as the VM.
+func safely(name string, do func()) {
+	go func() {
+		if err := recovered(func() error { do(); return nil }); err != nil {
+			logf(logError, "%s: %v", name, err)
+		}
+	}()
+}
+
+// sinceBoot is the time since the kernel started.
+func sinceBoot() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+// Levels of kernel messages. With "quiet" on the command line only errors reach the console.
+const (
+	logError = 3
+	logInfo  = 6
+)
+
+// logf writes to the kernel's log, which exists before any channel and goes to the console.
+func logf(level int, format string, args ...any) {
+	f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	line := fmt.Sprintf(format, args...)
+	const maxRecord = 900 // the kernel refuses records of more than about 1 KiB
+	if len(line) > maxRecord {
+		line = line[:maxRecord]
+	}
+	fmt.Fprintf(f, "<%d>pinnace-init: %s\n", level, line)
+}
+
+// waitFor polls until ready says true, and fails after limit with the error that ready gave last.
+func waitFor(limit time.Duration, ready func() (bool, error)) error {
+	deadline := time.Now().Add(limit)
+	for pause := 500 * time.Microsecond; ; pause = min(2*pause, 20*time.Millisecond) {
+		ok, err := ready()
+		if ok {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("after %v: %w", limit, err)
+		}
+		time.Sleep(pause)
+	}
+}
