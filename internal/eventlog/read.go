@@ -210,8 +210,7 @@ func (t *tail) after(seq uint64) (events []Event, head uint64, changed <-chan st
 	behind := t.last.Seq - seq
 	if behind > 0 && behind <= uint64(len(t.events)) {
 		events = t.events[uint64(len(t.events))-behind:]
-		events = events[:min(len(events), chunkEvents)]
-		events = events[:len(events):len(events)]
+		events = slices.Clip(events[:min(len(events), chunkEvents)])
 	}
 	return events, t.last.Seq, t.changed
 }

@@ -228,8 +228,7 @@ func testConcurrentWriters(t *testing.T, s Store) {
 			for i := 0; i < each; {
 				stream := (w + i) % streams
 				r, err := l.Append(t.Context(), event(fmt.Sprint(stream), versions[stream]))
-				var conflict *eventlog.ConflictError
-				if errors.As(err, &conflict) {
+				if conflict, ok := errors.AsType[*eventlog.ConflictError](err); ok {
 					versions[stream] = conflict.Have
 					mu.Lock()
 					conflicts++

@@ -153,10 +153,13 @@ func testReadIsBounded(t *testing.T, s Store) {
 	if n != 2_493 {
 		t.Errorf("read %d events, want 2493", n)
 	}
-	for range l.Read(t.Context(), l.Head().Seq) {
-		t.Error("read something after the head")
+	for e, err := range l.Read(t.Context(), l.Head().Seq) {
+		t.Errorf("read after the head: got event %d, %v, want nothing", e.Seq, err)
 	}
-	for range l.Read(t.Context(), 0) {
+	for _, err := range l.Read(t.Context(), 0) {
+		if err != nil {
+			t.Error(err)
+		}
 		break // must leave nothing open, or closing the log would not end
 	}
 }

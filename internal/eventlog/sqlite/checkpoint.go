@@ -92,8 +92,7 @@ func (e *Engine) copyBack(ctx context.Context) (pages int64, err error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	var se *sqlite.Error
-	if errors.As(err, &se) {
+	if se, ok := errors.AsType[*sqlite.Error](err); ok {
 		switch se.Code() & 0xff {
 		case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL:
 			// Nothing was lost: what was not copied is still in the write-ahead log.

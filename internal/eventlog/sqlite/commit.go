@@ -99,8 +99,8 @@ func rollback(ctx context.Context, c *sql.Conn) error {
 // classify adds to err what the log has to do about it, and remembers when the file must not be written
 // anymore.
 func (e *Engine) classify(err error) error {
-	var se *sqlite.Error
-	if !errors.As(err, &se) {
+	se, ok := errors.AsType[*sqlite.Error](err)
+	if !ok {
 		return err
 	}
 	switch se.Code() & 0xff {

@@ -3,6 +3,7 @@ package sqlite
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 
 	"github.com/pinnacehq/pinnace/internal/eventlog"
@@ -13,12 +14,12 @@ func (e *Engine) Scan(ctx context.Context, after uint64, fn func(eventlog.Event)
 	return scan(ctx, e.readers, after, fn)
 }
 
-func scan(ctx context.Context, db *sql.DB, after uint64, fn func(eventlog.Event) bool) error {
+func scan(ctx context.Context, db *sql.DB, after uint64, fn func(eventlog.Event) bool) (err error) {
 	rows, err := db.QueryContext(ctx, `SELECT seq, stream, ver, type, tv, at, actor, idem, data, hash FROM event WHERE seq > ? ORDER BY seq`, int64(after))
 	if err != nil {
 		return fmt.Errorf("read events after %d: %w", after, err)
 	}
-	defer rows.Close()
+	defer func() { err = errors.Join(err, rows.Close()) }()
 	last := after
 	for rows.Next() {
 		ev, err := scanEvent(rows)
