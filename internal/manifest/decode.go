@@ -36,7 +36,12 @@ func Parse(source []byte) (*Manifest, Problems) {
 func parse(schema *spec, src string) (*Manifest, Problems) {
 	list := &problemList{src: src}
 	root, whole := read(src, list)
-	m := &Manifest{source: src, origins: make([]origin, 0, 64)}
+	return fill(schema, root, whole, list)
+}
+
+// fill makes a Manifest of the tree of a TOML text.
+func fill(schema *spec, root *node, whole bool, list *problemList) (*Manifest, Problems) {
+	m := &Manifest{source: list.src, origins: make([]origin, 0, 64)}
 	d := &decoder{m: m, list: list, whole: whole}
 	d.table(schema, root, &scope{m: m})
 	if whole {

@@ -149,7 +149,9 @@ func (d *decoder) stringMap(c *spec, n *node, s *scope, dst *map[string]string) 
 		total += len(item.key) + len(item.text) + len("=\x00")
 		out[item.key] = item.text
 	}
-	*dst = out
+	if len(out) > 0 {
+		*dst = out
+	}
 	if int64(len(out)) > c.Max {
 		ok = d.judge(c, n, s, fault{code: CodeOutOfRange, message: fmt.Sprintf("%d entries; at most %d are allowed", len(out), c.Max)})
 	}
