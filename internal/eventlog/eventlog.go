@@ -151,7 +151,7 @@ func checkRequest(appends []Append) error {
 	total := 0
 	for i := range appends {
 		a := &appends[i]
-		if err := a.check(); err != nil {
+		if err := checkFields(a.Stream, a.Type, a.Actor, a.IdempotencyKey, a.Payload); err != nil {
 			return fmt.Errorf("append event %d of %d: %w", i+1, len(appends), err)
 		}
 		if a.IdempotencyKey != "" && a.IdempotencyKey != appends[0].IdempotencyKey {
@@ -165,12 +165,13 @@ func checkRequest(appends []Append) error {
 	return nil
 }
 
-func (a *Append) check() error {
-	if a.Stream == "" || a.Type == "" {
+// checkFields says what is wrong with the fields of an event that come from its caller.
+func checkFields(stream, typ, actor, key string, payload []byte) error {
+	if stream == "" || typ == "" {
 		return errors.New("stream and type must not be empty")
 	}
-	for _, f := range []struct{ name, value string }{
-		{"stream", a.Stream}, {"type", a.Type}, {"actor", a.Actor}, {"idempotency key", a.IdempotencyKey},
+	for _, f := range [...]struct{ name, value string }{
+		{"stream", stream}, {"type", typ}, {"actor", actor}, {"idempotency key", key},
 	} {
 		if len(f.value) > MaxName {
 			return fmt.Errorf("%s of %d bytes, the most is %d", f.name, len(f.value), MaxName)
@@ -180,8 +181,8 @@ func (a *Append) check() error {
 			return fmt.Errorf("%s %q is not UTF-8 without control characters", f.name, f.value)
 		}
 	}
-	if len(a.Payload) > MaxPayload {
-		return fmt.Errorf("payload of %d bytes, the most is %d", len(a.Payload), MaxPayload)
+	if len(payload) > MaxPayload {
+		return fmt.Errorf("payload of %d bytes, the most is %d", len(payload), MaxPayload)
 	}
 	return nil
 }

@@ -67,8 +67,11 @@ func (v *verifier) next(e *Event) error {
 	if have := v.versions[e.Stream]; e.Version != have+1 {
 		return bad("version %d of stream %q follows version %d", e.Version, e.Stream, have)
 	}
-	if want > 1 && e.Time <= v.time {
+	if e.Time <= v.time {
 		return bad("time %d is not after %d, the time of the event before it", e.Time, v.time)
+	}
+	if err := checkFields(e.Stream, e.Type, e.Actor, e.IdempotencyKey, e.Payload); err != nil {
+		return bad("%v", err)
 	}
 	v.head = Head{Seq: e.Seq, Hash: e.Hash}
 	v.time = e.Time
