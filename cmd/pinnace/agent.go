@@ -1,0 +1,334 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/pinnacehq/pinnace/cmd/pinnace/initbin"
+	"github.com/pinnacehq/pinnace/internal/agent"
+	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
+	"github.com/pinnacehq/pinnace/internal/image"
+	"github.com/pinnacehq/pinnace/internal/kernel"
+	"github.com/pinnacehq/pinnace/internal/network"
+	"github.com/pinnacehq/pinnace/internal/proxy"
+	"github.com/pinnacehq/pinnace/internal/registry"
+	"github.com/pinnacehq/pinnace/internal/vm"
+	"github.com/pinnacehq/pinnace/internal/vm/qemu"
+)
+
+// agentRole is the agent of this host.
+type agentRole struct {
+	dirs          directories
+	server, token string
+	hostID        string
+	labels        map[string]string
+	kernels       string
+	qemu, accel   string
+	uplink        string
+	prefix        string
+	publicAddress string
+	firstUID      uint32
+	log           *slog.Logger
+	logLevel      slog.Level
+}
+
+func (c *cli) newAgent() *cobra.Command {
+	var level logFlag
+	var tokenFile string
+	role := agentRole{}
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run the agent of this host",
+		Long: `Agent runs what the server places on this host: it pulls images, starts microVMs, watches and
+restarts them, and routes connections. It needs root. "pinnace doctor" says what this host can
+do.`,
+		Example: "  pinnace agent --token-file /var/lib/pinnace/server/keys/agent.token",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if role.token, err = token(tokenFile); err != nil {
+				return fail(exitInvalid, "the server keeps it in DATA_DIR/server/keys/agent.token", "read the agent's token: %w", err)
+			}
+			role.log, role.logLevel = c.logger("agent", level.level), level.level
+			return role.run(cmd.Context(), nil)
+		},
+	}
+	level.add(cmd, slog.LevelInfo)
+	role.dirs.add(cmd)
+	role.add(cmd)
+	cmd.Flags().StringVar(&role.server, "agent-server", "http://127.0.0.1:7401", "where the server waits for agents")
+	cmd.Flags().StringVar(&tokenFile, "token-file", "", "file with the token for agents (required)")
+	return cmd
+}
+
+// add gives cmd the flags that dev has too.
+func (r *agentRole) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&r.hostID, "host-id", "", "name of this host (default: its host name)")
+	flags.StringToStringVar(&r.labels, "label", nil, "labels of this host, NAME=VALUE")
+	flags.StringVar(&r.kernels, "kernels", "", "where guest kernels are (default: DATA_DIR/kernels)")
+	flags.StringVar(&r.qemu, "qemu", qemu.DefaultBinary, "the QEMU program")
+	flags.StringVar(&r.accel, "accel", "auto", "auto, kvm or tcg (emulation in software: for development only)")
+	flags.StringVar(&r.uplink, "uplink", "host", `where guests reach the outside through: host, none, or the path of a network namespace`)
+	flags.StringVar(&r.prefix, "net-prefix", network.DefaultPrefix, "how the names of this agent's network devices begin")
+	flags.StringVar(&r.publicAddress, "public-address", "0.0.0.0", "address of this host that public ports are bound on")
+	flags.Uint32Var(&r.firstUID, "first-uid", 700000, "the first of the user ids that VMs run under")
+}
+
+// run acts for the server until ctx is done. ready, when not nil, gets what this host runs VMs with.
+func (r *agentRole) run(ctx context.Context, ready func(vm.Capabilities)) (err error) {
+	if err := needRoot(); err != nil {
+		return err
+	}
+	opts, err := r.options()
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{opts.Dir, opts.RunDir} {
+		held, lockErr := lock(dir)
+		if lockErr != nil {
+			return lockErr
+		}
+		defer func() { err = errors.Join(err, held.Unlock()) }()
+	}
+	can, err := r.prepareMachines(ctx, &opts)
+	if err != nil {
+		return err
+	}
+	images, err := image.Open(filepath.Join(opts.Dir, "images"))
+	if err != nil {
+		return err
+	}
+	opts.Images = images
+	defer func() { err = errors.Join(err, images.Close()) }()
+
+	proxyLink, endProxy, err := r.startProxy(ctx)
+	if err != nil {
+		return err
+	}
+	opts.Proxy = proxyLink
+	defer func() { err = errors.Join(err, endProxy()) }()
+
+	nets, err := r.network()
+	if err != nil {
+		return err
+	}
+	opts.Network = nets
+	defer func() {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		defer cancel()
+		err = errors.Join(err, nets.CleanUp(clean), nets.Close())
+	}()
+
+	a, err := agent.New(ctx, opts)
+	if err != nil {
+		return err
+	}
+	if ready != nil {
+		ready(can)
+	}
+	return a.Run(ctx)
+}
+
+// options are those that need nothing of the host but a look.
+func (r *agentRole) options() (agent.Options, error) {
+	host, err := r.facts()
+	if err != nil {
+		return agent.Options{}, err
+	}
+	public, err := netip.ParseAddr(r.publicAddress)
+	if err != nil {
+		return agent.Options{}, fail(exitInvalid, "", "--public-address: %w", err)
+	}
+	client := registry.New(registry.Options{UserAgent: "pinnace-agent/" + version})
+	return agent.Options{
+		Host:   host,
+		Dir:    filepath.Join(r.dirs.data, "agent"),
+		RunDir: filepath.Join(r.dirs.run, "agent"),
+		Server: pinnacev1connect.NewAgentServiceClient(httpClient(), r.server, connect.WithInterceptors(bearer(r.token))),
+		Source: func(repository string) image.Source { return repositorySource{client, repository} },
+
+		PublicAddress: public,
+		FirstUID:      r.firstUID,
+		Log:           r.log,
+	}, nil
+}
+
+// repositorySource gives the blobs of one repository.
+type repositorySource struct {
+	client     *registry.Client
+	repository string
+}
+
+// Blob implements image.Source.
+func (s repositorySource) Blob(ctx context.Context, digest string, size int64) (io.ReadCloser, error) {
+	return s.client.Blob(ctx, s.repository, digest, size)
+}
+
+// facts are what the server gets to know of this host.
+func (r *agentRole) facts() (*pinnacev1.HostFacts, error) {
+	id := r.hostID
+	if id == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return nil, err
+		}
+		id = name
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(r.dirs.data, 0o755); err != nil { //nolint:gosec // The roles' own directories below are closed.
+		return nil, fail(exitInvalid, "", "make the data directory: %w", err)
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(r.dirs.data, &disk); err != nil {
+		return nil, fmt.Errorf("look at the disk of %s: %w", r.dirs.data, err)
+	}
+	return &pinnacev1.HostFacts{
+		Id: id, Name: id, Architecture: runtime.GOARCH, Version: version, Labels: r.labels,
+		MemoryBytes: int64(info.Totalram) * int64(info.Unit), //nolint:gosec // Less than 8 EiB.
+		CpuMilli:    int64(runtime.NumCPU()) * 1000,
+		DiskBytes:   int64(disk.Bavail) * disk.Bsize, //nolint:gosec // Less than 8 EiB.
+	}, nil
+}
+
+// prepareMachines finds the kernel, builds the initramfs and sees what the driver can do.
+func (r *agentRole) prepareMachines(ctx context.Context, opts *agent.Options) (vm.Capabilities, error) {
+	k, err := r.kernel(filepath.Join(opts.Dir, "boot"))
+	if err != nil {
+		return vm.Capabilities{}, err
+	}
+	opts.Kernel = k
+	driver, err := r.driver(k, filepath.Join(opts.Dir, "probe"))
+	if err != nil {
+		return vm.Capabilities{}, err
+	}
+	opts.Driver = driver
+	can, err := driver.Probe(ctx)
+	if err != nil {
+		return vm.Capabilities{}, fail(exitInvalid, "pinnace doctor says what this host can do", "%w", err)
+	}
+	if can.Accelerator == "tcg" {
+		r.log.Warn("VMs are emulated in software: slow, and no security boundary; for development only", "why", can.Reason)
+	}
+	opts.Host.Driver, opts.Host.Accelerator = can.Driver, can.Accelerator
+	opts.Scratch = vm.NewScratch(filepath.Join(opts.Dir, "scratch")).Make
+	return can, nil
+}
+
+// kernel finds the newest fit kernel and builds its initramfs.
+func (r *agentRole) kernel(cacheDir string) (*kernel.Kernel, error) {
+	init, err := initbin.Init()
+	if err != nil {
+		return nil, fail(exitInvalid, "", "%w", err)
+	}
+	dir := r.kernels
+	if dir == "" {
+		dir = filepath.Join(r.dirs.data, "kernels")
+	}
+	src, err := kernel.Find(dir)
+	if err != nil {
+		return nil, fail(exitInvalid, "scripts/get-kernel.sh fetches one, without installing it", "%w", err)
+	}
+	return src.Prepare(cacheDir, init)
+}
+
+func (r *agentRole) driver(k *kernel.Kernel, cacheDir string) (vm.Driver, error) {
+	return qemu.New(qemu.Options{
+		Binary: r.qemu, Accel: qemu.Accel(r.accel), Kernel: k.Path, Initramfs: k.Initramfs,
+		CacheDir: cacheDir, Log: r.log,
+	})
+}
+
+func (r *agentRole) network() (*network.Manager, error) {
+	uplink := network.Uplink{Mode: network.UplinkHost}
+	switch r.uplink {
+	case "host":
+	case "none":
+		uplink.Mode = network.UplinkNone
+	default:
+		uplink = network.Uplink{Mode: network.UplinkNetns, Netns: r.uplink}
+	}
+	return network.New(network.Options{
+		RunDir: filepath.Join(r.dirs.run, "network"), Prefix: r.prefix, Uplink: uplink, Log: r.log,
+	})
+}
+
+// startProxy connects to the host's proxy, starting it when none runs. The function that it returns ends
+// the proxy.
+func (r *agentRole) startProxy(ctx context.Context) (*proxy.Client, func() error, error) {
+	socket := proxySocket(r.dirs.run)
+	if client, err := proxy.Dial(ctx, socket); err == nil {
+		r.log.Info("found the proxy of an earlier run; using it")
+		return client, func() error { return errors.Join(shutdownProxy(ctx, client), client.Close()) }, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, nil, err
+	}
+	// The proxy must not die of the Ctrl-C that is meant for the agent, which stops it in order.
+	cmd := exec.Command(self, "proxy", "--run-dir", r.dirs.run, "--log-level", r.logLevel.String())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		return nil, nil, fmt.Errorf("start the proxy: %w", err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	client, err := dialProxy(ctx, socket, exited)
+	if err != nil {
+		return nil, nil, err
+	}
+	return client, func() error {
+		shutErr := errors.Join(shutdownProxy(ctx, client), client.Close())
+		select {
+		case err := <-exited:
+			return errors.Join(shutErr, err)
+		case <-time.After(5 * time.Second):
+			return errors.Join(shutErr, cmd.Process.Kill(), <-exited)
+		}
+	}, nil
+}
+
+// dialProxy connects to a proxy that was just started.
+func dialProxy(ctx context.Context, socket string, exited <-chan error) (*proxy.Client, error) {
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		client, err := proxy.Dial(ctx, socket)
+		if err == nil {
+			return client, nil
+		}
+		select {
+		case exitErr := <-exited:
+			return nil, fmt.Errorf("the proxy ended at once: %w", exitErr)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("the proxy does not answer: %w", err)
+		}
+	}
+}
+
+func shutdownProxy(ctx context.Context, client *proxy.Client) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	return client.Shutdown(ctx)
+}

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/url"
+	"syscall"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
+)
+
+// defaultServer is where a server listens when nothing else is said.
+const defaultServer = "http://127.0.0.1:7400"
+
+// target is which server to call, as whom, and in which environment.
+type target struct {
+	server, token, environment string
+}
+
+// target works out where to: flags, then the process environment, then the current context.
+func (c *cli) target() (target, error) {
+	current, err := c.currentContext()
+	if err != nil {
+		return target{}, err
+	}
+	first := func(values ...string) string {
+		for _, v := range values {
+			if v != "" {
+				return v
+			}
+		}
+		return ""
+	}
+	return target{
+		server:      first(c.server, c.getenv("PINNACE_SERVER"), current.Server, defaultServer),
+		token:       first(c.token, c.getenv("PINNACE_TOKEN"), current.Token),
+		environment: first(c.environment, c.getenv("PINNACE_ENV"), current.Environment),
+	}, nil
+}
+
+// client connects to the server and returns the environment that the command is about, which may be "".
+func (c *cli) client() (pinnacev1connect.ControlServiceClient, string, error) {
+	t, err := c.target()
+	if err != nil {
+		return nil, "", err
+	}
+	u, err := url.Parse(t.server)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		return nil, "", fail(exitInvalid, "it looks like "+defaultServer, "%q is not the URL of a server", t.server)
+	}
+	if u.Scheme == "http" && !isLoopback(u.Hostname()) {
+		return nil, "", fail(exitInvalid, "use https://, or an SSH tunnel to the server's loopback address",
+			"%s would carry the token in the clear", t.server)
+	}
+	return pinnacev1connect.NewControlServiceClient(httpClient(), t.server,
+		connect.WithInterceptors(bearer(t.token), explainUnreachable(t.server))), t.environment, nil
+}
+
+// clientIn is client for commands that need an environment.
+func (c *cli) clientIn() (pinnacev1connect.ControlServiceClient, string, error) {
+	client, env, err := c.client()
+	if err == nil && env == "" {
+		err = fail(exitInvalid, "name one with -e; pinnace env list shows them", "no environment is chosen")
+	}
+	return client, env, err
+}
+
+func isLoopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// httpClient is a client without a total timeout, because streams have no end, but with one for
+// connecting and for the first byte of an answer's header.
+func httpClient() *http.Client {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.DialContext = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+	transport.Proxy = nil // The server is loopback or the user's own; a proxy of the environment has no business there.
+	return &http.Client{Transport: transport}
+}
+
+// bearer sends the token with every call.
+func bearer(token string) connect.Interceptor {
+	return &headerInterceptor{set: func(h http.Header) {
+		if token != "" {
+			h.Set("Authorization", "Bearer "+token)
+		}
+	}}
+}
+
+type headerInterceptor struct{ set func(http.Header) }
+
+func (i *headerInterceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		i.set(req.Header())
+		return next(ctx, req)
+	}
+}
+
+func (i *headerInterceptor) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return func(ctx context.Context, spec connect.Spec) connect.StreamingClientConn {
+		conn := next(ctx, spec)
+		i.set(conn.RequestHeader())
+		return conn
+	}
+}
+
+func (i *headerInterceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return next
+}
+
+// explainUnreachable names the server in the error of a call that did not reach it.
+func explainUnreachable(server string) connect.UnaryInterceptorFunc {
+	return func(next connect.UnaryFunc) connect.UnaryFunc {
+		return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+			res, err := next(ctx, req)
+			if errors.Is(err, syscall.ECONNREFUSED) {
+				return nil, fail(exitUnreachable, "start one here with: pinnace dev", "no server listens at %s", server)
+			}
+			return res, err
+		}
+	}
+}

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pinnacehq/pinnace/internal/kernel"
+	"github.com/pinnacehq/pinnace/internal/vm"
+)
+
+// finding is one thing that doctor looked at.
+type finding struct {
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail"`
+	Fix    string `json:"fix,omitempty"`
+}
+
+func (c *cli) newDoctor() *cobra.Command {
+	role := agentRole{}
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Say what this host can do, and what to install",
+		Long: `Doctor looks at everything that running microVMs needs, without changing anything but a cache:
+it boots the guest kernel once to see whether KVM works here.
+
+Exit status: 0 when microVMs can run here, 1 when something is missing.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			role.log = c.logger("doctor", 0)
+			findings := c.examine(cmd.Context(), &role)
+			missing := 0
+			for _, f := range findings {
+				if !f.OK {
+					missing++
+				}
+			}
+			if c.json {
+				if err := c.printJSON(findings); err != nil {
+					return err
+				}
+			} else {
+				for _, f := range findings {
+					c.printFinding(f)
+				}
+			}
+			if missing > 0 {
+				c.say("%s", plural(missing, "problem"))
+				return errReported{exitInternal}
+			}
+			return nil
+		},
+	}
+	role.dirs.add(cmd)
+	role.add(cmd)
+	return cmd
+}
+
+func (c *cli) printFinding(f finding) {
+	mark := "ok     "
+	if !f.OK {
+		mark = "MISSING"
+	}
+	c.print("%s  %-12s %s", mark, f.Name, f.Detail)
+	if f.Fix != "" {
+		c.print("         %-12s %s", "", "-> "+f.Fix)
+	}
+}
+
+// examine looks at one thing after the other; those that rest on one that is missing are left out.
+func (c *cli) examine(ctx context.Context, r *agentRole) []finding {
+	findings := []finding{
+		examineRoot(),
+		examineDevice("tun", "/dev/net/tun", "modprobe tun"),
+		examineProgram("mkfs.ext4", "makes the template of the scratch disks", "apt-get install e2fsprogs"),
+	}
+	cache, err := os.MkdirTemp("", "pinnace-doctor-")
+	if err != nil {
+		return append(findings, finding{Name: "temp", Detail: err.Error(), Fix: "make room in " + os.TempDir()})
+	}
+	defer os.RemoveAll(cache)
+	k, f := r.examineKernel(cache)
+	findings = append(findings, f)
+	if k == nil {
+		return findings
+	}
+	return append(findings, r.examineDriver(ctx, k, cache)...)
+}
+
+func examineRoot() finding {
+	f := finding{Name: "root", OK: os.Geteuid() == 0, Detail: "running as root"}
+	if !f.OK {
+		f.Detail = "not root: the agent makes network namespaces, tap devices and a user for each VM"
+		f.Fix = "run the agent, or pinnace dev, with sudo"
+	}
+	return f
+}
+
+func examineDevice(name, path, fix string) finding {
+	if _, err := os.Stat(path); err != nil {
+		return finding{Name: name, Detail: err.Error(), Fix: fix}
+	}
+	return finding{Name: name, OK: true, Detail: path + " is there"}
+}
+
+func examineProgram(name, what, fix string) finding {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		path, err = exec.LookPath(filepath.Join("/sbin", name))
+	}
+	if err != nil {
+		return finding{Name: name, Detail: "not found; it " + what, Fix: fix}
+	}
+	return finding{Name: name, OK: true, Detail: path}
+}
+
+func (r *agentRole) examineKernel(cache string) (*kernel.Kernel, finding) {
+	f := finding{Name: "kernel"}
+	k, err := r.kernel(cache)
+	if err == nil {
+		f.OK, f.Detail = true, "Linux "+k.Release
+		return k, f
+	}
+	f.Detail = err.Error()
+	var known *failure
+	if errors.As(err, &known) {
+		f.Fix = known.hint
+	}
+	return nil, f
+}
+
+func (r *agentRole) examineDriver(ctx context.Context, k *kernel.Kernel, cache string) []finding {
+	f := finding{Name: "qemu"}
+	driver, err := r.driver(k, filepath.Join(cache, "probe"))
+	if err != nil {
+		f.Detail = err.Error()
+		return []finding{f}
+	}
+	can, err := driver.Probe(ctx)
+	if err != nil {
+		f.Detail = err.Error()
+		var missing *vm.MissingError
+		if errors.As(err, &missing) {
+			f.Fix = "apt-get install " + missing.Package
+		}
+		return []finding{f}
+	}
+	f.OK, f.Detail = true, can.Driver+" "+can.Version
+	accel := finding{Name: "accelerator", OK: true, Detail: can.Accelerator}
+	if can.Accelerator != "kvm" {
+		accel.Detail = fmt.Sprintf("%s, for development only: slow, and no security boundary. No KVM: %s", can.Accelerator, can.Reason)
+	}
+	findings := []finding{f, accel}
+	for _, w := range can.Weaknesses {
+		findings = append(findings, finding{Name: "protection", OK: true, Detail: "off: " + w})
+	}
+	return findings
+}

@@ -1,0 +1,22 @@
+// Package initbin holds the guest's init inside the pinnace binary. It does nothing else.
+package initbin
+
+import (
+	"embed"
+	"errors"
+)
+
+//go:embed all:files
+var files embed.FS
+
+// ErrNotBuilt means that the binary was built without the guest's init.
+var ErrNotBuilt = errors.New("this binary was built without the guest's init; build it with: make build")
+
+// Init is the static executable that becomes process 1 of every guest.
+func Init() ([]byte, error) {
+	b, err := files.ReadFile("files/pinnace-init")
+	if err != nil {
+		return nil, ErrNotBuilt
+	}
+	return b, nil
+}

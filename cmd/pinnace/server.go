@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pinnacehq/pinnace/internal/eventlog/sqlite"
+	"github.com/pinnacehq/pinnace/internal/server"
+)
+
+// serverRole is the control plane of one machine.
+type serverRole struct {
+	dir                 string
+	listen, agentListen string
+	log                 *slog.Logger
+}
+
+func (c *cli) newServer() *cobra.Command {
+	var dirs directories
+	var level logFlag
+	role := serverRole{}
+	cmd := &cobra.Command{
+		Use:   "server",
+		Short: "Run the control plane",
+		Long: `Server runs the control plane: the event log, the scheduler and the API. It listens on loopback
+only. Tokens are made at the first start, in DATA_DIR/server/keys.`,
+		Example: "  pinnace server\n  pinnace server --data-dir /srv/pinnace",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			role.dir = filepath.Join(dirs.data, "server")
+			role.log = c.logger("server", level.level)
+			held, err := lock(role.dir)
+			if err != nil {
+				return err
+			}
+			return errors.Join(role.run(cmd.Context(), nil), held.Unlock())
+		},
+	}
+	dirs.add(cmd)
+	level.add(cmd, slog.LevelInfo)
+	role.add(cmd)
+	return cmd
+}
+
+func (r *serverRole) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&r.listen, "listen", "127.0.0.1:7400", "where the API listens")
+	cmd.Flags().StringVar(&r.agentListen, "agent-listen", "127.0.0.1:7401", "where agents connect to")
+}
+
+func (r *serverRole) adminToken() (string, error) {
+	return token(filepath.Join(r.dir, "keys", "admin.token"))
+}
+func (r *serverRole) agentToken() (string, error) {
+	return token(filepath.Join(r.dir, "keys", "agent.token"))
+}
+
+// run serves until ctx is done. ready, when not nil, is called once both ports answer.
+func (r *serverRole) run(ctx context.Context, ready func()) error {
+	for _, addr := range []string{r.listen, r.agentListen} {
+		if err := loopbackOnly(addr); err != nil {
+			return err
+		}
+	}
+	admin, err := r.adminToken()
+	if err != nil {
+		return err
+	}
+	agentToken, err := r.agentToken()
+	if err != nil {
+		return err
+	}
+	api, err := listen(r.listen, "the API")
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	agents, err := listen(r.agentListen, "the server")
+	if err != nil {
+		return err
+	}
+	defer agents.Close()
+	s, err := server.New(ctx, server.Options{
+		Engine: sqlite.New(sqlite.Options{Dir: filepath.Join(r.dir, "log")}), Logger: r.log, Version: version,
+		AdminToken: admin, AgentToken: agentToken,
+	})
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.Run(ctx) })
+	group.Go(func() error { return serveHTTP(ctx, api, s.Handler(), r.log) })
+	group.Go(func() error { return serveHTTP(ctx, agents, s.AgentHandler(), r.log) })
+	r.log.Info("the server is up", "api", api.Addr().String(), "agents", agents.Addr().String())
+	if ready != nil {
+		ready()
+	}
+	return errors.Join(group.Wait(), s.Close())
+}

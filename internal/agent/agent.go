@@ -1,0 +1,226 @@
+// Package agent makes real on one host what the server decided: it pulls images, runs instances as
+// microVMs, watches their health, restarts them, routes connections to those that are ready, keeps their
+// logs, and reports.
+//
+// The agent acts on the Release alone. What an instance runs is in its assignment as digests and canonical
+// bytes, which the agent checks again with the code that the server used; there is no tag in it and nothing
+// to ask a registry about but blobs by digest. When the server is away, what runs goes on running.
+//
+// The package decides nothing about placement and knows no driver: cmd gives it one.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
+	"github.com/pinnacehq/pinnace/internal/durable"
+	"github.com/pinnacehq/pinnace/internal/image"
+	"github.com/pinnacehq/pinnace/internal/kernel"
+	"github.com/pinnacehq/pinnace/internal/network"
+	"github.com/pinnacehq/pinnace/internal/proxy"
+	"github.com/pinnacehq/pinnace/internal/vm"
+)
+
+// Network is what the agent needs of the host's networks. *network.Manager is one.
+type Network interface {
+	EnsureEnvironment(ctx context.Context, env string) (*network.Namespace, error)
+	RemoveEnvironment(ctx context.Context, env string) error
+	Environments() []string
+	Attach(ctx context.Context, env, instance string, uid uint32) (*network.Attachment, error)
+	Detach(ctx context.Context, env, instance string) error
+	Attachments(env string) ([]network.Attachment, error)
+	SetVirtualAddresses(ctx context.Context, env string, addrs []netip.Addr) error
+	// Dial connects to an address inside the environment.
+	Dial(ctx context.Context, env string, address netip.AddrPort) (net.Conn, error)
+}
+
+// Proxy is what the agent needs of the proxy process. *proxy.Client is one.
+type Proxy interface {
+	Apply(ctx context.Context, c proxy.Config) (*proxy.Status, error)
+	Status(ctx context.Context) (*proxy.Status, error)
+}
+
+// Options are what an Agent works with. All fields without "may" must be set.
+type Options struct {
+	// Host are the facts that the server gets to know; Host.Id names the agent everywhere.
+	Host *pinnacev1.HostFacts
+	// Dir holds what must survive a reboot: attempt numbers and logs. RunDir holds what must not: the
+	// directories of the machines that run. The agent owns both.
+	Dir, RunDir string
+	// Server is where assignments come from and reports go to.
+	Server pinnacev1connect.AgentServiceClient
+	// Driver starts the machines, and Kernel is what they boot.
+	Driver vm.Driver
+	Kernel *kernel.Kernel
+	// Images is the host's store; Source gives the blobs of a repository ("host/name").
+	Images *image.Store
+	Source func(repository string) image.Source
+	// Scratch makes the writable disk of an attempt, of size bytes, at path.
+	Scratch func(ctx context.Context, path string, size int64) error
+	// Network and Proxy are the host's.
+	Network Network
+	Proxy   Proxy
+	// PublicAddress is where public ports are bound, 0.0.0.0 for all of the host's addresses.
+	PublicAddress netip.Addr
+	// FirstUID and the numbers above it are the identities that machines run under, one each. 0 means the
+	// agent's own identity, for tests without root.
+	FirstUID uint32
+	Log      *slog.Logger
+}
+
+// Timing of the agent's loops. None of it is a promise to users.
+const (
+	heartbeatEvery = 2 * time.Second
+	reportSpacing  = 50 * time.Millisecond
+	reconnectAfter = time.Second
+	resyncEvery    = 5 * time.Second
+	// stopOnExit bounds how long the agent waits for its machines when it ends itself.
+	stopOnExit = 20 * time.Second
+)
+
+// Agent runs the instances of one host.
+type Agent struct {
+	Options
+
+	logs     *logStore
+	routes   *routes
+	reportc  chan struct{} // has room for one: something changed that the server should know
+	running  sync.WaitGroup
+	revision uint64 // owned by the assignment loop
+
+	mu        sync.Mutex // guards what follows
+	instances map[string]*instance
+	uids      map[uint32]string // uid -> instance
+	acted     uint64            // the last revision that was acted on
+}
+
+// New makes an Agent. It ends machines that an earlier run of the agent left behind: until instances can be
+// adopted they are started anew, and the log says so.
+func New(ctx context.Context, opts Options) (*Agent, error) {
+	for _, dir := range []string{opts.Dir, opts.instancesDir(), opts.RunDir, opts.machinesDir()} {
+		if err := durable.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make the agent's directory: %w", err)
+		}
+	}
+	logs, err := openLogStore(filepath.Join(opts.Dir, "logs"), time.Now)
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		Options:   opts,
+		logs:      logs,
+		reportc:   make(chan struct{}, 1),
+		instances: map[string]*instance{},
+		uids:      map[uint32]string{},
+	}
+	a.routes = newRoutes(a)
+	if err := a.sweep(ctx); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+func (o *Options) instancesDir() string { return filepath.Join(o.Dir, "instances") }
+func (o *Options) machinesDir() string  { return filepath.Join(o.RunDir, "vm") }
+
+// sweep ends what an earlier run of the agent left running and removes what it left lying.
+func (a *Agent) sweep(ctx context.Context) error {
+	killed, err := vm.Sweep(ctx, a.machinesDir())
+	if err != nil {
+		return fmt.Errorf("end the machines of an earlier run: %w", err)
+	}
+	for _, r := range killed {
+		a.Log.Warn("ended a machine that an earlier run left behind; its instance starts anew", "machine", r.ID, "pid", r.PID)
+	}
+	left, err := os.ReadDir(a.machinesDir())
+	if err != nil {
+		return err
+	}
+	for _, entry := range left {
+		if err := os.RemoveAll(filepath.Join(a.machinesDir(), entry.Name())); err != nil {
+			return err
+		}
+	}
+	for _, env := range a.Network.Environments() {
+		attached, err := a.Network.Attachments(env)
+		if err != nil {
+			return err
+		}
+		for _, at := range attached {
+			if err := a.Network.Detach(ctx, env, at.Instance); err != nil {
+				return fmt.Errorf("detach %s, which an earlier run left: %w", at.Instance, err)
+			}
+		}
+	}
+	return nil
+}
+
+// Run joins the server and acts on its assignments until ctx is done. Then it stops the machines, tells the
+// server, and returns when everything that it started has ended.
+func (a *Agent) Run(ctx context.Context) error {
+	var loops sync.WaitGroup
+	loopCtx, endLoops := context.WithCancel(context.WithoutCancel(ctx))
+	defer endLoops()
+	loops.Go(func() { a.reportLoop(loopCtx) })
+	loops.Go(func() { a.routes.run(loopCtx) })
+	loops.Go(func() { a.logs.run(loopCtx) })
+
+	// Instances outlive the assignment loop: they are stopped below, while reports still flow.
+	instancesCtx, stopInstances := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopInstances()
+	a.assignmentLoop(ctx, instancesCtx)
+
+	stopInstances()
+	a.running.Wait()
+	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if err := a.report(flush); err != nil {
+		a.Log.Warn("could not send the last report", "err", err)
+	}
+	endLoops()
+	loops.Wait()
+	if errors.Is(context.Cause(ctx), context.Canceled) {
+		return nil
+	}
+	return context.Cause(ctx)
+}
+
+// takeUID gives instance an identity that no other machine of this host has. It is the lowest free one, so
+// that the numbers in use stay few.
+func (a *Agent) takeUID(instance string) uint32 {
+	if a.FirstUID == 0 {
+		return uint32(os.Getuid()) //nolint:gosec // A uid fits.
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for uid := a.FirstUID; ; uid++ {
+		if holder, taken := a.uids[uid]; !taken || holder == instance {
+			a.uids[uid] = instance
+			return uid
+		}
+	}
+}
+
+func (a *Agent) giveUID(uid uint32) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.uids, uid)
+}
+
+// changed asks for a report soon.
+func (a *Agent) changed() {
+	select {
+	case a.reportc <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,103 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+)
+
+const (
+	// batchLines and batchWait bound what is sent at once.
+	batchLines = 256
+	batchWait  = 100 * time.Millisecond
+)
+
+// sendLogs answers one request for logs. The server ends a follow by breaking the stream.
+func (a *Agent) sendLogs(ctx context.Context, req *pinnacev1.LogRequest) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream := a.Server.SendLogs(ctx)
+	// The first message names the request, also when there is nothing to send.
+	err := stream.Send(&pinnacev1.SendLogsRequest{Request: req.Id})
+	if err == nil && a.logs.exists(req.Instance) {
+		err = a.copyLogs(ctx, req, func(lines []*pinnacev1.StreamLogsResponse) error {
+			return stream.Send(&pinnacev1.SendLogsRequest{Request: req.Id, Lines: lines})
+		})
+	}
+	if _, closeErr := stream.CloseAndReceive(); err == nil {
+		err = closeErr
+	}
+	if err != nil && !errors.Is(err, io.EOF) && ctx.Err() == nil {
+		a.Log.Debug("send logs", "instance", req.Instance, "err", err)
+	}
+}
+
+// copyLogs reads the logs of a request and sends them in batches.
+func (a *Agent) copyLogs(ctx context.Context, req *pinnacev1.LogRequest, send func([]*pinnacev1.StreamLogsResponse) error) error {
+	lines := make(chan *pinnacev1.StreamLogsResponse, batchLines)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	read := make(chan error, 1)
+	go func() {
+		defer close(lines)
+		read <- a.logs.read(ctx, req.Instance, int(req.Tail), req.Follow, func(r logRecord) error {
+			select {
+			case lines <- wireLine(req.Instance, r):
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+	}()
+	err := sendBatches(lines, send)
+	cancel()
+	return errors.Join(err, <-read)
+}
+
+// sendBatches sends what comes through lines until it is closed: what is there at once, together.
+func sendBatches(lines <-chan *pinnacev1.StreamLogsResponse, send func([]*pinnacev1.StreamLogsResponse) error) error {
+	for line := range lines {
+		batch := collect(line, lines)
+		if err := send(batch); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// collect waits a little for lines that come with the first one.
+func collect(first *pinnacev1.StreamLogsResponse, lines <-chan *pinnacev1.StreamLogsResponse) []*pinnacev1.StreamLogsResponse {
+	batch := []*pinnacev1.StreamLogsResponse{first}
+	late := time.NewTimer(batchWait)
+	defer late.Stop()
+	for len(batch) < batchLines {
+		select {
+		case line, ok := <-lines:
+			if !ok {
+				return batch
+			}
+			batch = append(batch, line)
+		case <-late.C:
+			return batch
+		}
+	}
+	return batch
+}
+
+func wireLine(instance string, r logRecord) *pinnacev1.StreamLogsResponse {
+	line := &pinnacev1.StreamLogsResponse{
+		Instance: instance, Attempt: r.Attempt, Seq: r.Seq, Stream: r.Stream,
+		At: timestamppb.New(time.Unix(0, r.Time)), Line: r.Data,
+	}
+	if r.Dropped > 0 {
+		line.Stream = "platform"
+		line.Line = fmt.Appendf(nil, "%d lines were lost here: they came faster than they could be kept", r.Dropped)
+	}
+	return line
+}
