@@ -31,7 +31,7 @@ func parseCanonical(schema *spec, b []byte) (*Manifest, error) {
 	m := &Manifest{origins: make([]origin, 0, 64)}
 	d := &decoder{m: m, list: list, canonical: true, whole: true}
 	d.table(schema, root, &scope{m: m})
-	d.rules(root)
+	d.rules()
 	list.problems.sort()
 	if err := list.problems.Err(); err != nil {
 		return nil, fmt.Errorf("read canonical manifest: %w", err)

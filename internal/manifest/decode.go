@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -43,9 +44,11 @@ func parse(schema *spec, src string) (*Manifest, Problems) {
 func fill(schema *spec, root *node, whole bool, list *problemList) (*Manifest, Problems) {
 	m := &Manifest{source: list.src, origins: make([]origin, 0, 64)}
 	d := &decoder{m: m, list: list, whole: whole}
-	d.table(schema, root, &scope{m: m})
+	top := &scope{m: m}
+	d.table(schema, root, top)
 	if whole {
-		d.rules(root)
+		d.rules()
+		d.warnings(root, top)
 	}
 	list.problems.sort()
 	if list.problems.HasErrors() {
@@ -114,7 +117,7 @@ func (d *decoder) inner(c *spec, n *node, s *scope) {
 		d.report(n.at, c.Key, s.name, tableExpected(c, n))
 		return
 	}
-	in := &scope{m: s.m, name: s.name}
+	in := &scope{m: s.m, name: s.name, silent: n == nil && slices.Contains(s.excused, c.name)}
 	if c.present != nil && !c.present(in, n != nil) {
 		return
 	}
@@ -159,7 +162,7 @@ func (d *decoder) absent(t *spec, parent *node, c *spec, s *scope) {
 	}
 	if c.Required || c.required != nil && c.required(s) {
 		s.broken = s.broken || c.decides
-		if d.whole {
+		if d.whole && !s.silent && !slices.Contains(s.excused, c.name) {
 			d.missing(t, parent, c, s)
 		}
 		return
@@ -244,6 +247,9 @@ func tableExpected(c *spec, n *node) fault {
 	if len(c.children) > 0 {
 		f.fix = "write a table [" + c.Path + "] with the keys " + strings.Join(names(c.children), ", ")
 	}
+	if c.Type == StringMap {
+		f.fix = "write a table [" + c.Path + `] with lines such as LOG_LEVEL = "info"`
+	}
 	if n.how == byArray {
 		f.message = "expected a table, found a list of tables"
 		f.fix = "write [" + c.Path + "] with single brackets"
@@ -276,9 +282,11 @@ func elementExpected(c *spec, n *node) fault {
 		f.fix = "write [" + c.Path + ".NAME] above it, with a name of your choice"
 		return f
 	}
-	if n.kind == kindInteger && first.Type == Integer || n.kind == kindString && first.Type == String {
+	if n.kind == kindInteger && first.Type == Integer || n.kind == kindString && first.check != nil && first.check(n.text).code == "" {
 		f.fix = fmt.Sprintf("write %s.%s = { %s = %s }", c.Path, displayName(n.key), first.name, n.literal())
+		return f
 	}
+	f.fix = fmt.Sprintf("write a table [%s.%s]", c.Path, displayName(n.key))
 	return f
 }
 

@@ -42,6 +42,7 @@ const (
 type node struct {
 	kind  kind
 	how   origination
+	up    *node // the table that it is in
 	key   string
 	keyAt span // where the key stands; for a table, where it is first mentioned
 	at    span // where the value stands
@@ -168,7 +169,7 @@ func (d *document) header(e *unstable.Node, array bool) {
 		}
 		if n.how == byArray {
 			if last {
-				n.add(&node{kind: kindTable, how: byHeader, keyAt: at, at: at})
+				n.add(&node{kind: kindTable, how: byHeader, up: n.up, key: n.key, keyAt: at, at: at})
 			}
 			n = n.items[len(n.items)-1]
 		}
@@ -208,7 +209,7 @@ func (d *document) keyValue(parent *node, e *unstable.Node, depth int) {
 				return
 			}
 			n = d.newNode()
-			n.key, n.keyAt, n.how = key, at, byValue
+			n.key, n.keyAt, n.how, n.up = key, at, byValue, parent
 			d.value(n, e.Value(), d.valueStart(at), depth)
 			parent.add(n)
 			return
@@ -225,7 +226,7 @@ func (d *document) keyValue(parent *node, e *unstable.Node, depth int) {
 
 func (d *document) table(parent *node, key string, at span, how origination) *node {
 	n := d.newNode()
-	n.key, n.keyAt, n.at, n.how = key, at, at, how
+	n.key, n.keyAt, n.at, n.how, n.up = key, at, at, how, parent
 	parent.add(n)
 	return n
 }
@@ -302,11 +303,20 @@ func (d *document) text(n *unstable.Node) string {
 	}
 }
 
+// path gives the key path of a node.
+func (n *node) path() string {
+	path := displayName(n.key)
+	for n = n.up; n != nil && n.key != ""; n = n.up {
+		path = displayName(n.key) + "." + path
+	}
+	return path
+}
+
 func (d *document) twice(first *node, at span) {
 	line, _ := d.list.position(first.keyAt.off)
 	d.list.add(at, Problem{
 		Code:    CodeSyntax,
-		Key:     displayName(first.key),
+		Key:     first.path(),
 		Message: "defined twice; the first time is on " + lineName(line),
 		Why:     "a table or a value is written down in one place only",
 		Fix:     "keep one of the two",

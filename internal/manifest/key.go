@@ -91,13 +91,15 @@ type Key struct {
 
 // scope is where the fields of a row are found: the manifest, and the named table that is being read.
 type scope struct {
-	m      *Manifest
-	name   string
-	port   *Port
-	probe  *Probe
-	secret *Secret
-	volume *Volume
-	broken bool // a row that decides about others is wrong, so those are not judged
+	m       *Manifest
+	name    string
+	port    *Port
+	probe   *Probe
+	secret  *Secret
+	volume  *Volume
+	excused []string // members that an unknown key was probably meant to be, so they are not said to be missing
+	silent  bool     // the whole table is probably there under another name
+	broken  bool     // a row that decides about others is wrong, so those are not judged
 }
 
 // elements reads and writes the entries of a table of named tables.

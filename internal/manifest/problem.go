@@ -84,7 +84,7 @@ type Problem struct {
 	// Suggestion is what was probably meant: a key, or a value as written in TOML.
 	Suggestion string `json:"suggestion,omitempty"`
 
-	width int // code points to underline; 0 is taken as 1
+	width int // code points to underline; 0 when it is about something that is not there
 }
 
 // String gives the problem on one line, without a file name.

@@ -10,7 +10,7 @@ import (
 // RenderOptions chooses how problems look.
 type RenderOptions struct {
 	Color bool // with ANSI colours
-	Caret bool // with the line of the source, and a mark under the place
+	Caret bool // with the line of the source and a mark under the place, where there is one
 }
 
 const (
@@ -47,7 +47,7 @@ func (p Problems) Render(w io.Writer, file string, src []byte, opts RenderOption
 		}
 		rest := strings.TrimPrefix(q.headline(), q.Code+" ")
 		fmt.Fprintf(out, "%s: %s %s\n", paint(ansiBold, place), paint(hue, q.Code), rest)
-		if opts.Caret && q.Line > 0 && q.Line <= len(lines) {
+		if opts.Caret && q.width > 0 && q.Line <= len(lines) {
 			text, mark := q.caret(lines[q.Line-1])
 			number := fmt.Sprintf("%5d | ", q.Line)
 			blank := strings.Repeat(" ", len(number)-2) + "| "

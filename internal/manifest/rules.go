@@ -3,21 +3,19 @@ package manifest
 import (
 	"fmt"
 	"maps"
-	"path"
 	"slices"
 	"strings"
 	"time"
 )
 
 // rules checks what no key can tell by itself. A value that is wrong already is zero here and says nothing.
-func (d *decoder) rules(root *node) {
+func (d *decoder) rules() {
 	d.portRules()
 	d.probeRules("health.ready", d.m.Health.Ready)
 	d.probeRules("health.live", d.m.Health.Live)
 	d.rolloutRules()
 	d.mountRules()
 	d.variableRules()
-	d.warnings(root)
 }
 
 // where finds the place of the first of several keys that is written down. For a table of named tables, the
@@ -44,7 +42,7 @@ func (d *decoder) portRules() {
 	outside := make(map[string]door)
 	for _, name := range d.portsInOrder() {
 		p := d.m.Ports[name]
-		if p.Port != 0 {
+		if p.Port != 0 && p.Protocol != "" {
 			at := fmt.Sprintf("%s/%d", p.Protocol, p.Port)
 			if first, ok := inside[at]; ok {
 				d.complain(name, fault{
@@ -162,18 +160,19 @@ func (d *decoder) mountRules() {
 		}
 		return strings.Compare(a.table+"."+a.name, b.table+"."+b.name)
 	})
-	for i, m := range mounts {
-		if m.path == "" || !path.IsAbs(m.path) {
+	var taken []mount
+	for _, m := range mounts {
+		if m.path == "" {
 			continue
 		}
 		f := fault{code: CodeBadMount}
-		if r := m.taken(); r != "" {
+		if r := m.isReserved(); r != "" {
 			f.message = quote(m.path) + " is reserved"
 			f.why = r + " belongs to the system"
 			d.complain(m.name, f, m.table+".*.path")
 			continue
 		}
-		for _, other := range mounts[:i] {
+		for _, other := range taken {
 			if within(m.path, other.path) || within(other.path, m.path) {
 				f.message = fmt.Sprintf("%s overlaps %s of %s.%s", quote(m.path), quote(other.path), other.table, displayName(other.name))
 				f.why = "one of the two would hide the other"
@@ -181,11 +180,12 @@ func (d *decoder) mountRules() {
 				break
 			}
 		}
+		taken = append(taken, m)
 	}
 }
 
-// taken gives the reserved place that the mount would cover or lie in, or "".
-func (m mount) taken() string {
+// isReserved gives the reserved place that the mount would cover or lie in, or "".
+func (m mount) isReserved() string {
 	if m.path == "/" || m.path == "/run" {
 		return m.path
 	}
@@ -226,14 +226,20 @@ func (d *decoder) variableRules() {
 	}
 }
 
-func (d *decoder) warnings(root *node) {
-	if health := root.child("health"); health == nil || health.kind == kindTable && health.child("ready") == nil {
+// warnings says what is allowed and seldom right. top is the scope of the whole manifest.
+func (d *decoder) warnings(root *node, top *scope) {
+	health := root.child("health")
+	unchecked := health == nil && !slices.Contains(top.excused, "health") || health != nil && health.kind == kindTable && health.child("ready") == nil
+	if unchecked {
 		f := fault{
 			code: CodeNoReadyCheck, message: "no ready check: an instance counts as ready when every TCP port accepts a connection",
 			why: "a program may listen before it can answer", fix: "add [health.ready]",
 		}
 		if !d.hasTCPPort() {
 			f.message = "no ready check: an instance counts as ready when its process stays alive for " + showDuration(d.m.Rollout.Hold)
+			if d.m.Rollout.Hold == 0 {
+				f.message = "no ready check: an instance counts as ready as soon as its process has started"
+			}
 			f.why = "a program may live and not work"
 		}
 		d.complain("", f, "health.ready", "health")

@@ -129,9 +129,14 @@ func (d *document) explain(err error, at span, line string) Problem {
 	case strings.HasPrefix(p.Message, "integers cannot have leading zero"):
 		p.Message = "a number cannot begin with 0"
 		p.Fix = `write a file mode as a string: mode = "0400"`
-	case strings.HasPrefix(p.Message, "basic strings cannot have new lines"), strings.HasPrefix(p.Message, "unterminated basic string"):
+	case strings.HasPrefix(p.Message, "expected ',' or ']'"):
+		p.Message = "the list goes on without a comma, or is not closed"
+		p.Fix = "put a comma between its values, and ] after the last one"
+	case strings.HasPrefix(p.Message, "multiline basic string not terminated"):
+		p.Message = "a string that began with three quotes is not closed"
+	case strings.HasSuffix(p.Message, "strings cannot have new lines"), strings.HasPrefix(p.Message, "unterminated "):
 		p.Message = "the string is not closed on its line"
-		p.Fix = `close it with ", or use """ for several lines`
+		p.Fix = `close it with the quote that it began with, or use """ for several lines`
 	}
 	return p
 }
@@ -157,7 +162,7 @@ func (d *document) resume(off, start int) int {
 	}
 	for i := lineEnd(d.src, off) + 1; i < len(d.src); i = lineEnd(d.src, i) + 1 {
 		line := strings.TrimLeft(d.src[i:lineEnd(d.src, i)], " \t")
-		if beginsLikeHeader(line) || !headerOnly && beginsLikeKey(line) {
+		if beginsLikeHeader(line) || !headerOnly && (beginsLikeKey(line) || strings.HasPrefix(line, "[")) {
 			return i
 		}
 	}

@@ -76,7 +76,10 @@ func (u *units) bad(n *node) fault {
 		code:    CodeBadUnit,
 		message: fmt.Sprintf("%s is not %s: digits and one of %s, such as %s", n.literal(), u.what, strings.Join(u.names, ", "), u.example),
 	}
-	if u == sizeUnits {
+	switch {
+	case strings.Trim(n.text, "0123456789.") == "":
+		f.why = "a bare number does not say its unit"
+	case u == sizeUnits:
 		f.why = "sizes are in powers of 1024 and say so; MB and M are read both ways"
 	}
 	if v, ok := u.guess(n.text); ok {

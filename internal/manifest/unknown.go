@@ -28,14 +28,27 @@ func (d *decoder) unknown(t *spec, n *node, s *scope) {
 	case nearest(folded, names(t.children)) != "":
 		f.suggestion = nearest(folded, names(t.children))
 	case otherWords[folded] != "":
-		f.suggestion = otherWords[folded]
+		f.suggestion = relative(t, otherWords[folded])
 	case leaf(folded) != "":
 		f.message = "unknown key here"
 		f.suggestion = leaf(folded)
 	default:
 		f.fix = "the keys here are " + strings.Join(names(t.children), ", ")
 	}
+	if first, _, _ := strings.Cut(f.suggestion, "."); first != "" {
+		s.excused = append(s.excused, first)
+	}
 	d.reportAt(n.keyAt, path, f)
+}
+
+// relative shortens a key path for those who are in its table already.
+func relative(t *spec, path string) string {
+	for _, prefix := range []string{t.Path + ".NAME.", t.Path + "."} {
+		if rest, ok := strings.CutPrefix(path, prefix); ok {
+			return rest
+		}
+	}
+	return path
 }
 
 func foldedChild(t *spec, key string) string {

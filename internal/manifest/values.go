@@ -8,29 +8,38 @@ import (
 	"time"
 )
 
-// value reads a value into the field of its row, and reports whether it is right.
+// value reads a value into the field of its row, and reports whether it is right. A field whose value is wrong
+// stays zero, so that the rules between keys do not judge it again.
 func (d *decoder) value(c *spec, n *node, s *scope) bool {
 	switch dst := c.ref(s).(type) {
 	case *string:
 		text, f := d.stringValue(c, n)
-		*dst = text
-		return d.judge(c, n, s, f)
+		if d.judge(c, n, s, f) {
+			*dst = text
+		}
+		return f.code == ""
 	case *int:
 		v, f := d.integer(c, n)
-		*dst = int(v)
-		return d.judge(c, n, s, f)
+		if d.judge(c, n, s, f) {
+			*dst = int(v)
+		}
+		return f.code == ""
 	case *int64:
 		v, f := d.quantity(c, n)
-		*dst = v
-		return d.judge(c, n, s, f)
+		if d.judge(c, n, s, f) {
+			*dst = v
+		}
+		return f.code == ""
 	case *uint32:
 		v, f := mode(c, n)
 		*dst = v
 		return d.judge(c, n, s, f)
 	case *time.Duration:
 		v, f := d.quantity(c, n)
-		*dst = time.Duration(v) * time.Millisecond
-		return d.judge(c, n, s, f)
+		if d.judge(c, n, s, f) {
+			*dst = time.Duration(v) * time.Millisecond
+		}
+		return f.code == ""
 	case *bool:
 		*dst = n.text == "true"
 		if n.kind != kindBool {
@@ -65,7 +74,10 @@ func (d *decoder) judge(c *spec, n *node, s *scope, f fault) bool {
 func (d *decoder) stringValue(c *spec, n *node) (string, fault) {
 	if n.kind != kindString {
 		f := fault{code: CodeWrongType, message: "expected a string, found " + n.show()}
-		if n.kind == kindInteger || n.kind == kindFloat || n.kind == kindBool {
+		switch {
+		case len(c.Values) == 1:
+			f.suggestion = quote(c.Values[0])
+		case n.kind == kindInteger && c.check != nil && c.judgeString(n.text).code == "":
 			f.suggestion = quote(n.text)
 		}
 		return "", f
