@@ -1,27 +1,134 @@
-// Package image keeps OCI images in the form that machines boot from, without ever unpacking one.
 package image
 
 import (
-	"context"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
+
+	"github.com/pinnacehq/pinnace/internal/durable"
 )
 
-// A Store is a directory of images, shared by any number of processes.
-type Store struct{ dir string }
+// Files are readable for everybody who can reach the store, since machines run under ids of their own; the
+// directory above decides who can. Nobody writes to a finished file.
+const (
+	dirPerm  = 0o755
+	filePerm = 0o444
+)
 
-// Open opens the store in dir.
-func Open(dir string) (*Store, error) { return &Store{dir: dir}, nil }
-
-// Close gives up what Open took.
-func (s *Store) Close() error { return nil }
-
-// Pull makes the image complete in the store.
-func (s *Store) Pull(_ context.Context, _ Source, _ string, _, _ []byte, _ func(Progress)) (*Image, error) {
-	return nil, errors.New("not built yet")
+// Options of a store. The zero value is right for an agent.
+type Options struct {
+	Limits  Limits
+	Workers int // layers that one Pull works on at a time; 0 means one per CPU, at least 2
 }
 
-// Lookup finds an image that is complete in the store.
-func (s *Store) Lookup(_ string) (*Image, bool, error) { return nil, false, nil }
+// A Store is a directory of images. Any number of processes may use it at the same time, and any of them
+// may be killed at any moment: see the package comment.
+type Store struct {
+	dir     string
+	limits  Limits
+	workers int
+	temp    string // this process's directory for unfinished files
+	lock    *durable.DirLock
+	flights flights
+}
 
-// Disks says what to attach for img.
-func (s *Store) Disks(_ *Image, _ int) (DiskSet, error) { return DiskSet{}, errors.New("not built yet") }
+// Open opens the store in dir, which it makes if it is missing, and removes what killed processes left
+// unfinished.
+func Open(dir string) (*Store, error) {
+	return OpenWith(dir, Options{})
+}
+
+// OpenWith is Open with options.
+func OpenWith(dir string, opts Options) (*Store, error) {
+	s := &Store{dir: dir, limits: opts.Limits.withDefaults(), workers: opts.Workers}
+	if s.workers <= 0 {
+		s.workers = max(2, runtime.NumCPU())
+	}
+	for _, sub := range []string{"layers", "metadata", "packs", "images", "tmp"} {
+		if err := durable.MkdirAll(filepath.Join(dir, sub), dirPerm); err != nil {
+			return nil, fmt.Errorf("open image store %s: %w", dir, err)
+		}
+	}
+	if err := s.takeTemp(); err != nil {
+		return nil, fmt.Errorf("open image store %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+// Close gives up what Open took. It must not be called while something else is; images stay usable.
+func (s *Store) Close() error {
+	return errors.Join(os.RemoveAll(s.temp), s.lock.Unlock())
+}
+
+// takeTemp makes the directory of this process and removes those of processes that are gone: the ones
+// whose lock can be had. One lock over all of tmp keeps a new directory from being taken for such a one
+// before its owner has locked it.
+func (s *Store) takeTemp() (err error) {
+	tmp := filepath.Join(s.dir, "tmp")
+	guard, err := os.OpenFile(filepath.Join(tmp, ".guard"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer guard.Close()
+	for {
+		if err = syscall.Flock(int(guard.Fd()), syscall.LOCK_EX); !errors.Is(err, syscall.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", guard.Name(), err)
+	}
+	entries, err := os.ReadDir(tmp)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		if err := removeIfLeft(filepath.Join(tmp, e.Name())); err != nil {
+			return err
+		}
+	}
+	if s.temp, err = os.MkdirTemp(tmp, "process-"); err != nil {
+		return err
+	}
+	s.lock, err = durable.Lock(s.temp)
+	return err
+}
+
+// removeIfLeft removes a directory of unfinished files unless its process is alive.
+func removeIfLeft(dir string) error {
+	lock, err := durable.Lock(dir)
+	if errors.Is(err, durable.ErrLocked) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.RemoveAll(dir), lock.Unlock())
+}
+
+// create opens an unfinished file.
+func (s *Store) create() (*os.File, error) {
+	return durable.CreateTemp(s.temp, filePerm)
+}
+
+// write puts b under its final name.
+func (s *Store) write(path string, b []byte) error {
+	f, err := s.create()
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(b); err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", path, err), durable.Discard(f))
+	}
+	return durable.Commit(f, path)
+}
+
+func (s *Store) path(kind, name string) string {
+	return filepath.Join(s.dir, kind, name)
+}

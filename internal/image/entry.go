@@ -1,0 +1,204 @@
+package image
+
+import (
+	"archive/tar"
+	"cmp"
+	"slices"
+	"strings"
+
+	"github.com/pinnacehq/pinnace/internal/erofs"
+)
+
+// What an entry of a layer does.
+type kind uint8
+
+const (
+	kindInode    kind = iota // puts an inode at path
+	kindLink                 // makes path another name of target
+	kindWhiteout             // hides path of the layers below
+	kindOpaque               // hides everything in path of the layers below
+	kindCount
+)
+
+// An entry is one entry of a layer's tar, checked.
+type entry struct {
+	kind  kind
+	path  string // clean and relative; "" is the root
+	link  string // kindLink: the target as it stands in the tar
+	inode *erofs.Inode
+}
+
+const (
+	whiteoutPrefix = ".wh."
+	whiteoutOpaque = ".wh..wh..opq"
+	whiteoutAUFS   = ".wh..wh."
+	xattrPAX       = "SCHILY.xattr."
+	sparsePAX      = "GNU.sparse."
+)
+
+// newEntry checks a header, whose content begins at offset, and gives the entry, or nil when the header
+// has no meaning for the tree.
+func newEntry(h *tar.Header, offset int64) (*entry, error) {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return nil, nil
+	}
+	path, err := cleanPath(h.Name)
+	if err != nil {
+		return nil, err
+	}
+	dir, base := splitPath(path)
+	if strings.HasPrefix(path, whiteoutAUFS) && path != whiteoutOpaque {
+		return nil, nil // AUFS's own bookkeeping at the top of old layers
+	}
+	if underWhiteout(dir) {
+		return nil, refuse("lies below a whiteout")
+	}
+	// The name makes a whiteout, whatever the type: some tools write it as a hard link.
+	switch rest, marked := strings.CutPrefix(base, whiteoutPrefix); {
+	case base == whiteoutOpaque:
+		return &entry{kind: kindOpaque, path: dir}, nil
+	case marked && (rest == "" || rest == "." || rest == ".."):
+		return nil, refuse("is a whiteout of no name")
+	case marked:
+		return &entry{kind: kindWhiteout, path: joinPath(dir, rest)}, nil
+	}
+	if h.Typeflag == tar.TypeLink {
+		if h.Linkname == "" || len(h.Linkname) > maxPath {
+			return nil, refuse("is a hard link with a target of %d bytes, want 1 to %d", len(h.Linkname), maxPath)
+		}
+		return &entry{kind: kindLink, path: path, link: h.Linkname}, nil
+	}
+	inode, err := newInode(h, offset)
+	if err != nil {
+		return nil, err
+	}
+	if path == "" && h.Typeflag != tar.TypeDir {
+		return nil, refuse("is the root and not a directory")
+	}
+	return &entry{kind: kindInode, path: path, inode: inode}, nil
+}
+
+func newInode(h *tar.Header, offset int64) (*erofs.Inode, error) {
+	n := &erofs.Inode{
+		Mode: uint16(h.Mode & 0o7777),
+		UID:  uint32(h.Uid), GID: uint32(h.Gid),
+		Mtime: h.ModTime.Unix(), MtimeNsec: uint32(h.ModTime.Nanosecond()),
+	}
+	if h.Uid < 0 || h.Uid > maxID || h.Gid < 0 || h.Gid > maxID {
+		return nil, refuse("has the owner %d:%d, want ids from 0 to %d", h.Uid, h.Gid, uint32(maxID))
+	}
+	switch h.Typeflag {
+	case tar.TypeReg, tar.TypeCont:
+		n.Mode |= erofs.TypeRegular
+		if n.Size = uint64(h.Size); n.Size > 0 {
+			n.Offset = uint64(offset)
+		}
+	case tar.TypeDir:
+		n.Mode |= erofs.TypeDir
+	case tar.TypeSymlink:
+		n.Mode |= erofs.TypeSymlink
+		n.Target = h.Linkname
+		if n.Target == "" || len(n.Target) > erofs.MaxTarget {
+			return nil, refuse("is a symbolic link with a target of %d bytes, want 1 to %d", len(n.Target), erofs.MaxTarget)
+		}
+	case tar.TypeFifo:
+		n.Mode |= erofs.TypeFIFO
+	case tar.TypeChar, tar.TypeBlock:
+		n.Mode |= erofs.TypeChar
+		if h.Typeflag == tar.TypeBlock {
+			n.Mode = n.Mode&^erofs.TypeMask | erofs.TypeBlock
+		}
+		if h.Devmajor < 0 || h.Devmajor > erofs.MaxMajor || h.Devminor < 0 || h.Devminor > erofs.MaxMinor {
+			return nil, refuse("is the device %d:%d, at most %d:%d", h.Devmajor, h.Devminor, erofs.MaxMajor, erofs.MaxMinor)
+		}
+		n.Major, n.Minor = uint32(h.Devmajor), uint32(h.Devminor)
+	default:
+		return nil, refuse("has the type %q, which has no place in a file system", h.Typeflag)
+	}
+	return n, setXattrs(n, h)
+}
+
+// setXattrs takes the attributes that mean something in the guest. Trusted ones, and those under which
+// overlayfs keeps notes of its own, would let a layer redirect what the overlay above it shows; names from
+// other systems have no namespace in Linux.
+func setXattrs(n *erofs.Inode, h *tar.Header) error {
+	var size int
+	for key, value := range h.PAXRecords {
+		name, ok := strings.CutPrefix(key, xattrPAX)
+		if !ok || strings.HasPrefix(name, "trusted.") || strings.HasPrefix(name, "user.overlay.") || !erofs.CanXattr(name) {
+			continue
+		}
+		if len(value) > erofs.MaxXattr {
+			return refuse("has the attribute %s of %d bytes, at most %d", quote(name), len(value), erofs.MaxXattr)
+		}
+		size += len(name) + len(value) + 8
+		n.Xattrs = append(n.Xattrs, erofs.Xattr{Name: name, Value: value})
+	}
+	if size > erofs.MaxXattrs-16 {
+		return refuse("has attributes of %d bytes, at most %d", size, erofs.MaxXattrs-16)
+	}
+	slices.SortFunc(n.Xattrs, func(a, b erofs.Xattr) int { return cmp.Compare(a.Name, b.Name) })
+	return nil
+}
+
+// isSparse reports whether the tar holds only the parts of the file that are not zero, so that the file's
+// bytes are nowhere in one piece.
+func isSparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, sparsePAX) {
+			return true
+		}
+	}
+	return false
+}
+
+// cleanPath makes a name relative to the root, without empty and "." components. It refuses "..", which no
+// honest tool writes and on which others disagree.
+func cleanPath(name string) (string, error) {
+	if name == "" {
+		return "", refuse("has no name")
+	}
+	if len(name) > maxPath {
+		return "", refuse("has a name of %d bytes, at most %d", len(name), maxPath)
+	}
+	if strings.IndexByte(name, 0) >= 0 {
+		return "", refuse("has a NUL byte in its name")
+	}
+	parts := make([]string, 0, 16)
+	for part := range strings.SplitSeq(name, "/") {
+		switch {
+		case part == "" || part == ".":
+		case part == "..":
+			return "", refuse("has .. in its name")
+		case len(part) > erofs.MaxName:
+			return "", refuse("has a component of %d bytes in its name, at most %d", len(part), erofs.MaxName)
+		default:
+			parts = append(parts, part)
+		}
+	}
+	if len(parts) > maxDepth {
+		return "", refuse("is %d directories deep, at most %d", len(parts), maxDepth)
+	}
+	return strings.Join(parts, "/"), nil
+}
+
+func underWhiteout(dir string) bool {
+	return strings.HasPrefix(dir, whiteoutPrefix) || strings.Contains(dir, "/"+whiteoutPrefix)
+}
+
+func splitPath(path string) (dir, base string) {
+	if i := strings.LastIndexByte(path, '/'); i >= 0 {
+		return path[:i], path[i+1:]
+	}
+	return "", path
+}
+
+func joinPath(dir, base string) string {
+	if dir == "" {
+		return base
+	}
+	return dir + "/" + base
+}

@@ -1,0 +1,185 @@
+package image
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+
+	"github.com/pinnacehq/pinnace/internal/erofs"
+)
+
+// The index of a layer on disk: a header of indexMagic, the size of the tar, the number of entries, the
+// length of the payload and its crc32c, and the payload: the entries in the tar's order. It is derived from
+// the tar, so a version that can't be read is made again. The number in the magic is the version.
+const (
+	indexMagic  = "PINIDX1\n"
+	indexHeader = 8 + 8 + 8 + 8 + 4
+)
+
+var errIndex = errors.New("index is damaged")
+
+// encode gives the bytes of the index.
+func (x *index) encode() []byte {
+	b := make([]byte, indexHeader, indexHeader+96*len(x.entries))
+	for i := range x.entries {
+		b = x.entries[i].append(b)
+	}
+	payload := b[indexHeader:]
+	copy(b, indexMagic)
+	le := binary.LittleEndian
+	le.PutUint64(b[8:], uint64(x.size))
+	le.PutUint64(b[16:], uint64(len(x.entries)))
+	le.PutUint64(b[24:], uint64(len(payload)))
+	le.PutUint32(b[32:], checksum(payload))
+	return b
+}
+
+func (e *entry) append(b []byte) []byte {
+	b = append(b, byte(e.kind))
+	b = appendString(b, e.path)
+	switch e.kind {
+	case kindLink:
+		return appendString(b, e.link)
+	case kindInode:
+	default:
+		return b
+	}
+	n := e.inode
+	for _, v := range [...]uint64{
+		uint64(n.Mode), uint64(n.UID), uint64(n.GID), uint64(n.Mtime), uint64(n.MtimeNsec),
+		n.Size, n.Offset, uint64(n.Major), uint64(n.Minor),
+	} {
+		b = binary.AppendUvarint(b, v)
+	}
+	b = appendString(b, n.Target)
+	b = binary.AppendUvarint(b, uint64(len(n.Xattrs)))
+	for _, x := range n.Xattrs {
+		b = appendString(appendString(b, x.Name), x.Value)
+	}
+	return b
+}
+
+func appendString(b []byte, s string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+}
+
+func checksum(b []byte) uint32 {
+	return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli))
+}
+
+// checkIndex verifies the bytes of an index without decoding it, and gives the size of the tar.
+func checkIndex(b []byte) (tarSize int64, err error) {
+	le := binary.LittleEndian
+	switch {
+	case len(b) < indexHeader || string(b[:8]) != indexMagic:
+		return 0, fmt.Errorf("%w: no header", errIndex)
+	case le.Uint64(b[24:]) != uint64(len(b)-indexHeader):
+		return 0, fmt.Errorf("%w: %d bytes of payload, want %d", errIndex, len(b)-indexHeader, le.Uint64(b[24:]))
+	case le.Uint32(b[32:]) != checksum(b[indexHeader:]):
+		return 0, fmt.Errorf("%w: wrong checksum", errIndex)
+	}
+	return int64(le.Uint64(b[8:])), nil
+}
+
+// readIndex reads and decodes the index at path.
+func readIndex(path string) (*index, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return decodeIndex(b)
+}
+
+func decodeIndex(b []byte) (*index, error) {
+	size, err := checkIndex(b)
+	if err != nil {
+		return nil, err
+	}
+	count := binary.LittleEndian.Uint64(b[16:])
+	d := decoder{rest: string(b[indexHeader:])}
+	// An entry has at least its kind and the length of its path.
+	if count > uint64(len(d.rest)/2) {
+		return nil, fmt.Errorf("%w: %d entries in %d bytes", errIndex, count, len(d.rest))
+	}
+	x := &index{size: size, entries: make([]entry, count)}
+	for i := range x.entries {
+		d.entry(&x.entries[i])
+	}
+	if d.failed || d.rest != "" {
+		return nil, fmt.Errorf("%w: entries do not fill it", errIndex)
+	}
+	return x, nil
+}
+
+// A decoder takes values off the front of rest; strings share its memory. After a value that isn't there
+// it has failed, and gives zeros.
+type decoder struct {
+	rest   string
+	failed bool
+}
+
+func (d *decoder) entry(e *entry) {
+	if d.rest == "" || d.rest[0] >= byte(kindCount) {
+		d.failed, d.rest = true, ""
+		return
+	}
+	e.kind = kind(d.rest[0])
+	d.rest = d.rest[1:]
+	e.path = d.string()
+	switch e.kind {
+	case kindLink:
+		e.link = d.string()
+	case kindInode:
+		e.inode = d.inode()
+	}
+}
+
+func (d *decoder) inode() *erofs.Inode {
+	n := &erofs.Inode{
+		Mode: uint16(d.uint()),
+		UID:  uint32(d.uint()), GID: uint32(d.uint()),
+		Mtime: int64(d.uint()), MtimeNsec: uint32(d.uint()),
+		Size: d.uint(), Offset: d.uint(),
+		Major: uint32(d.uint()), Minor: uint32(d.uint()),
+		Target: d.string(),
+	}
+	count := d.uint()
+	if count > uint64(len(d.rest)/2) {
+		d.failed, d.rest = true, ""
+		return n
+	}
+	if count > 0 {
+		n.Xattrs = make([]erofs.Xattr, count)
+	}
+	for i := range n.Xattrs {
+		n.Xattrs[i] = erofs.Xattr{Name: d.string(), Value: d.string()}
+	}
+	return n
+}
+
+func (d *decoder) uint() uint64 {
+	var v uint64
+	for i := range min(len(d.rest), binary.MaxVarintLen64) {
+		c := d.rest[i]
+		v |= uint64(c&0x7f) << (7 * i)
+		if c < 0x80 {
+			d.rest = d.rest[i+1:]
+			return v
+		}
+	}
+	d.failed, d.rest = true, ""
+	return 0
+}
+
+func (d *decoder) string() string {
+	n := d.uint()
+	if n > uint64(len(d.rest)) {
+		d.failed, d.rest = true, ""
+		return ""
+	}
+	s := d.rest[:n]
+	d.rest = d.rest[n:]
+	return s
+}

@@ -1,0 +1,131 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Pull makes the image that manifestDigest pins complete in the store. Manifest and config are the bytes
+// that the registry gave; they are checked against the digest. Layers that are there are not asked for,
+// and a blob that several pulls want at once is fetched once.
+//
+// progress may be nil. It is called from several goroutines, but never two at a time, and not after Pull
+// has returned; it must be quick.
+//
+// Errors that wrap ErrRefused stay as they are however often one tries; others need not. After an error
+// the layers that were complete stay in the store.
+func (s *Store) Pull(ctx context.Context, src Source, manifestDigest string, manifest, config []byte,
+	progress func(Progress),
+) (*Image, error) {
+	spec, err := parseSpec(manifestDigest, manifest, config, s.limits)
+	if err != nil {
+		return nil, fmt.Errorf("pull image %s: %w", quote(manifestDigest), err)
+	}
+	tell := serialise(progress)
+	img, ok, err := s.Lookup(manifestDigest)
+	if err != nil {
+		return nil, err
+	}
+	if ok {
+		for i := range spec.blobs {
+			tell(spec.progress(i).cached())
+		}
+		return img, nil
+	}
+	layers, err := s.pullLayers(ctx, src, spec, tell)
+	if err != nil {
+		return nil, fmt.Errorf("pull image %s: %w", manifestDigest, err)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	img, err = s.assemble(spec, layers)
+	if err != nil {
+		return nil, fmt.Errorf("pull image %s: %w", manifestDigest, err)
+	}
+	return img, nil
+}
+
+// pullLayers makes all layers be there, several at a time.
+func (s *Store) pullLayers(ctx context.Context, src Source, spec *spec, tell func(Progress)) ([]*layerFile, error) {
+	layers := make([]*layerFile, len(spec.blobs))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(s.workers)
+	for i, blob := range spec.blobs {
+		group.Go(func() error {
+			l, err := s.layerFile(spec.diffIDs[i], blob)
+			if err == nil {
+				err = s.pullLayer(ctx, src, l, spec.progress(i), tell)
+			}
+			if err != nil {
+				return fmt.Errorf("layer %d of %d (%s): %w", i+1, len(spec.blobs), blob.Digest, err)
+			}
+			layers[i] = l
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	var total int64
+	for i, l := range layers {
+		if total += l.size; total > s.limits.ImageBytes {
+			return nil, refuse("layers 1 to %d have more than %d bytes uncompressed", i+1, s.limits.ImageBytes)
+		}
+	}
+	return layers, nil
+}
+
+func (s *Store) pullLayer(ctx context.Context, src Source, l *layerFile, p Progress, tell func(Progress)) error {
+	report := func(bytes int64) {
+		p.Bytes = bytes
+		tell(p)
+	}
+	err := s.flights.do(ctx, l.diffID, report, func(ctx context.Context, report func(int64)) error {
+		// A layer of its own for the flight, since others wait for it with theirs.
+		mine := *l
+		return s.ensure(ctx, src, &mine, report)
+	})
+	if err != nil {
+		return err
+	}
+	ok, err := l.check()
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("%s is gone or damaged right after it was stored", l.tar)
+	}
+	p.Cached = p.Bytes == 0
+	p.Bytes, p.Done = p.Total, true
+	tell(p)
+	return nil
+}
+
+func (s *spec) progress(layer int) Progress {
+	return Progress{
+		Layer: layer, Layers: len(s.blobs), DiffID: s.diffIDs[layer],
+		Digest: s.blobs[layer].Digest, Total: s.blobs[layer].Size,
+	}
+}
+
+func (p Progress) cached() Progress {
+	p.Bytes, p.Cached, p.Done = p.Total, true, true
+	return p
+}
+
+// serialise keeps calls of progress apart.
+func serialise(progress func(Progress)) func(Progress) {
+	if progress == nil {
+		return func(Progress) {}
+	}
+	var mu sync.Mutex
+	return func(p Progress) {
+		mu.Lock()
+		defer mu.Unlock()
+		progress(p)
+	}
+}

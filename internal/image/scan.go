@@ -1,0 +1,206 @@
+package image
+
+import (
+	"archive/tar"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"math"
+)
+
+// An index is what a layer's tar holds.
+type index struct {
+	size    int64 // of the tar, in bytes
+	entries []entry
+}
+
+// A tap reads a tar in big steps, of which each is hashed and written before the parser sees a byte of it.
+// It implements io.Seeker so that archive/tar steps over contents instead of copying them.
+type tap struct {
+	src    io.Reader
+	dst    io.Writer
+	hash   hash.Hash
+	limit  int64
+	buffer []byte
+	cur    []byte // not yet consumed
+	pos    int64  // consumed
+	total  int64  // read, hashed and written
+	err    error
+}
+
+func newTap(src io.Reader, dst io.Writer, limit int64) *tap {
+	return &tap{src: src, dst: dst, hash: sha256.New(), limit: limit, buffer: make([]byte, 256<<10)}
+}
+
+// fill reads the next step. At the end of the stream it returns io.EOF.
+func (t *tap) fill() error {
+	if t.err != nil {
+		return t.err
+	}
+	n, err := fill(t.src, t.buffer)
+	t.err = err
+	t.cur = t.buffer[:n]
+	t.hash.Write(t.cur)
+	if t.total += int64(n); t.total > t.limit {
+		t.err = refuse("has more than %d bytes uncompressed", t.limit)
+		return t.err
+	}
+	if _, err := t.dst.Write(t.cur); err != nil {
+		t.err = fmt.Errorf("write layer: %w", err)
+		return t.err
+	}
+	if n == 0 {
+		return t.err
+	}
+	return nil
+}
+
+func (t *tap) Read(p []byte) (int, error) {
+	if len(t.cur) == 0 {
+		if err := t.fill(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, t.cur)
+	t.cur = t.cur[n:]
+	t.pos += int64(n)
+	return n, nil
+}
+
+// Seek goes forward from where it is, as far as the stream goes.
+func (t *tap) Seek(offset int64, whence int) (int64, error) {
+	if whence != io.SeekCurrent || offset < 0 {
+		return t.pos, errors.New("a stream goes forward only")
+	}
+	for offset > 0 {
+		if len(t.cur) == 0 {
+			if err := t.fill(); errors.Is(err, io.EOF) {
+				return t.pos, io.ErrUnexpectedEOF
+			} else if err != nil {
+				return t.pos, err
+			}
+		}
+		n := min(offset, int64(len(t.cur)))
+		t.cur = t.cur[n:]
+		t.pos += n
+		offset -= n
+	}
+	return t.pos, nil
+}
+
+// drain reads to the end of the stream.
+func (t *tap) drain() error {
+	for {
+		t.pos += int64(len(t.cur))
+		t.cur = nil
+		if err := t.fill(); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// scan reads the tar of the layer diffID from src, writes it unchanged to dst, and lists its entries. What
+// it wrote is the layer only when it returns no error.
+func scan(src io.Reader, dst io.Writer, diffID string, limits Limits) (*index, error) {
+	t := newTap(src, dst, limits.LayerBytes)
+	s := scanner{tap: t, limits: limits}
+	if err := s.entries(); err != nil {
+		return nil, err
+	}
+	// What follows the end of the archive means nothing for the tree, but belongs to the layer's bytes.
+	if err := t.drain(); err != nil {
+		return nil, err
+	}
+	if got := digestPrefix + hex.EncodeToString(t.hash.Sum(nil)); got != diffID {
+		return nil, refuse("uncompressed bytes are %s, but the config's rootfs.diff_ids says %s", got, diffID)
+	}
+	if s.end > t.total {
+		return nil, refuse("tar ends within the padding of its last file")
+	}
+	if t.total < sectorSize {
+		return nil, refuse("has %d bytes uncompressed, which is no tar", t.total)
+	}
+	return &index{size: t.total, entries: s.list}, nil
+}
+
+type scanner struct {
+	tap    *tap
+	limits Limits
+	list   []entry
+	names  int64
+	end    int64 // of the last file's content, padded
+}
+
+func (s *scanner) entries() error {
+	reader := tar.NewReader(s.tap)
+	last := ""
+	for count := 1; ; count++ {
+		h, err := reader.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return s.malformed(err, last)
+		}
+		last = h.Name
+		if count > s.limits.Entries {
+			return refuse("has more than %d entries", s.limits.Entries)
+		}
+		if err := s.add(h); err != nil {
+			return fmt.Errorf("entry %s: %w", quote(h.Name), err)
+		}
+	}
+}
+
+// malformed tells a tar that is not one from a stream that failed.
+func (s *scanner) malformed(err error, last string) error {
+	if s.tap.err != nil && !errors.Is(s.tap.err, io.EOF) {
+		return s.tap.err
+	}
+	if last == "" {
+		return refuse("not a tar: %w", err)
+	}
+	return refuse("not a tar after the entry %s, near byte %d: %w", quote(last), s.tap.pos, err)
+}
+
+func (s *scanner) add(h *tar.Header) error {
+	if isSparse(h) {
+		return refuse("is stored as a sparse file: make the archive without --sparse")
+	}
+	offset := s.tap.pos
+	if h.Size < 0 || h.Size > s.limits.LayerBytes-offset {
+		return refuse("declares %d bytes, and a layer may have %d", h.Size, s.limits.LayerBytes)
+	}
+	e, err := newEntry(h, offset)
+	if err != nil || e == nil {
+		return err
+	}
+	if h.Size > 0 {
+		s.end = offset + (h.Size+sectorSize-1)/sectorSize*sectorSize
+	}
+	if s.names += e.nameBytes(); s.names > s.limits.NameBytes {
+		return refuse("is where names and attributes exceed %d bytes", s.limits.NameBytes)
+	}
+	s.list = append(s.list, *e)
+	return nil
+}
+
+// nameBytes is what an entry takes in memory beside its fixed part.
+func (e *entry) nameBytes() int64 {
+	n := len(e.path) + len(e.link)
+	if e.inode != nil {
+		n += len(e.inode.Target)
+		for _, x := range e.inode.Xattrs {
+			n += len(x.Name) + len(x.Value) + 32
+		}
+	}
+	if n > math.MaxInt32 {
+		return math.MaxInt32
+	}
+	return int64(n)
+}
