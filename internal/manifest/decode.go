@@ -133,10 +133,12 @@ func (d *decoder) named(c *spec, n *node, s *scope) {
 		d.report(n.at, c.Key, "", namedExpected(c, n))
 		return
 	}
-	if int64(len(n.items)) > c.Max {
-		d.report(n.keyAt, c.Key, "", fault{code: CodeOutOfRange, message: fmt.Sprintf("%d entries; at most %d are allowed", len(n.items), c.Max)})
+	entries := n.items
+	if int64(len(entries)) > c.Max {
+		d.report(n.keyAt, c.Key, "", tooMany(len(entries), c.Max))
+		entries = entries[:c.Max]
 	}
-	for _, e := range n.items {
+	for _, e := range entries {
 		if f := c.check(e.key); f.code != "" {
 			d.reportAt(e.keyAt, c.Path+"."+displayName(e.key), f)
 		}
@@ -232,6 +234,10 @@ func example(t *spec, c *spec, inside bool) string {
 		return t.Path + " = { " + line + " }"
 	}
 	return line
+}
+
+func tooMany(n int, limit int64) fault {
+	return fault{code: CodeOutOfRange, message: fmt.Sprintf("%d entries; at most %d are allowed", n, limit)}
 }
 
 func (d *decoder) report(at span, k *Key, name string, f fault) {

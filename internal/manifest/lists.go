@@ -23,6 +23,9 @@ func (d *decoder) stringList(c *spec, n *node, s *scope) ([]string, bool) {
 		}
 		return nil, d.judge(c, n, s, f)
 	}
+	if f := c.length(len(n.items)); f.code != "" {
+		return nil, d.judge(c, n, s, f)
+	}
 	out := make([]string, 0, len(n.items))
 	ok := true
 	for _, item := range n.items {
@@ -44,9 +47,6 @@ func (d *decoder) stringList(c *spec, n *node, s *scope) ([]string, bool) {
 		}
 		out = append(out, item.text)
 	}
-	if ok {
-		ok = d.judge(c, n, s, c.length(len(n.items)))
-	}
 	if c.Type == StringSet {
 		slices.Sort(out)
 	} else if ok && c.Min > 0 && out[0] == "" {
@@ -65,7 +65,7 @@ func (c *spec) length(n int) fault {
 		}
 		return f
 	case int64(n) > c.Max:
-		return fault{code: CodeOutOfRange, message: fmt.Sprintf("%d entries; at most %d are allowed", n, c.Max)}
+		return tooMany(n, c.Max)
 	default:
 		return fault{}
 	}
@@ -88,6 +88,9 @@ func (d *decoder) integerSet(c *spec, n *node, s *scope) ([]int, bool) {
 		}
 		return nil, d.judge(c, n, s, f)
 	}
+	if f := c.length(len(n.items)); f.code != "" {
+		return nil, d.judge(c, n, s, f)
+	}
 	out := make([]int, 0, len(n.items))
 	ok := true
 	for _, item := range n.items {
@@ -100,9 +103,6 @@ func (d *decoder) integerSet(c *spec, n *node, s *scope) ([]int, bool) {
 			continue
 		}
 		out = append(out, v)
-	}
-	if ok {
-		ok = d.judge(c, n, s, c.length(len(n.items)))
 	}
 	slices.Sort(out)
 	return out, ok
@@ -153,7 +153,7 @@ func (d *decoder) stringMap(c *spec, n *node, s *scope, dst *map[string]string) 
 		*dst = out
 	}
 	if int64(len(out)) > c.Max {
-		ok = d.judge(c, n, s, fault{code: CodeOutOfRange, message: fmt.Sprintf("%d entries; at most %d are allowed", len(out), c.Max)})
+		ok = d.judge(c, n, s, tooMany(len(out), c.Max))
 	}
 	if total > maxEnvironment {
 		ok = d.judge(c, n, s, fault{

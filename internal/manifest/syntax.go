@@ -68,11 +68,11 @@ func unreadable(src string) (Problem, span) {
 	case strings.IndexByte(src, 0) >= 0:
 		p.Message = "the file has a NUL byte: it is not text"
 		p.Fix = "give a pinnace.toml, not an image, archive or program"
-		return p, span{off: strings.IndexByte(src, 0)}
+		return p, span{off: strings.IndexByte(src, 0), length: 1}
 	case !utf8.ValidString(src):
 		p.Message = "the file is not valid UTF-8"
 		p.Fix = "save the file as UTF-8"
-		return p, span{off: invalidUTF8(src)}
+		return p, span{off: invalidUTF8(src), length: 1}
 	default:
 		return Problem{}, span{}
 	}

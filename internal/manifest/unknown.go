@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"strings"
+	"sync"
 )
 
 // unknown reports a key that is not in the table, with the best that can be said about it.
@@ -62,13 +63,19 @@ func foldedChild(t *spec, key string) string {
 
 // leaf finds a key of that name in another table.
 func leaf(key string) string {
+	return leaves()[key]
+}
+
+// leaves gives the path of every key that is not at the top, by its last part; of several, the first.
+var leaves = sync.OnceValue(func() map[string]string {
+	paths := make(map[string]string)
 	for _, k := range table() {
-		if strings.HasSuffix(k.Path, "."+key) {
-			return strings.Replace(k.Path, "*", "NAME", 1)
+		if _, taken := paths[k.last()]; !taken && k.last() != k.Path {
+			paths[k.last()] = strings.Replace(k.Path, "*", "NAME", 1)
 		}
 	}
-	return ""
-}
+	return paths
+})
 
 // answer is what to say to somebody who asks for something that a manifest does not have.
 type answer struct{ message, why, fix string }

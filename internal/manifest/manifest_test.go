@@ -1,0 +1,276 @@
+package manifest
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/pelletier/go-toml/v2"
+)
+
+func mustParse(t testing.TB, src string) *Manifest {
+	t.Helper()
+	m, problems := Parse([]byte(src))
+	if m == nil {
+		t.Fatalf("refused:\n%v", problems.Err())
+	}
+	return m
+}
+
+func TestParseFillsInTheFields(t *testing.T) {
+	m := mustParse(t, string(corpus(t, "valid")["web"]))
+	want := Port{Port: 8080, Protocol: ProtocolTCP, Expose: ExposePublic, Edge: EdgeRaw, PublicPort: 80, ProxyProtocol: ProxyProtocolNone}
+	if m.Ports["http"] != want {
+		t.Errorf("got %+v", m.Ports["http"])
+	}
+	if (m.Ports["metrics"] != Port{Port: 9090, Protocol: ProtocolTCP, Expose: ExposeInternal}) {
+		t.Errorf("got %+v", m.Ports["metrics"])
+	}
+	ready := &Probe{Type: ProbeHTTP, Port: "http", Path: "/readyz?full=1", Status: []int{200, 204}, Interval: 2 * time.Second, Timeout: time.Second, Pass: 1, Fail: 3}
+	if diff := cmp.Diff(ready, m.Health.Ready); diff != "" {
+		t.Error(diff)
+	}
+	if (m.Resources != Resources{CPUMilli: 500, MemoryBytes: 512 << 20, DiskBytes: 2 << 30}) {
+		t.Errorf("got %+v", m.Resources)
+	}
+	if (m.Stop != Stop{Drain: 5 * time.Second, Timeout: 10 * time.Second}) || m.Restart != RestartAlways {
+		t.Errorf("got %+v, %s", m.Stop, m.Restart)
+	}
+	if m.Entrypoint != nil || m.Command != nil || m.Arch != nil || m.Workdir != "" {
+		t.Error("a default of the image is filled in")
+	}
+	if w := mustParse(t, string(corpus(t, "valid")["worker"])); w.Command == nil || len(w.Command) != 0 {
+		t.Errorf("command = [] became %#v", w.Command)
+	}
+	s := mustParse(t, string(corpus(t, "valid")["secrets"])).Secrets["api"]
+	if s.Mode != 0o440 || s.OnChange != "signal:SIGHUP" {
+		t.Errorf("got %+v", s)
+	}
+}
+
+func TestTemplate(t *testing.T) {
+	m := mustParse(t, string(Template("shop")))
+	if m.Name != "shop" || len(m.Unsupported()) != 0 {
+		t.Errorf("%s: %v", m.Name, m.Unsupported())
+	}
+	uncommented := strings.Replace(string(Template("shop")), "# health", "health", 1)
+	if _, problems := Parse([]byte(uncommented)); len(problems) != 0 {
+		t.Errorf("with the ready check: %v", problems)
+	}
+	if m, _ := Parse(Template("a\"b\n")); m != nil {
+		t.Error("a bad name is accepted")
+	}
+}
+
+func TestParseCanonicalIsStrict(t *testing.T) {
+	good := string(mustParse(t, string(corpus(t, "valid")["web"])).Canonical())
+	edit := func(old, with string) string {
+		t.Helper()
+		if strings.Count(good, old) == 0 {
+			t.Fatalf("%s is not in %s", old, good)
+		}
+		return strings.Replace(good, old, with, 1)
+	}
+	tests := map[string]struct{ in, want string }{
+		"empty":            {"", "parse JSON"},
+		"not an object":    {"[]", "not a JSON object"},
+		"null":             {"null", "not a JSON object"},
+		"cut":              {good[:len(good)-1], "parse JSON"},
+		"trailing":         {good + " ", "not in canonical form"},
+		"second document":  {good + good, "not in canonical form"},
+		"white space":      {edit(`"name":`, `"name": `), "not in canonical form"},
+		"order":            {edit(`"name":"web","network":{"egress":"all"}`, `"network":{"egress":"all"},"name":"web"`), "not in canonical form"},
+		"unknown key":      {edit(`"name":`, `"nam":1,"name":`), "E101"},
+		"wrong case":       {edit(`"name":`, `"Name":`), "E102"},
+		"duplicate":        {edit(`"name":"web"`, `"name":"web","name":"web"`), "is there twice"},
+		"default left out": {edit(`"fail":3,`, ``), "not in canonical form"},
+		"null value":       {edit(`"fail":3`, `"fail":null`), "E103"},
+		"float":            {edit(`"fail":3`, `"fail":3.0`), "E105"},
+		"exponent":         {edit(`"fail":3`, `"fail":3e0`), "E105"},
+		"minus zero":       {edit(`"drain":5000`, `"drain":-0`), "not in canonical form"},
+		"unit":             {edit(`"drain":5000`, `"drain":"5s"`), "E103"},
+		"size":             {edit(`"disk":2147483648`, `"disk":2147483649`), "E105"},
+		"out of range":     {edit(`"port":8080`, `"port":0`), "E105"},
+		"set order":        {edit(`[200,204]`, `[204,200]`), "not in canonical form"},
+		"set twice":        {edit(`[200,204]`, `[200,200]`), "E105"},
+		"escape":           {edit(`"name":"web"`, `"name":"we\u0062"`), "not in canonical form"},
+		"empty table":      {edit(`"schema":"v1"`, `"schema":"v1","secrets":{}`), "not in canonical form"},
+		"rule":             {edit(`"port":9090`, `"port":8080`), "E111"},
+		"another schema":   {edit(`"schema":"v1"`, `"schema":"v2"`), "E105"},
+		"deep":             {strings.Repeat(`{"a":`, 1000), "nested too deep"},
+		"too big":          {strings.Repeat(" ", MaxCanonicalSize+1), "at most"},
+		"toml":             {`schema = "v1"`, "parse JSON"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			m, err := ParseCanonical([]byte(tt.in))
+			if m != nil || err == nil {
+				t.Fatalf("accepted as %s", m.Canonical())
+			}
+			if !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %q, want it to name %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// TestHostileSources gives texts that are made to cost time.
+func TestHostileSources(t *testing.T) {
+	keys := func(format string, n int) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, format, i, i)
+		}
+		return b.String()
+	}
+	tests := map[string]string{
+		"too big":       strings.Repeat("#", MaxSourceSize+1),
+		"deep lists":    "a = " + strings.Repeat("[", MaxSourceSize-10),
+		"deep tables":   "a = " + strings.Repeat("{a=", MaxSourceSize/3-10),
+		"closed lists":  "a = " + strings.Repeat("[", MaxSourceSize/2-10) + strings.Repeat("]", MaxSourceSize/2-10),
+		"long path":     strings.Repeat("a.", MaxSourceSize/2-10) + "a = 1",
+		"unknown keys":  keys("k%d=%d\n", 18000),
+		"variables":     "[env]\n" + keys("K%d=\"%d\"\n", 15000),
+		"ports":         keys("[ports.p%d]\nport=%d\n", 9000),
+		"duplicates":    strings.Repeat("a=1\n", MaxSourceSize/4),
+		"headers":       strings.Repeat("[a]\n", MaxSourceSize/4),
+		"broken lines":  strings.Repeat("a=\n", MaxSourceSize/3),
+		"list":          "command = [" + strings.Repeat(`"",`, MaxSourceSize/3-10) + "]",
+		"set":           "vars = [" + keys(`"A%d_%d",`, 14000) + "]",
+		"list of table": strings.Repeat("[[a]]\n", MaxSourceSize/6),
+		"newlines":      strings.Repeat("\n", MaxSourceSize),
+	}
+	for name, src := range tests {
+		t.Run(name, func(t *testing.T) {
+			start := time.Now()
+			if m, problems := Parse([]byte(src)); m != nil || len(problems) == 0 {
+				t.Fatal("accepted")
+			}
+			if took := time.Since(start); took > 5*time.Second {
+				t.Errorf("took %s", took)
+			}
+		})
+	}
+}
+
+func TestProblemsAsJSON(t *testing.T) {
+	_, problems := Parse([]byte("schema = \"v1\"\nname = \"api\"\nresources = { memory = \"1GB\" }\nhealth.ready = { type = \"exec\", command = [\"x\"] }\n"))
+	got, err := json.Marshal(problems)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `[{"code":"E106","severity":"error","line":3,"column":24,"key":"resources.memory",` +
+		`"message":"\"1GB\" is not a size: digits and one of KiB, MiB, GiB, TiB, such as \"512MiB\"",` +
+		`"why":"sizes are in powers of 1024 and say so; MB and M are read both ways","suggestion":"\"1GiB\""}]`
+	if string(got) != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestRender(t *testing.T) {
+	src := []byte("schema = \"v1\"\nname = \"é\", # \x1b[2J\n\tuser = 5\n")
+	problems := Problems{
+		{Code: CodeSyntax, Severity: SeverityError, Line: 2, Column: 11, Message: "m", width: 1},
+		{Code: CodeRootUser, Severity: SeverityWarning, Line: 3, Column: 9, Key: "user", Message: "m", Why: "w", Fix: "f", width: 1},
+		{Code: CodeUnsupported, Severity: SeverityError, Key: "vars", Message: "m"},
+	}
+	var out bytes.Buffer
+	problems.Render(&out, "p.toml", src, RenderOptions{Caret: true})
+	want := "p.toml:2:11: E100 m\n" +
+		"    2 | name = \"é\", # \uFFFD[2J\n" +
+		"      |           ^\n" +
+		"p.toml:3:9: W201 user: m\n" +
+		"    3 | \tuser = 5\n" +
+		"      | \t       ^\n" +
+		"    why: w\n    fix: f\n" +
+		"p.toml: E150 vars: m\n"
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	out.Reset()
+	problems[2:].Render(&out, "p.toml", nil, RenderOptions{Color: true})
+	if want := "\x1b[1mp.toml\x1b[0m: \x1b[31mE150\x1b[0m vars: m\n"; out.String() != want {
+		t.Errorf("got %q, want %q", out.String(), want)
+	}
+}
+
+func TestProblemsErr(t *testing.T) {
+	warnings := Problems{{Code: CodeRootUser, Severity: SeverityWarning}}
+	if warnings.HasErrors() || warnings.Err() != nil || len(warnings.Warnings()) != 1 || len(warnings.Errors()) != 0 {
+		t.Error("a warning counts as an error")
+	}
+}
+
+func TestCheckCount(t *testing.T) {
+	m := mustParse(t, string(corpus(t, "valid")["postgres"]))
+	if p := m.CheckCount(1); len(p) != 0 {
+		t.Errorf("one instance: %v", p)
+	}
+	p := m.CheckCount(2)
+	if len(p) != 1 || p[0].Code != CodeTooMany || p[0].Line == 0 {
+		t.Errorf("two instances: %v", p)
+	}
+}
+
+func TestUnsupportedAfterParseCanonical(t *testing.T) {
+	m := mustParse(t, string(corpus(t, "valid")["secrets"]))
+	again, err := ParseCanonical(m.Canonical())
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := func(p Problems) (out []string) {
+		for _, q := range p {
+			out = append(out, q.Code+" "+q.Key)
+		}
+		slices.Sort(out)
+		return out
+	}
+	if diff := cmp.Diff(keys(m.Unsupported()), keys(again.Unsupported())); diff != "" {
+		t.Errorf("the same manifest, another answer:\n%s", diff)
+	}
+}
+
+func BenchmarkParse(b *testing.B) {
+	src := sixtyLines(b)
+	b.SetBytes(int64(len(src)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if m, _ := Parse(src); m == nil {
+			b.Fatal("refused")
+		}
+	}
+}
+
+// BenchmarkUnmarshal is what the TOML library alone takes for the same text.
+func BenchmarkUnmarshal(b *testing.B) {
+	src := sixtyLines(b)
+	b.SetBytes(int64(len(src)))
+	b.ReportAllocs()
+	for b.Loop() {
+		var v map[string]any
+		if err := toml.Unmarshal(src, &v); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkCanonical(b *testing.B) {
+	m := mustParse(b, string(sixtyLines(b)))
+	b.ReportAllocs()
+	for b.Loop() {
+		m.Canonical()
+	}
+}
+
+func sixtyLines(b *testing.B) []byte {
+	src := slices.Concat(corpus(b, "valid")["web"], []byte("\n[network]\negress = \"all\"\n[secrets.a]\npath = \"/run/secrets/a\"\nmode = \"0400\"\nrequire = [\"A\", \"B\"]\n[volumes.data]\npath = \"/data\"\nsize = \"10GiB\"\nper = \"instance\"\n[stop]\nsignal = \"SIGTERM\"\ndrain = \"5s\"\ntimeout = \"30s\"\n[ports.admin]\nport = 7000\nexpose = \"none\"\n"))
+	if n := bytes.Count(src, []byte("\n")); n < 58 || n > 62 {
+		b.Fatalf("%d lines", n)
+	}
+	return src
+}

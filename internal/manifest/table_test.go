@@ -1,0 +1,104 @@
+package manifest
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestTable(t *testing.T) {
+	seen := make(map[string]bool)
+	for _, k := range Keys() {
+		if seen[k.Path] {
+			t.Errorf("%s is there twice", k.Path)
+		}
+		seen[k.Path] = true
+		if k.Path != strings.ToLower(k.Path) || strings.Count(k.Path, ".") >= maxNesting {
+			t.Errorf("%s: not lower case, or too deep", k.Path)
+		}
+		if !strings.HasSuffix(k.Doc, ".") {
+			t.Errorf("%s: Doc is no sentence: %q", k.Path, k.Doc)
+		}
+		if k.Effect == "" {
+			t.Errorf("%s: no effect class", k.Path)
+		}
+		if (k.applies == nil) != (k.When == "") || (k.required == nil) != (k.RequiredWhen == "") || (k.defaultIn == nil) != (k.DefaultWhen == "") {
+			t.Errorf("%s: a condition without words, or words without a condition", k.Path)
+		}
+		if k.Type.holdsValue() != (k.ref != nil) || (k.Type == Tables) != (k.elements != nil) {
+			t.Errorf("%s: no way to its field", k.Path)
+		}
+		if k.Required && (k.Default != "" || k.ImageDefault != "") || k.Default != "" && k.ImageDefault != "" {
+			t.Errorf("%s: contradicting defaults", k.Path)
+		}
+		if up, _, ok := cutLast(strings.TrimSuffix(k.Path, ".*")); ok && !seen[strings.TrimSuffix(up, ".*")] {
+			t.Errorf("%s comes before its table", k.Path)
+		}
+		for _, v := range k.Pending {
+			if v != "*" && !slices.Contains(k.Values, v) {
+				t.Errorf("%s: pending value %q does not exist", k.Path, v)
+			}
+		}
+		if k.Default != "" {
+			list := &problemList{}
+			m := &Manifest{Rollout: Rollout{Before: new(Before)}}
+			d := &decoder{m: m, list: list}
+			s := &scope{m: m, port: new(Port), probe: new(Probe), secret: new(Secret), volume: new(Volume)}
+			if !d.value(&spec{Key: &k}, constant(k.Default), s) {
+				t.Errorf("%s: bad default: %v", k.Path, list.problems)
+			}
+		}
+	}
+	values := 0
+	for _, k := range Keys() {
+		if k.Type.holdsValue() && !strings.HasPrefix(k.Path, "health.live.") {
+			values++
+		}
+	}
+	if values > 60 {
+		t.Errorf("%d keys; v1 has at most 60", values)
+	}
+}
+
+// TestGrowth adds a key to v1 as a later release would: what is there keeps its bytes, and the new key is in
+// the canonical form only when it is set, also when it is set to its default.
+func TestGrowth(t *testing.T) {
+	var linger time.Duration
+	grown := compile(append(table(), Key{
+		Path: "stop.linger", Type: Duration, Default: `"1s"`, Max: hour, Effect: EffectInPlace, Since: "1.1",
+		Doc: "A key of the future.", ref: func(*scope) any { return &linger },
+	}))
+	for name, src := range corpus(t, "valid") {
+		old, _ := Parse(src)
+		m, problems := parse(grown, string(src))
+		if m == nil {
+			t.Fatalf("%s: %v", name, problems.Err())
+		}
+		if !bytes.Equal(m.canonical(grown), old.Canonical()) {
+			t.Errorf("%s: another canonical form", name)
+		}
+		if again, err := parseCanonical(grown, old.Canonical()); err != nil || !bytes.Equal(again.canonical(grown), old.Canonical()) {
+			t.Errorf("%s: read back: %v", name, err)
+		}
+	}
+	src := string(Template("api")) + "\n[stop]\nlinger = \"1s\"\n"
+	if m, _ := Parse([]byte(src)); m != nil {
+		t.Error("a version that does not know the key accepts it")
+	}
+	m, problems := parse(grown, src)
+	if m == nil {
+		t.Fatal(problems.Err())
+	}
+	canonical := m.canonical(grown)
+	if !bytes.Contains(canonical, []byte(`"stop":{"drain":5000,"linger":1000,"timeout":10000}`)) {
+		t.Errorf("got %s", canonical)
+	}
+	if again, err := parseCanonical(grown, canonical); err != nil || !bytes.Equal(again.canonical(grown), canonical) {
+		t.Errorf("read back: %v", err)
+	}
+	if _, err := ParseCanonical(canonical); err == nil {
+		t.Error("a version that does not know the key accepts the canonical form")
+	}
+}
