@@ -1,0 +1,221 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync/atomic"
+
+	"github.com/google/go-containerregistry/pkg/name"
+)
+
+const maxRedirects = 3
+
+var errPlainHTTP = errors.New("plain HTTP is not allowed for it")
+
+// knownTokenHosts are token servers that live beside their registry and not on it.
+var knownTokenHosts = map[string]string{
+	"index.docker.io":     "auth.docker.io",
+	"registry.gitlab.com": "gitlab.com",
+}
+
+// guard is the innermost transport of a session: every request of the layers above, their redirects and
+// token exchanges included, goes through it. It is what keeps a hostile registry from collecting
+// credentials and from sending this machine to places of its choice.
+type guard struct {
+	client   *Client
+	registry string // host:port
+	private  atomic.Bool
+}
+
+func newGuard(c *Client, registry name.Registry) *guard {
+	return &guard{client: c, registry: registry.RegistryStr()}
+}
+
+// blobKey marks the context of requests for blobs, which alone may be redirected and be large.
+type blobKey struct{}
+
+func isBlob(req *http.Request) bool { return req.Context().Value(blobKey{}) != nil }
+
+// RoundTrip implements http.RoundTripper.
+func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
+	if err := g.allow(req); err != nil {
+		return nil, err
+	}
+	home := sameHost(req.URL, g.registry)
+	ctx, cancel := context.WithCancelCause(req.Context())
+	transport := g.client.dialers.public
+	if home {
+		transport = g.client.dialers.direct
+		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: g.remember})
+	} else if g.private.Load() {
+		transport = g.client.dialers.direct
+	}
+	out := req.Clone(ctx)
+	if !home && !g.isTokenServer(req.URL) {
+		// The standard client strips these only when the host name differs, not when the port does.
+		for _, h := range []string{"Authorization", "Cookie", "Referer"} {
+			out.Header.Del(h)
+		}
+	}
+	res, err := transport.RoundTrip(out)
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	if err := g.checkChallenge(res, home); err != nil {
+		cancel(nil)
+		return nil, errors.Join(err, res.Body.Close())
+	}
+	most := int64(maxDocument)
+	if isBlob(req) && !g.isTokenServer(req.URL) {
+		most = -1 // Blob bounds it by the size that the manifest declares
+	}
+	res.Body = newBody(res.Body, g.client.limits, most, cancel)
+	return res, nil
+}
+
+// allow says whether a request may be made at all.
+func (g *guard) allow(req *http.Request) error {
+	u := req.URL
+	if req.Host != "" && !strings.EqualFold(req.Host, u.Host) {
+		return g.forbidden("a request for %s was to be sent to %s", req.Host, u.Host)
+	}
+	if u.Scheme != "https" && (u.Scheme != "http" || !g.client.mayBePlain(u.Host)) {
+		if req.Response == nil {
+			return fmt.Errorf("%s: %w", u.Host, errPlainHTTP)
+		}
+		return g.forbidden("it redirects to %s, which is not https", location(u))
+	}
+	if addr, err := netip.ParseAddr(u.Hostname()); err == nil && neverDialled(addr) {
+		return g.forbidden("it leads to %s, an address that registries have no business with", u.Host)
+	}
+	if req.Response == nil {
+		if sameHost(u, g.registry) || g.isTokenServer(u) {
+			return nil
+		}
+		return g.forbidden("credentials were to be sent to %s", u.Host)
+	}
+	from := req.Response.Request
+	if !isBlob(req) || !strings.Contains(origin(from).URL.Path, "/blobs/") {
+		e := g.forbidden("it redirects to %s; only requests for blobs may be redirected", location(u))
+		e.Hint = "name the registry that it redirects to in the reference: " + u.Host
+		return e
+	}
+	if from.URL.Scheme == "https" && u.Scheme != "https" {
+		return g.forbidden("it redirects from https to %s", location(u))
+	}
+	return nil
+}
+
+// checkChallenge refuses to be sent to a token server that the registry's credentials are not for. Other
+// hosts get no credentials whatever they ask for.
+func (g *guard) checkChallenge(res *http.Response, home bool) error {
+	const challenge = "Www-Authenticate"
+	if !home {
+		res.Header.Del(challenge)
+		return nil
+	}
+	for _, value := range res.Header.Values(challenge) {
+		for _, realm := range realms(value) {
+			u, err := url.Parse(realm)
+			if err != nil || u.Host == "" || u.User != nil {
+				return g.forbidden("it names a token server that is no URL: %q", printable(realm))
+			}
+			if !sameHost(u, g.registry) && !g.isTokenServer(u) {
+				e := g.forbidden("it wants credentials to be sent to %s, which is not known to belong to it", u.Host)
+				e.Hint = fmt.Sprintf("if %s really is the token server of %s, allow it as a token host", u.Host, g.registry)
+				return e
+			}
+		}
+	}
+	return nil
+}
+
+// realms returns what a challenge header gives as realm of Bearer challenges. Those of Basic are only a
+// text to show.
+func realms(header string) []string {
+	var found []string
+	lower := strings.ToLower(header)
+	if !strings.Contains(lower, "bearer") {
+		return nil
+	}
+	for at := 0; ; {
+		i := strings.Index(lower[at:], "realm")
+		if i < 0 {
+			return found
+		}
+		at += i + len("realm")
+		value, ok := strings.CutPrefix(strings.TrimLeft(header[at:], " \t"), "=")
+		if !ok {
+			continue
+		}
+		value = strings.TrimLeft(value, " \t")
+		if quoted, ok := strings.CutPrefix(value, `"`); ok {
+			value, _, _ = strings.Cut(quoted, `"`)
+		} else if end := strings.IndexAny(value, ", \t"); end >= 0 {
+			value = value[:end]
+		}
+		if value != "" {
+			found = append(found, value)
+		}
+	}
+}
+
+func (g *guard) isTokenServer(u *url.URL) bool {
+	host := strings.ToLower(u.Host)
+	return host == knownTokenHosts[g.registry] || g.client.tokens[host]
+}
+
+// remember notes whether the registry itself is on a private network; the places that it redirects to may
+// then be, too.
+func (g *guard) remember(info httptrace.GotConnInfo) {
+	if a, ok := info.Conn.RemoteAddr().(*net.TCPAddr); ok && isPrivate(a.AddrPort().Addr()) {
+		g.private.Store(true)
+	}
+}
+
+func (g *guard) forbidden(format string, args ...any) *Error {
+	return &Error{Kind: ErrForbidden, Registry: g.registry, Message: fmt.Sprintf(format, args...)}
+}
+
+// limitRedirects counts; what may be redirected where is the guard's business.
+func limitRedirects(req *http.Request, via []*http.Request) error {
+	if len(via) > maxRedirects {
+		return &Error{Kind: ErrForbidden, Registry: via[0].URL.Host, Message: fmt.Sprintf("it redirects more than %d times", maxRedirects)}
+	}
+	return nil
+}
+
+// origin is the request that a chain of redirects began with.
+func origin(req *http.Request) *http.Request {
+	for req.Response != nil && req.Response.Request != nil {
+		req = req.Response.Request
+	}
+	return req
+}
+
+// location is a URL without the query, in which storage services carry a signature.
+func location(u *url.URL) string { return printable(u.Scheme + "://" + u.Host + u.EscapedPath()) }
+
+// sameHost compares host and port, with the port that the scheme implies.
+func sameHost(u *url.URL, host string) bool {
+	other := &url.URL{Scheme: u.Scheme, Host: host}
+	return strings.EqualFold(u.Hostname(), other.Hostname()) && port(u) == port(other)
+}
+
+func port(u *url.URL) string {
+	switch {
+	case u.Port() != "":
+		return u.Port()
+	case u.Scheme == "http":
+		return "80"
+	}
+	return "443"
+}
