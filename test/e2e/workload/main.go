@@ -1,0 +1,136 @@
+// Command workload is what the end-to-end tests run in microVMs: a web server that tells what it sees and
+// does what it is told.
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "exit" {
+		code, err := strconv.Atoi(os.Args[2])
+		if err != nil {
+			panic(err)
+		}
+		fmt.Println("exiting as told, with", code)
+		os.Exit(code)
+	}
+	if err := serve(); err != nil {
+		fmt.Fprintln(os.Stderr, "workload:", err)
+		os.Exit(1)
+	}
+}
+
+func serve() error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	http.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, "version %s\n", os.Getenv("VERSION"))
+	})
+	http.HandleFunc("GET /self", self)
+	http.HandleFunc("GET /reach", reach)
+	http.HandleFunc("GET /resolve", resolve)
+	http.HandleFunc("GET /hash", hash)
+	http.HandleFunc("GET /slow", slow)
+	http.HandleFunc("GET /exit", func(_ http.ResponseWriter, r *http.Request) {
+		code, _ := strconv.Atoi(r.FormValue("code"))
+		fmt.Println("exiting on request, with", code)
+		os.Exit(code)
+	})
+	server := &http.Server{Addr: ":8080", ReadHeaderTimeout: 5 * time.Second}
+	failed := make(chan error, 1)
+	go func() { failed <- server.ListenAndServe() }()
+	fmt.Println("listening, version", os.Getenv("VERSION"))
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	fmt.Println("got SIGTERM, stopping")
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	return server.Shutdown(grace)
+}
+
+// self tells what the process got from the platform.
+func self(w http.ResponseWriter, _ *http.Request) {
+	wd, _ := os.Getwd()
+	host, _ := os.Hostname()
+	groups, _ := os.Getgroups()
+	ips, _ := net.InterfaceAddrs()
+	var addrs []string
+	for _, a := range ips {
+		addrs = append(addrs, a.String())
+	}
+	_ = json.NewEncoder(w).Encode(map[string]any{
+		"args": os.Args, "env": os.Environ(), "cwd": wd, "hostname": host,
+		"uid": os.Getuid(), "gid": os.Getgid(), "groups": groups, "addresses": addrs, "pid": os.Getpid(),
+	})
+}
+
+// reach tries to connect and tells what happened.
+func reach(w http.ResponseWriter, r *http.Request) {
+	conn, err := net.DialTimeout("tcp", r.FormValue("addr"), time.Second)
+	if err != nil {
+		fmt.Fprintln(w, "no:", err)
+		return
+	}
+	defer conn.Close()
+	fmt.Fprintln(w, "open")
+}
+
+func resolve(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+	defer cancel()
+	addrs, err := net.DefaultResolver.LookupHost(ctx, r.FormValue("name"))
+	if err != nil {
+		fmt.Fprintln(w, "no:", err)
+		return
+	}
+	fmt.Fprintln(w, strings.Join(addrs, " "))
+}
+
+// hash is the SHA-256 of a file of the image.
+func hash(w http.ResponseWriter, r *http.Request) {
+	f, err := os.Open(r.FormValue("file"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	fmt.Fprintf(w, "%x\n", h.Sum(nil))
+}
+
+// slow answers in pieces over some seconds, to be under way while instances are replaced.
+func slow(w http.ResponseWriter, r *http.Request) {
+	for n := range 20 {
+		if _, err := fmt.Fprintf(w, "piece %d\n", n); errors.Is(err, syscall.EPIPE) {
+			return
+		}
+		w.(http.Flusher).Flush()
+		select {
+		case <-r.Context().Done():
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	fmt.Fprintln(w, "done")
+}
