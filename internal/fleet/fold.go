@@ -1,0 +1,193 @@
+package fleet
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+
+	"github.com/pinnacehq/pinnace/internal/manifest"
+	"github.com/pinnacehq/pinnace/internal/release"
+)
+
+const (
+	// MaxCount is the largest number of instances of a deployment.
+	MaxCount = 1000
+	// defaultCount is what an app has until somebody scales it.
+	defaultCount = 1
+	// keptEnded is how many ended instances of an app are kept to be shown.
+	keptEnded = 32
+)
+
+var nameShape = regexp.MustCompile(`^[a-z][a-z0-9-]{0,39}$`)
+
+// ValidName reports whether name may name an environment or an app.
+func ValidName(name string) bool { return nameShape.MatchString(name) }
+
+func appKey(environment, app string) string { return environment + "/" + app }
+
+func (p *EnvironmentCreated) fold(s *State, e Event) error {
+	if !ValidName(p.Name) {
+		return fmt.Errorf("environment name %q: want %s", p.Name, nameShape)
+	}
+	if s.environments.get(p.Name) != nil {
+		return fmt.Errorf("environment %s: %w", p.Name, ErrExists)
+	}
+	s.environments.put(p.Name, &Environment{Name: p.Name, CreatedAt: e.At})
+	return nil
+}
+
+func (p *HostJoined) fold(s *State, e Event) error {
+	if p.Host == "" || p.Architecture == "" || p.MemoryBytes <= 0 || p.CPUMilli <= 0 || p.DiskBytes <= 0 {
+		return fmt.Errorf("host %q: id, architecture, memory, CPU and disk are needed", p.Host)
+	}
+	s.hosts.put(p.Host, &Host{
+		ID: p.Host, Name: p.Name, Architecture: p.Architecture, MemoryBytes: p.MemoryBytes, CPUMilli: p.CPUMilli, DiskBytes: p.DiskBytes,
+		Labels: maps.Clone(p.Labels), Version: p.Version, Driver: p.Driver, Accelerator: p.Accelerator, JoinedAt: e.At,
+	})
+	if s.bookings.get(p.Host) == nil {
+		s.bookings.put(p.Host, &Booking{})
+	}
+	return nil
+}
+
+func (p *ReleaseCreated) fold(s *State, e Event) error {
+	m, err := manifest.ParseCanonical([]byte(p.ManifestCanonical))
+	if err != nil {
+		return fmt.Errorf("manifest of release %s: %w", p.Release, err)
+	}
+	image, err := release.ParseImageDigest(p.Image)
+	if err != nil {
+		return fmt.Errorf("release %s: %w", p.Release, err)
+	}
+	r := release.Release{App: m.Name, Image: image, Manifest: manifest.HashOf([]byte(p.ManifestCanonical))}
+	switch {
+	case p.ManifestHash != string(r.Manifest):
+		return fmt.Errorf("release %s: its manifest has the hash %s, not %s", p.Release, r.Manifest, p.ManifestHash)
+	case p.App != m.Name:
+		return fmt.Errorf("release %s: its manifest is of app %s, not %s", p.Release, m.Name, p.App)
+	case p.Release != string(r.ID()):
+		return fmt.Errorf("release %s: its image and manifest make %s", p.Release, r.ID())
+	case len(p.Platforms) == 0:
+		return fmt.Errorf("release %s: no platform", p.Release)
+	case s.releases.get(p.Release) != nil:
+		return fmt.Errorf("release %s: %w", p.Release, ErrExists)
+	}
+	s.releases.put(p.Release, &Release{
+		ID: r.ID(), App: p.App, Image: image, Hash: r.Manifest, Source: p.ManifestSource, Canonical: p.ManifestCanonical, Manifest: m,
+		Sources: slices.Clone(p.Sources), Platforms: slices.Clone(p.Platforms), Seq: e.Seq, CreatedAt: e.At, CreatedBy: e.Actor,
+	})
+	return nil
+}
+
+func (p *ReleaseSourced) fold(s *State, _ Event) error {
+	if s.releases.get(p.Release) == nil {
+		return fmt.Errorf("release %s: %w", p.Release, ErrNotFound)
+	}
+	s.releases.change(p.Release, func(r *Release) { r.Sources = slices.Clone(p.Sources) })
+	return nil
+}
+
+func (p *DeploymentStarted) fold(s *State, e Event) error {
+	if err := p.check(s); err != nil {
+		return err
+	}
+	key := appKey(p.Environment, p.App)
+	if s.apps.get(key) == nil {
+		index := s.environments.get(p.Environment).Apps
+		s.environments.change(p.Environment, func(env *Environment) { env.Apps++ })
+		s.apps.put(key, &App{Environment: p.Environment, Name: p.App, Index: index, Count: defaultCount})
+	}
+	d := &Deployment{
+		ID: p.Deployment, Environment: p.Environment, App: p.App, Kind: p.Kind, Release: release.ID(p.Release), Count: p.Count,
+		Vars: maps.Clone(p.Vars), Previous: p.Previous, Before: s.apps.get(key).Latest, Target: p.Target,
+		State: Running, Actor: e.Actor, Seq: e.Seq, StartedAt: e.At,
+	}
+	s.putDeployment(d)
+	s.apps.change(key, func(a *App) { a.Active, a.Latest = d.ID, d.ID })
+	return nil
+}
+
+func (p *DeploymentStarted) check(s *State) error {
+	if s.environments.get(p.Environment) == nil {
+		return fmt.Errorf("environment %s: %w", p.Environment, ErrNotFound)
+	}
+	r := s.releases.get(p.Release)
+	if r == nil || r.App != p.App {
+		return fmt.Errorf("release %s of app %s: %w", p.Release, p.App, ErrNotFound)
+	}
+	if p.Deployment == "" || s.deployments.get(p.Deployment) != nil {
+		return fmt.Errorf("deployment %q: %w", p.Deployment, ErrExists)
+	}
+	live := ""
+	app := s.App(p.Environment, p.App)
+	if app != nil {
+		live = app.Live
+		if app.Active != "" {
+			return &BusyError{Active: s.Deployment(app.Active)}
+		}
+	} else if s.environments.get(p.Environment).Apps >= MaxApps {
+		return fmt.Errorf("environment %s: it has given out all of its %d virtual addresses", p.Environment, MaxApps)
+	}
+	if p.Previous != live {
+		return &StaleError{Want: p.Previous, Have: live}
+	}
+	switch p.Kind {
+	case KindStop:
+		if p.Count != 0 || app == nil {
+			return fmt.Errorf("a stop is of an app that was deployed, to a count of 0, not %d", p.Count)
+		}
+		return nil
+	case KindDeploy, KindRollback:
+		if p.Count < 1 || p.Count > MaxCount {
+			return fmt.Errorf("count %d is not within 1 and %d", p.Count, MaxCount)
+		}
+		return s.PortConflict(p.Environment, r)
+	default:
+		return fmt.Errorf("unknown kind of deployment %q", p.Kind)
+	}
+}
+
+func (p *DeploymentTurnedBack) fold(s *State, e Event) error {
+	d := s.deployments.get(p.Deployment)
+	if d == nil || d.State != Running || d.Kind == KindStop {
+		return fmt.Errorf("deployment %q is not one that can be turned back", p.Deployment)
+	}
+	changed := *d
+	changed.State, changed.Reason, changed.TurnedAt = RollingBack, p.Reason, e.At
+	s.putDeployment(&changed)
+	return nil
+}
+
+func (p *DeploymentFinished) fold(s *State, e Event) error {
+	d := s.active.get(p.Deployment)
+	if d == nil {
+		return fmt.Errorf("deployment %q is not active", p.Deployment)
+	}
+	switch p.Outcome {
+	case Succeeded, RolledBack, Failed, Mixed:
+	case Running, RollingBack:
+		return fmt.Errorf("deployment %s: %q is not an outcome", d.ID, p.Outcome)
+	default:
+		return fmt.Errorf("deployment %s: unknown outcome %q", d.ID, p.Outcome)
+	}
+	changed := *d
+	changed.State, changed.Reason, changed.EndedAt = p.Outcome, p.Reason, e.At
+	s.putDeployment(&changed)
+	s.apps.change(appKey(d.Environment, d.App), func(a *App) {
+		a.Active = ""
+		if p.Outcome == Succeeded {
+			a.Live = d.ID
+		}
+	})
+	return nil
+}
+
+func (s *State) putDeployment(d *Deployment) {
+	s.deployments.put(d.ID, d)
+	if d.Active() {
+		s.active.put(d.ID, d)
+	} else {
+		s.active.put(d.ID, nil)
+	}
+}

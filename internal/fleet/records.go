@@ -1,0 +1,151 @@
+package fleet
+
+import (
+	"time"
+
+	"github.com/pinnacehq/pinnace/internal/manifest"
+	"github.com/pinnacehq/pinnace/internal/release"
+)
+
+// Kind is what a deployment was asked for.
+type Kind string
+
+// The kinds of deployments.
+const (
+	KindDeploy   Kind = "deploy"
+	KindRollback Kind = "rollback"
+	KindStop     Kind = "stop"
+)
+
+// DeploymentState is how far a deployment is.
+type DeploymentState string
+
+// The states of a deployment. The first two are of one that is active.
+const (
+	Running     DeploymentState = "running"
+	RollingBack DeploymentState = "rolling-back"
+	Succeeded   DeploymentState = "succeeded"
+	RolledBack  DeploymentState = "rolled-back"
+	Failed      DeploymentState = "failed"
+	Mixed       DeploymentState = "mixed"
+)
+
+// Records are shared between the state and its readers, and replaced as a whole when they change: nobody
+// may write to one.
+type (
+	// Environment is an isolation domain.
+	Environment struct {
+		Name      string
+		CreatedAt time.Time
+		// Apps counts the apps that were ever deployed; it gives the next one its virtual address.
+		Apps int
+	}
+
+	// App is an app in an environment.
+	App struct {
+		Environment, Name string
+		// Index is the app's number in the environment, in order of first deployment, from 0.
+		Index int
+		// Count is how many instances a deployment of it has.
+		Count int
+		// Live is the last deployment that succeeded, Active the one that runs, Latest the last one that was
+		// started. Each may be empty.
+		Live, Active, Latest string
+		// Instances are the ids of those that run or are to run, Ended of some that have ended, oldest first.
+		Instances, Ended []string
+	}
+
+	// Host is what a host said of itself when it joined last.
+	Host struct {
+		ID, Name, Architecture           string
+		MemoryBytes, CPUMilli, DiskBytes int64
+		Labels                           map[string]string
+		Version, Driver, Accelerator     string
+		JoinedAt                         time.Time
+	}
+
+	// Booking is what is placed on a host: sums over its instances, without any overhead.
+	Booking struct {
+		MemoryBytes, CPUMilli, DiskBytes int64
+		Instances                        []string
+	}
+
+	// Release is a pair of image and manifest, with what is needed to run it.
+	Release struct {
+		ID        release.ID
+		App       string
+		Image     release.ImageDigest
+		Hash      manifest.Hash
+		Source    string
+		Canonical string
+		Manifest  *manifest.Manifest `json:"-"`
+		Sources   []string
+		Platforms []Platform
+		Seq       uint64
+		CreatedAt time.Time
+		CreatedBy string
+	}
+
+	// Deployment is the record of one deployment; it holds everything that a rollback to it restores.
+	Deployment struct {
+		ID, Environment, App string
+		Kind                 Kind
+		Release              release.ID
+		Count                int
+		Vars                 map[string]string
+		// Previous was live when it began, Before was the one started before it, whatever became of that,
+		// and Target is the record that a rollback restores.
+		Previous, Before, Target string
+		State                    DeploymentState
+		Reason                   string
+		Actor                    string
+		Seq                      uint64
+		StartedAt, TurnedAt      time.Time
+		EndedAt                  time.Time
+	}
+
+	// Instance is one microVM-to-be, through all of its attempts.
+	Instance struct {
+		ID, Environment, App string
+		Ordinal              int
+		Host                 string
+		Release              release.ID
+		// Deployment is the one that it belongs to; Planner the one in whose course it was placed. They
+		// differ for an instance that a rollout started on its way back.
+		Deployment, Planner string
+		PlacedAt            time.Time
+		// Stop is true once it was asked to stop.
+		Stop   bool
+		StopAt time.Time
+
+		// Attempts count from 1; each of these is the last one that got that far.
+		StartedAttempt, ReadyAttempt, EndedAttempt uint32
+		FirstStartedAt, StartedAt, ReadyAt         time.Time
+		Booted                                     *Booted
+		// Crashes counts ends that nobody asked for. Burst counts the events of ends that came close upon
+		// each other: a reader of the log wants the first of them, not all.
+		Crashes, Burst uint32
+		LastEnd        *End
+		// Final is true once it will not run again.
+		Final bool
+	}
+
+	// End is the end of an attempt.
+	End struct {
+		Attempt uint32
+		Cause   Cause
+		Planned bool
+		At      time.Time
+	}
+)
+
+// Active reports whether the deployment is still under way.
+func (d *Deployment) Active() bool { return d.State == Running || d.State == RollingBack }
+
+// Serves reports whether the instance runs, or is to run, and was not asked to stop.
+func (i *Instance) Serves() bool { return !i.Final && !i.Stop }
+
+// Completed reports whether the instance ended by itself having done what it had to do.
+func (i *Instance) Completed() bool {
+	return i.Final && !i.Stop && i.LastEnd != nil && !i.LastEnd.Planned && i.LastEnd.Cause.Kind == "exited" && i.LastEnd.Cause.Code == 0
+}

@@ -1,0 +1,144 @@
+package server
+
+import (
+	"context"
+	"maps"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
+	"github.com/pinnacehq/pinnace/internal/fleet"
+)
+
+// agents answers the agents of hosts.
+type agents struct{ *Server }
+
+var _ pinnacev1connect.AgentServiceHandler = (*agents)(nil)
+
+func (a *agents) Join(ctx context.Context, req *connect.Request[pb.JoinRequest]) (*connect.Response[pb.JoinResponse], error) {
+	h := req.Msg.GetHost()
+	if h.GetId() == "" || len(h.GetId()) > 64 || h.GetArchitecture() == "" || h.GetMemoryBytes() <= 0 || h.GetCpuMilli() <= 0 || h.GetDiskBytes() <= 0 {
+		return nil, refuse(connect.CodeInvalidArgument, "host %q: an id of at most 64 bytes, an architecture, memory, CPU and disk are needed", cut(h.GetId()))
+	}
+	joined := &fleet.HostJoined{
+		Host: h.GetId(), Name: h.GetName(), Architecture: h.GetArchitecture(), MemoryBytes: h.GetMemoryBytes(), CPUMilli: h.GetCpuMilli(),
+		DiskBytes: h.GetDiskBytes(), Labels: h.GetLabels(), Version: h.GetVersion(), Driver: h.GetDriver(), Accelerator: h.GetAccelerator(),
+	}
+	var known *fleet.Host
+	a.ledger.read(func(st *fleet.State) { known = st.Host(h.GetId()) })
+	// Coming back as it was is no news.
+	if known == nil || !sameHost(known, joined) {
+		if _, err := a.ledger.append(ctx, "host/"+h.GetId(), "", joined); err != nil {
+			return nil, a.onWire(ctx, err)
+		}
+	}
+	a.observed.joined(h.GetId(), a.now())
+	a.notice()
+	return connect.NewResponse(&pb.JoinResponse{ServerVersion: a.opts.Version}), nil
+}
+
+func sameHost(h *fleet.Host, j *fleet.HostJoined) bool {
+	return h.Name == j.Name && h.Architecture == j.Architecture && h.MemoryBytes == j.MemoryBytes && h.CPUMilli == j.CPUMilli &&
+		h.DiskBytes == j.DiskBytes && maps.Equal(h.Labels, j.Labels) && h.Version == j.Version && h.Driver == j.Driver && h.Accelerator == j.Accelerator
+}
+
+// knownHost refuses those who have not joined.
+func (a *agents) knownHost(id string) error {
+	var h *fleet.Host
+	a.ledger.read(func(st *fleet.State) { h = st.Host(id) })
+	if h == nil {
+		return refuse(connect.CodeNotFound, "host %q has not joined", cut(id))
+	}
+	return nil
+}
+
+func (a *agents) Report(_ context.Context, req *connect.Request[pb.ReportRequest]) (*connect.Response[pb.ReportResponse], error) {
+	host := req.Msg.GetHost()
+	if err := a.knownHost(host); err != nil {
+		return nil, err
+	}
+	now := a.now()
+	was, _ := a.observed.connected(host, now)
+	// What is not placed on the host is none of its business, and would be kept for nothing.
+	req.Msg.Instances = a.placedOn(host, req.Msg.GetInstances())
+	changed := a.observed.reported(req.Msg, now)
+	a.ledger.read(func(st *fleet.State) {
+		for _, r := range changed {
+			i := st.Instance(r.GetInstance())
+			if i == nil {
+				continue
+			}
+			if d := st.Deployment(st.App(i.Environment, i.App).Active); d != nil {
+				a.narrateReport(d, i, r, now)
+			}
+		}
+	})
+	if len(changed) > 0 || !was {
+		a.notice()
+	} else {
+		a.poke()
+	}
+	return connect.NewResponse(&pb.ReportResponse{}), nil
+}
+
+func (a *agents) placedOn(host string, reports []*pb.InstanceReport) []*pb.InstanceReport {
+	var placed []*pb.InstanceReport
+	a.ledger.read(func(st *fleet.State) {
+		for _, r := range reports {
+			if i := st.Instance(r.GetInstance()); i != nil && i.Host == host {
+				placed = append(placed, r)
+			}
+		}
+	})
+	return placed
+}
+
+func (a *agents) WatchAssignments(ctx context.Context, req *connect.Request[pb.WatchAssignmentsRequest], stream *connect.ServerStream[pb.WatchAssignmentsResponse]) error {
+	host := req.Msg.GetHost()
+	if err := a.knownHost(host); err != nil {
+		return err
+	}
+	var sent *pb.WatchAssignmentsResponse
+	asked := map[string]bool{}
+	alive := time.NewTicker(keepAlive)
+	defer alive.Stop()
+	quiet := false
+	for {
+		changed := a.changed.next()
+		set := a.assignments(host)
+		requests := a.logs.waiting(host, asked)
+		switch {
+		case sent == nil || !sameSet(sent, set):
+			sent = set
+			full := proto.CloneOf(set)
+			full.LogRequests = requests
+			if err := stream.Send(full); err != nil {
+				return err
+			}
+		case len(requests) > 0 || quiet:
+			if err := stream.Send(&pb.WatchAssignmentsResponse{Revision: sent.GetRevision(), LogRequests: requests}); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return a.onWire(ctx, ctx.Err())
+		case <-changed:
+			quiet = false
+		case <-alive.C:
+			quiet = true
+		}
+	}
+}
+
+// sameSet compares two sets without their revisions, which are positions in the log and grow with every event.
+func sameSet(a, b *pb.WatchAssignmentsResponse) bool {
+	revision := b.GetRevision()
+	b.Revision = a.GetRevision()
+	same := proto.Equal(a, b)
+	b.Revision = revision
+	return same
+}

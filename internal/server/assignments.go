@@ -1,0 +1,95 @@
+package server
+
+import (
+	"cmp"
+	"slices"
+
+	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/fleet"
+)
+
+// assignments is everything that a host is to run, with what it needs for that: the manifests and images of
+// the releases, by digest, and the names and ports of the environments. Its revision is the position in the
+// log, so that a later set has a larger one, across restarts of the server too.
+func (s *Server) assignments(host string) *pb.WatchAssignmentsResponse {
+	out := &pb.WatchAssignmentsResponse{Complete: true}
+	s.ledger.read(func(st *fleet.State) {
+		out.Revision = st.Seq()
+		h := st.Host(host)
+		environments, releases := map[string]bool{}, map[string]bool{}
+		for _, i := range st.InstancesOn(host) {
+			out.Assignments = append(out.Assignments, &pb.Assignment{
+				Instance: i.ID, Environment: i.Environment, App: i.App, Ordinal: uint32(i.Ordinal), Release: string(i.Release),
+				Deployment: i.Deployment, Stop: i.Stop, Vars: st.Deployment(i.Deployment).Vars,
+			})
+			environments[i.Environment] = true
+			if !releases[string(i.Release)] {
+				releases[string(i.Release)] = true
+				out.Releases = append(out.Releases, assignedRelease(st.Release(i.Release), h.Architecture))
+			}
+		}
+		for _, env := range st.Environments() {
+			if environments[env.Name] {
+				out.Environments = append(out.Environments, assignedEnvironment(st, env.Name))
+			}
+		}
+	})
+	slices.SortFunc(out.Assignments, func(a, b *pb.Assignment) int { return cmp.Compare(a.GetInstance(), b.GetInstance()) })
+	slices.SortFunc(out.Releases, func(a, b *pb.AssignedRelease) int { return cmp.Compare(a.GetId(), b.GetId()) })
+	return out
+}
+
+func assignedRelease(r *fleet.Release, architecture string) *pb.AssignedRelease {
+	out := &pb.AssignedRelease{
+		Id: string(r.ID), Image: string(r.Image), ManifestHash: string(r.Hash), ManifestCanonical: []byte(r.Canonical), Sources: r.Sources,
+	}
+	for _, p := range r.Platforms {
+		if p.Architecture == architecture {
+			out.Platform = platformProto(p)
+		}
+	}
+	return out
+}
+
+// assignedEnvironment lists all apps of an environment: their names are to resolve also on hosts that run none
+// of their instances.
+func assignedEnvironment(st *fleet.State, name string) *pb.AssignedEnvironment {
+	out := &pb.AssignedEnvironment{Name: name}
+	for _, app := range st.Apps(name) {
+		v4, v6 := app.VirtualAddresses()
+		out.Apps = append(out.Apps, &pb.AssignedApp{
+			App: app.Name, VirtualAddress: v4.String(), VirtualAddressV6: v6.String(), Ports: assignedPorts(st, app),
+		})
+	}
+	return out
+}
+
+// assignedPorts are the ports of all releases in force. While one release replaces another they may differ;
+// each stays until nothing serves behind it.
+func assignedPorts(st *fleet.State, app *fleet.App) []*pb.AssignedPort {
+	type place struct {
+		name             string
+		port, publicPort int
+		expose           string
+	}
+	var out []*pb.AssignedPort
+	have := map[place]bool{}
+	for _, r := range st.ReleasesInForce(app) {
+		for name, p := range r.Manifest.Ports {
+			at := place{name, p.Port, p.PublicPort, p.Expose}
+			if have[at] {
+				continue
+			}
+			have[at] = true
+			out = append(out, &pb.AssignedPort{
+				Name: name, Port: uint32(p.Port), Protocol: p.Protocol, Expose: p.Expose, Edge: p.Edge,
+				PublicPort: uint32(p.PublicPort), ProxyProtocol: p.ProxyProtocol,
+			})
+		}
+	}
+	slices.SortFunc(out, func(a, b *pb.AssignedPort) int {
+		return cmp.Or(cmp.Compare(a.GetName(), b.GetName()), cmp.Compare(a.GetPort(), b.GetPort()), cmp.Compare(a.GetPublicPort(), b.GetPublicPort()),
+			cmp.Compare(a.GetExpose(), b.GetExpose()))
+	})
+	return out
+}

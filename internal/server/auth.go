@@ -1,0 +1,49 @@
+package server
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"net/http"
+	"strings"
+
+	"connectrpc.com/connect"
+
+	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
+)
+
+// maxMessage is the largest message that is read, in bytes.
+const maxMessage = 16 << 20
+
+// Handler serves ControlService to people and their scripts: everything behind the admin token.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle(pinnacev1connect.NewControlServiceHandler(&control{s}, connect.WithReadMaxBytes(maxMessage)))
+	return bearer(s.opts.AdminToken, "an admin token is needed: pass --token, set PINNACE_TOKEN, or use the context that `pinnace dev` made", mux)
+}
+
+// AgentHandler serves AgentService to hosts: everything behind the agent token.
+func (s *Server) AgentHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle(pinnacev1connect.NewAgentServiceHandler(&agents{s}, connect.WithReadMaxBytes(maxMessage)))
+	return bearer(s.opts.AgentToken, "the agent token is needed", mux)
+}
+
+// bearer lets only requests with the token through, whatever they ask for. Tokens are compared by their
+// hashes, so neither content nor length shows in the time that it takes.
+func bearer(token, hint string, next http.Handler) http.Handler {
+	want := sha256.Sum256([]byte(token))
+	refusal := connect.NewErrorWriter()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		got := sha256.Sum256([]byte(given))
+		if !ok || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
+			err := connect.NewError(connect.CodeUnauthenticated, errors.New(hint))
+			if !refusal.IsSupported(r) || refusal.Write(w, r, err) != nil {
+				http.Error(w, hint, http.StatusUnauthorized)
+			}
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}

@@ -1,0 +1,182 @@
+package server
+
+import (
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/pinnacehq/pinnace/internal/fleet"
+	"github.com/pinnacehq/pinnace/internal/manifest"
+	"github.com/pinnacehq/pinnace/internal/rollout"
+	"github.com/pinnacehq/pinnace/internal/scheduler"
+)
+
+// view is what package rollout needs to know of an active deployment; nil when it is not active.
+func (s *Server) view(id string, now time.Time) *rollout.View {
+	var v *rollout.View
+	s.ledger.read(func(st *fleet.State) {
+		d := st.Deployment(id)
+		if d == nil || !d.Active() {
+			return
+		}
+		settings := st.Release(d.Release).Manifest.Rollout
+		v = &rollout.View{
+			Count: d.Count, MaxParallel: settings.MaxParallel, BootTimeout: settings.BootTimeout, Hold: settings.Hold,
+			Deadline: settings.Deadline, Pause: settings.OnFailure == manifest.OnFailurePause,
+			Since: s.watchedSince(d.StartedAt), Away: s.loop.attended.IsZero(), Blocked: s.loop.blocked[d.ID],
+		}
+		if previous := st.Deployment(d.Previous); previous != nil {
+			v.HasPrevious, v.PreviousCount = true, previous.Count
+		}
+		if d.State == fleet.RollingBack {
+			v.Back = &rollout.Back{Reason: d.Reason, Since: s.watchedSince(d.TurnedAt)}
+		}
+		for _, i := range slices.Concat(st.Instances(d.Environment, d.App), st.EndedInstances(d.Environment, d.App)) {
+			if !i.Final || i.Deployment == d.ID || i.Deployment == d.Previous {
+				v.Instances = append(v.Instances, s.viewInstance(d, i, now))
+			}
+		}
+	})
+	return v
+}
+
+// watchedSince is t, or when this server began to watch with a host to carry decisions out, if that is later.
+func (s *Server) watchedSince(t time.Time) time.Time {
+	if s.loop.attended.After(t) {
+		return s.loop.attended
+	}
+	return t
+}
+
+func (s *Server) viewInstance(d *fleet.Deployment, i *fleet.Instance, now time.Time) rollout.Instance {
+	side := rollout.Other
+	switch i.Deployment {
+	case d.ID:
+		side = rollout.New
+	case d.Previous:
+		side = rollout.Previous
+	}
+	seen := s.observed.instance(i.ID)
+	on, _ := s.observed.connected(i.Host, now)
+	v := rollout.Instance{
+		ID: i.ID, Ordinal: i.Ordinal, Side: side, Restored: side == rollout.Previous && i.Planner == d.ID,
+		Stopping: i.Stop, Ended: i.Final, Completed: i.Completed(), Reachable: on && seen.report != nil,
+		EverReady: i.ReadyAttempt > 0, Ends: int(i.Crashes),
+	}
+	if !i.FirstStartedAt.IsZero() {
+		v.StartedAt = s.watchedSince(i.FirstStartedAt)
+	}
+	if v.Reachable && !i.Final && seen.report.GetState() == stateReady {
+		v.Ready, v.ReadySince = true, seen.readySince
+		// Nobody saw it unready since the log says that it became ready.
+		if seen.fromStart && i.ReadyAttempt == seen.report.GetAttempt() && !i.ReadyAt.IsZero() {
+			v.ReadySince = i.ReadyAt
+		}
+	}
+	if i.LastEnd != nil {
+		v.StartFailed = i.LastEnd.Cause.Kind == "start_failed" && !i.LastEnd.Planned
+		v.LastEnd = describe(i.LastEnd.Cause)
+	}
+	return v
+}
+
+// carryOut turns actions into events. What has no place comes back as blocked.
+func (s *Server) carryOut(deployment string, actions []rollout.Action, now time.Time) (events []fleet.Payload, blocked *rollout.Blocked, err error) {
+	plan := &fleet.InstancesPlanned{Deployment: deployment}
+	var starts []rollout.Action
+	for _, a := range actions {
+		switch a.Kind {
+		case rollout.Start:
+			starts = append(starts, a)
+		case rollout.Stop:
+			plan.Stop = append(plan.Stop, a.Instance)
+		case rollout.TurnBack:
+			return []fleet.Payload{&fleet.DeploymentTurnedBack{Deployment: deployment, Reason: a.Reason}}, nil, nil
+		case rollout.Finish:
+			return []fleet.Payload{&fleet.DeploymentFinished{
+				Deployment: deployment, Outcome: fleet.DeploymentState(a.Outcome), Reason: a.Reason,
+			}}, nil, nil
+		}
+	}
+	if len(starts) > 0 {
+		if plan.Start, err = s.place(deployment, starts, now); err != nil {
+			refusal := (*scheduler.Refusal)(nil)
+			if !errors.As(err, &refusal) {
+				return nil, nil, err
+			}
+			blocked = &rollout.Blocked{Reason: refusal.Error(), Since: now}
+		}
+	}
+	if len(plan.Start)+len(plan.Stop) > 0 {
+		events = append(events, plan)
+	}
+	return events, blocked, nil
+}
+
+// place finds hosts for starts, which are all of one side. When there is room for some of them only, it
+// returns those together with the refusal of the rest.
+func (s *Server) place(deployment string, starts []rollout.Action, now time.Time) (planned []fleet.PlannedStart, refusal error) {
+	var (
+		owner *fleet.Deployment
+		hosts []string
+		err   error
+	)
+	s.ledger.read(func(st *fleet.State) {
+		owner = st.Deployment(deployment)
+		if starts[0].Side == rollout.Previous {
+			owner = st.Deployment(owner.Previous)
+		}
+		hosts, err = s.schedule(st, owner.Environment, st.Release(owner.Release), len(starts), now)
+		refused := (*scheduler.Refusal)(nil)
+		if errors.As(err, &refused) && refused.Placed > 0 {
+			refusal = err
+			hosts, err = s.schedule(st, owner.Environment, st.Release(owner.Release), refused.Placed, now)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	for n, host := range hosts {
+		id, err := s.newID(owner.App)
+		if err != nil {
+			return nil, err
+		}
+		planned = append(planned, fleet.PlannedStart{
+			Instance: id, Ordinal: starts[n].Ordinal, Host: host, Deployment: owner.ID, Release: string(owner.Release),
+		})
+	}
+	return planned, refusal
+}
+
+// schedule asks the scheduler for places for n instances of a release.
+func (s *Server) schedule(st *fleet.State, environment string, r *fleet.Release, n int, now time.Time) ([]string, error) {
+	running := map[string]int{}
+	for _, i := range st.Instances(environment, r.App) {
+		running[i.Host]++
+	}
+	var hosts []scheduler.Host
+	for _, h := range st.Hosts() {
+		b := st.Booking(h.ID)
+		on, _ := s.observed.connected(h.ID, now)
+		hosts = append(hosts, scheduler.Host{
+			ID: h.ID, Architecture: h.Architecture, Connected: on, AppInstances: running[h.ID],
+			MemoryBytes: h.MemoryBytes, MemoryBooked: scheduler.Footprints(len(b.Instances), b.MemoryBytes),
+			DiskBytes: h.DiskBytes, DiskBooked: b.DiskBytes, CPUMilli: h.CPUMilli, CPUBooked: b.CPUMilli,
+		})
+	}
+	res := r.Manifest.Resources
+	return scheduler.Place(scheduler.Request{
+		Instances: n, MemoryBytes: res.MemoryBytes, DiskBytes: res.DiskBytes, CPUMilli: res.CPUMilli, Architectures: architectures(r),
+	}, hosts)
+}
+
+// architectures that the release has an image for and its manifest allows.
+func architectures(r *fleet.Release) []string {
+	var all []string
+	for _, p := range r.Platforms {
+		if len(r.Manifest.Arch) == 0 || slices.Contains(r.Manifest.Arch, p.Architecture) {
+			all = append(all, p.Architecture)
+		}
+	}
+	return all
+}

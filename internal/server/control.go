@@ -1,0 +1,182 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
+	"github.com/pinnacehq/pinnace/internal/eventlog"
+	"github.com/pinnacehq/pinnace/internal/fleet"
+	"github.com/pinnacehq/pinnace/internal/scheduler"
+)
+
+// control answers people and their scripts. Handlers translate, check, call and translate.
+type control struct{ *Server }
+
+var _ pinnacev1connect.ControlServiceHandler = (*control)(nil)
+
+func (c *control) GetServerInfo(context.Context, *connect.Request[pb.GetServerInfoRequest]) (*connect.Response[pb.GetServerInfoResponse], error) {
+	head := c.ledger.log.Head()
+	return connect.NewResponse(&pb.GetServerInfoResponse{
+		Version: c.opts.Version, ClusterId: c.ledger.log.ID().String(), HeadSeq: head.Seq, HeadHash: head.Hash[:],
+		StartedAt: timestamppb.New(c.startedAt),
+	}), nil
+}
+
+func (c *control) CreateEnvironment(ctx context.Context, req *connect.Request[pb.CreateEnvironmentRequest]) (*connect.Response[pb.CreateEnvironmentResponse], error) {
+	name := req.Msg.GetName()
+	if !fleet.ValidName(name) {
+		return nil, refuse(connect.CodeInvalidArgument, "environment name %q: want a lower-case letter, then at most 39 lower-case letters, digits and dashes", name)
+	}
+	_, err := c.ledger.append(ctx, actorAdmin, requestKey("environment", req.Msg.GetIdempotencyKey()), &fleet.EnvironmentCreated{Name: name})
+	if err != nil {
+		return nil, c.onWire(ctx, err)
+	}
+	env, err := c.environment(name)
+	if err != nil {
+		// The key was used for another name before.
+		return nil, refuse(connect.CodeInvalidArgument, "the idempotency key %q was used for another request", req.Msg.GetIdempotencyKey())
+	}
+	return connect.NewResponse(&pb.CreateEnvironmentResponse{Environment: environmentProto(env)}), nil
+}
+
+// requestKey makes what a caller chose into a key of the log, whose keys are one name space.
+func requestKey(kind, key string) string {
+	if key == "" {
+		return ""
+	}
+	return kind + "/" + key
+}
+
+// environment finds an environment, or says how to make it.
+func (c *control) environment(name string) (env *fleet.Environment, err error) {
+	c.ledger.read(func(st *fleet.State) { env, err = environmentIn(st, name) })
+	return env, err
+}
+
+func environmentIn(st *fleet.State, name string) (*fleet.Environment, error) {
+	if name == "" {
+		return nil, refuse(connect.CodeInvalidArgument, "no environment was named: pass -e")
+	}
+	env := st.Environment(name)
+	if env != nil {
+		return env, nil
+	}
+	known := ""
+	for _, e := range st.Environments() {
+		known += " " + e.Name
+	}
+	if known == "" {
+		known = " none"
+	}
+	return nil, refuse(connect.CodeNotFound, "environment %q does not exist (there are:%s). Create it: pinnace env create %s", name, known, name)
+}
+
+func (c *control) ListEnvironments(context.Context, *connect.Request[pb.ListEnvironmentsRequest]) (*connect.Response[pb.ListEnvironmentsResponse], error) {
+	out := &pb.ListEnvironmentsResponse{}
+	c.ledger.read(func(st *fleet.State) {
+		for _, e := range st.Environments() {
+			out.Environments = append(out.Environments, environmentProto(e))
+		}
+	})
+	return connect.NewResponse(out), nil
+}
+
+func environmentProto(e *fleet.Environment) *pb.Environment {
+	return &pb.Environment{Name: e.Name, CreatedAt: timestamppb.New(e.CreatedAt)}
+}
+
+func (c *control) ListHosts(context.Context, *connect.Request[pb.ListHostsRequest]) (*connect.Response[pb.ListHostsResponse], error) {
+	out := &pb.ListHostsResponse{}
+	now := c.now()
+	c.ledger.read(func(st *fleet.State) {
+		for _, h := range st.Hosts() {
+			on, at := c.observed.connected(h.ID, now)
+			b := st.Booking(h.ID)
+			out.Hosts = append(out.Hosts, &pb.Host{
+				Id: h.ID, Name: h.Name, Architecture: h.Architecture, MemoryBytes: h.MemoryBytes, CpuMilli: h.CPUMilli, DiskBytes: h.DiskBytes,
+				MemoryBookedBytes: scheduler.Footprints(len(b.Instances), b.MemoryBytes),
+				Labels:            h.Labels, Version: h.Version, Driver: h.Driver, Accelerator: h.Accelerator,
+				Connected: on, LastSeenAt: timestampOrNil(at),
+			})
+		}
+	})
+	return connect.NewResponse(out), nil
+}
+
+func timestampOrNil(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+// Bounds of one message of ReadEvents.
+const (
+	batchEvents = 256
+	batchBytes  = 1 << 20
+)
+
+func (c *control) ReadEvents(ctx context.Context, req *connect.Request[pb.ReadEventsRequest], stream *connect.ServerStream[pb.ReadEventsResponse]) error {
+	b := batch{send: stream.Send}
+	if !req.Msg.GetFollow() {
+		for e, err := range c.ledger.log.Read(ctx, req.Msg.GetAfter()) {
+			if err == nil {
+				err = b.add(&e)
+			}
+			if err != nil {
+				return c.onWire(ctx, fmt.Errorf("read events: %w", err))
+			}
+		}
+		return b.flush()
+	}
+	for events, err := range c.ledger.log.Watch(ctx, req.Msg.GetAfter()) {
+		for i := range events {
+			if err == nil {
+				err = b.add(&events[i])
+			}
+		}
+		if err == nil {
+			err = b.flush()
+		}
+		if err != nil {
+			return c.onWire(ctx, fmt.Errorf("follow events: %w", err))
+		}
+	}
+	return nil
+}
+
+// batch puts events into messages of a bounded size.
+type batch struct {
+	send  func(*pb.ReadEventsResponse) error
+	msg   pb.ReadEventsResponse
+	bytes int
+}
+
+func (b *batch) add(e *eventlog.Event) error {
+	if len(b.msg.Events) > 0 && (len(b.msg.Events) == batchEvents || b.bytes+len(e.Payload) > batchBytes) {
+		if err := b.flush(); err != nil {
+			return err
+		}
+	}
+	b.msg.Events = append(b.msg.Events, &pb.Event{
+		Seq: e.Seq, Stream: e.Stream, Version: e.Version, Type: e.Type, TypeVersion: uint32(e.TypeVersion), TimeUnixNano: e.Time,
+		Actor: e.Actor, IdempotencyKey: e.IdempotencyKey, Payload: e.Payload, Hash: e.Hash[:],
+	})
+	b.bytes += len(e.Payload)
+	return nil
+}
+
+func (b *batch) flush() error {
+	if len(b.msg.Events) == 0 {
+		return nil
+	}
+	err := b.send(&pb.ReadEventsResponse{Events: b.msg.Events})
+	b.msg.Events, b.bytes = nil, 0
+	return err
+}

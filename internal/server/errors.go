@@ -1,0 +1,69 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"connectrpc.com/connect"
+
+	"github.com/pinnacehq/pinnace/internal/eventlog"
+	"github.com/pinnacehq/pinnace/internal/fleet"
+	"github.com/pinnacehq/pinnace/internal/scheduler"
+)
+
+// refuse makes an error that the caller sees as it is.
+func refuse(code connect.Code, format string, args ...any) error {
+	return connect.NewError(code, fmt.Errorf(format, args...))
+}
+
+// onWire gives an error the code that stands for it. What nobody foresaw is logged, and the caller learns
+// only that it happened.
+func (s *Server) onWire(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	var known *connect.Error
+	if errors.As(err, &known) {
+		return known
+	}
+	// The fold refuses an event in more words than a caller needs.
+	var rejected *eventlog.RejectedError
+	if errors.As(err, &rejected) {
+		err = rejected.Cause
+	}
+	var (
+		busy    *fleet.BusyError
+		stale   *fleet.StaleError
+		port    *fleet.PortConflictError
+		place   *scheduler.Refusal
+		regress *eventlog.RegressionError
+	)
+	switch {
+	case errors.As(err, &busy):
+		return refuse(connect.CodeAborted, "%w. Wait for it: pinnace status -e %s", busy, busy.Active.Environment)
+	case errors.As(err, &stale):
+		return refuse(connect.CodeAborted, "somebody else deployed at the same time: %w. Look at what is live and try again", stale)
+	case errors.As(err, &port):
+		return refuse(connect.CodeFailedPrecondition, "%w. Choose another public_port, or stop that app", port)
+	case errors.As(err, &place):
+		if place.NotConnected == place.Hosts {
+			return refuse(connect.CodeUnavailable, "%w. Is `pinnace agent` running there?", place)
+		}
+		return refuse(connect.CodeFailedPrecondition, "%w", place)
+	case errors.As(err, &regress):
+		return refuse(connect.CodeFailedPrecondition, "%w", regress)
+	case errors.Is(err, fleet.ErrNotFound):
+		return connect.NewError(connect.CodeNotFound, err)
+	case errors.Is(err, fleet.ErrExists):
+		return connect.NewError(connect.CodeAlreadyExists, err)
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return connect.NewError(connect.CodeCanceled, err)
+	case errors.Is(err, eventlog.ErrNotCommitted), errors.Is(err, eventlog.ErrUnknown), errors.Is(err, eventlog.ErrFailed), errors.Is(err, eventlog.ErrClosed):
+		s.log.ErrorContext(ctx, "append to the event log", "error", err)
+		return refuse(connect.CodeUnavailable, "the server could not write its log; nothing is lost, look at its log and try again")
+	default:
+		s.log.ErrorContext(ctx, "request failed", "error", err)
+		return refuse(connect.CodeInternal, "internal error; the server's log says more")
+	}
+}

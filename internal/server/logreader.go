@@ -1,0 +1,93 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+)
+
+// logReader is one StreamLogs request at work. It belongs to its handler; only the channels are shared.
+type logReader struct {
+	control *control
+	req     *pb.StreamLogsRequest
+	// asked maps instances to the requests that were made for them, open holds the requests that go on.
+	asked map[string]string
+	open  map[string]bool
+
+	done  <-chan struct{}
+	lines chan *pb.StreamLogsResponse
+	ended chan string
+	// watchers tell that a request has ended.
+	watchers sync.WaitGroup
+}
+
+// ask makes a request for each instance that has none yet. While a caller follows an app, new instances join.
+func (r *logReader) ask(ctx context.Context, stream *connect.ServerStream[pb.StreamLogsResponse]) error {
+	targets, err := r.control.logTargets(r.req)
+	if err != nil {
+		return err
+	}
+	if r.open == nil {
+		r.open = map[string]bool{}
+	}
+	added := false
+	for _, i := range targets {
+		on, _ := r.control.observed.connected(i.Host, r.control.now())
+		if r.asked[i.ID] != "" {
+			continue
+		}
+		if !on {
+			r.asked[i.ID] = "away"
+			err := stream.Send(&pb.StreamLogsResponse{
+				Instance: i.ID, Stream: "platform", At: timestamppb.New(r.control.now()),
+				Line: fmt.Appendf(nil, "host %s is away: the lines of %s are there, and cannot be read now", i.Host, i.ID),
+			})
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		id, err := r.control.newID("log")
+		if err != nil {
+			return r.control.onWire(ctx, err)
+		}
+		want := &logWant{
+			host: i.Host, lines: r.lines, done: r.done, ended: make(chan struct{}),
+			request: &pb.LogRequest{Id: id, Instance: i.ID, Follow: r.req.GetFollow(), Tail: r.req.GetTail()},
+		}
+		r.control.logs.add(want)
+		r.asked[i.ID], r.open[id] = id, true
+		r.watchers.Go(func() { r.await(id, want) })
+		added = true
+	}
+	if added {
+		r.control.changed.fire()
+	}
+	return nil
+}
+
+// await tells the handler when the agent has sent everything.
+func (r *logReader) await(id string, want *logWant) {
+	select {
+	case <-want.ended:
+	case <-r.done:
+		return
+	}
+	select {
+	case r.ended <- id:
+	case <-r.done:
+	}
+}
+
+// close takes the requests back and waits for what the reader started. The handler has cancelled done.
+func (r *logReader) close() {
+	for _, id := range r.asked {
+		r.control.logs.remove(id)
+	}
+	r.watchers.Wait()
+}

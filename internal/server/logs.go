@@ -1,0 +1,158 @@
+package server
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+
+	"connectrpc.com/connect"
+
+	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/fleet"
+)
+
+// maxLogInstances is of how many instances one request may read the logs at a time.
+const maxLogInstances = 256
+
+// logBroker brings those who want log lines and the agents that have them together. Lines pass through; none
+// are kept.
+type logBroker struct {
+	mu    sync.Mutex
+	wants map[string]*logWant // guarded by mu; by request id
+}
+
+// logWant is a request for the lines of one instance.
+type logWant struct {
+	host    string
+	request *pb.LogRequest
+	// served is true once an agent has answered.
+	served bool
+	// lines is what the agent sends; done is closed by whoever asked when it has enough, ended by the agent's
+	// side when there are no more.
+	lines chan *pb.StreamLogsResponse
+	done  <-chan struct{}
+	ended chan struct{}
+}
+
+func newLogBroker() *logBroker { return &logBroker{wants: map[string]*logWant{}} }
+
+func (b *logBroker) add(w *logWant) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.wants[w.request.GetId()] = w
+}
+
+func (b *logBroker) remove(id string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.wants, id)
+}
+
+// take hands a request to the agent that answers it; nobody else can answer it then.
+func (b *logBroker) take(id string) *logWant {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	w := b.wants[id]
+	if w == nil || w.served {
+		return nil
+	}
+	w.served = true
+	return w
+}
+
+// waiting returns the requests for a host that are not in asked, and puts them there.
+func (b *logBroker) waiting(host string, asked map[string]bool) []*pb.LogRequest {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []*pb.LogRequest
+	for id, w := range b.wants {
+		if w.host == host && !w.served && !asked[id] {
+			asked[id] = true
+			out = append(out, w.request)
+		}
+	}
+	for id := range asked {
+		if b.wants[id] == nil {
+			delete(asked, id)
+		}
+	}
+	slices.SortFunc(out, func(a, b *pb.LogRequest) int { return strings.Compare(a.GetId(), b.GetId()) })
+	return out
+}
+
+// SendLogs takes the lines of one request from an agent.
+func (a *agents) SendLogs(ctx context.Context, stream *connect.ClientStream[pb.SendLogsRequest]) (*connect.Response[pb.SendLogsResponse], error) {
+	var want *logWant
+	for stream.Receive() {
+		msg := stream.Msg()
+		if want == nil {
+			if want = a.logs.take(msg.GetRequest()); want == nil {
+				return nil, refuse(connect.CodeNotFound, "nobody waits for the logs of request %q", cut(msg.GetRequest()))
+			}
+			defer close(want.ended)
+		}
+		for _, line := range msg.GetLines() {
+			line.Instance = want.request.GetInstance() // an agent speaks for what it was asked for, and for nothing else
+			select {
+			case want.lines <- line:
+			case <-want.done:
+				return nil, refuse(connect.CodeCanceled, "nobody reads anymore")
+			case <-ctx.Done():
+				return nil, a.onWire(ctx, ctx.Err())
+			}
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&pb.SendLogsResponse{}), nil
+}
+
+func (c *control) StreamLogs(ctx context.Context, req *connect.Request[pb.StreamLogsRequest], stream *connect.ServerStream[pb.StreamLogsResponse]) error {
+	if _, err := c.logTargets(req.Msg); err != nil {
+		return err
+	}
+	reading, stop := context.WithCancel(ctx)
+	r := &logReader{control: c, req: req.Msg, done: reading.Done(), lines: make(chan *pb.StreamLogsResponse), ended: make(chan string), asked: map[string]string{}}
+	defer r.close()
+	defer stop()
+	for {
+		changed := c.changed.next()
+		if err := r.ask(ctx, stream); err != nil {
+			return err
+		}
+		if len(r.open) == 0 && !req.Msg.GetFollow() {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return c.onWire(ctx, ctx.Err())
+		case line := <-r.lines:
+			if err := stream.Send(line); err != nil {
+				return err
+			}
+		case id := <-r.ended:
+			delete(r.open, id)
+		case <-changed:
+		}
+	}
+}
+
+// logTargets are the instances that a request means: one, or all of an app.
+func (c *control) logTargets(req *pb.StreamLogsRequest) (targets []*fleet.Instance, err error) {
+	c.ledger.read(func(st *fleet.State) {
+		if _, err = environmentIn(st, req.GetEnvironment()); err != nil {
+			return
+		}
+		if st.App(req.GetEnvironment(), req.GetTarget()) != nil {
+			targets = st.Instances(req.GetEnvironment(), req.GetTarget())
+			return
+		}
+		var i *fleet.Instance
+		if i, err = findInstance(st, req.GetEnvironment(), req.GetTarget()); err == nil {
+			targets = []*fleet.Instance{i}
+		}
+	})
+	return targets[:min(len(targets), maxLogInstances)], err
+}

@@ -1,0 +1,189 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/eventlog"
+	"github.com/pinnacehq/pinnace/internal/fleet"
+	"github.com/pinnacehq/pinnace/internal/rollout"
+)
+
+const (
+	actorServer = "server"
+	actorAdmin  = "admin"
+	// maxSteps bounds how often the loop asks for the next step of one deployment before it looks at the
+	// others again.
+	maxSteps = 8
+	// retryAfter is when a step is tried again that the log's fold refused, because something else came first.
+	retryAfter = time.Second
+)
+
+// loopState is what the loop remembers. Losing it costs a deployment some time and nothing else.
+type loopState struct {
+	// blocked says since when a deployment has had no place for an instance.
+	blocked map[string]*rollout.Blocked
+	// attended is since when at least one host has been connected without a break; zero while none is.
+	attended time.Time
+}
+
+func newLoopState() loopState { return loopState{blocked: map[string]*rollout.Blocked{}} }
+
+// Run decides, until ctx ends or the log cannot be written anymore; then nothing can be trusted that was not
+// read from the disk again, and the process is to end. Active deployments go on where they were.
+func (s *Server) Run(ctx context.Context) error {
+	s.log.InfoContext(ctx, "control plane runs", "version", s.opts.Version, "cluster", s.ledger.log.ID().String(), "head", s.ledger.log.Head().Seq)
+	for {
+		next, err := s.step(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("control loop: %w", err)
+		}
+		timer := time.NewTimer(s.until(next))
+		select {
+		case <-ctx.Done():
+		case <-s.wake:
+		case <-timer.C:
+		case <-s.ledger.log.Failed():
+			err = s.ledger.log.Err()
+		case err = <-s.ledger.broken:
+		}
+		timer.Stop()
+		if err != nil {
+			return fmt.Errorf("control loop: %w", err)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+// until is how long to wait for next; a zero next means a long time, because something will wake the loop.
+func (s *Server) until(next time.Time) time.Duration {
+	if next.IsZero() {
+		return time.Hour
+	}
+	return max(next.Sub(s.now()), 0)
+}
+
+// step looks at everything once, and returns when to look again if nothing wakes the loop.
+func (s *Server) step(ctx context.Context) (time.Time, error) {
+	now := s.now()
+	s.attend(now)
+	next := s.observed.nextSilence(now)
+	sooner := func(t time.Time) {
+		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
+			next = t
+		}
+	}
+	for _, report := range s.observed.drain() {
+		if err := s.recordReport(ctx, report); err != nil {
+			return time.Time{}, err
+		}
+	}
+	var active []*fleet.Deployment
+	s.ledger.read(func(st *fleet.State) { active = st.ActiveDeployments() })
+	s.forgetFinished(active)
+	for _, d := range active {
+		wake, err := s.advance(ctx, d.ID)
+		if rejected := (*eventlog.RejectedError)(nil); errors.As(err, &rejected) {
+			s.log.WarnContext(ctx, "step refused by the state", "deployment", d.ID, "error", err)
+			wake, err = now.Add(retryAfter), nil
+		}
+		if err != nil {
+			return time.Time{}, fmt.Errorf("advance deployment %s: %w", d.ID, err)
+		}
+		sooner(wake)
+	}
+	return next, nil
+}
+
+// attend notes since when somebody has been there to carry decisions out.
+func (s *Server) attend(now time.Time) {
+	anybody := false
+	s.ledger.read(func(st *fleet.State) {
+		for _, h := range st.Hosts() {
+			if on, _ := s.observed.connected(h.ID, now); on {
+				anybody = true
+			}
+		}
+	})
+	switch {
+	case !anybody:
+		s.loop.attended = time.Time{}
+	case s.loop.attended.IsZero():
+		s.loop.attended = now
+	}
+}
+
+func (s *Server) forgetFinished(active []*fleet.Deployment) {
+	still := make(map[string]bool, len(active))
+	for _, d := range active {
+		still[d.ID] = true
+	}
+	for id := range s.loop.blocked {
+		if !still[id] {
+			delete(s.loop.blocked, id)
+		}
+	}
+}
+
+// recordReport appends what a report brings that the log doesn't have. Each instance is a request of its own:
+// one that the fold refuses must not hold up the others.
+func (s *Server) recordReport(ctx context.Context, r *pb.ReportRequest) error {
+	for _, report := range r.GetInstances() {
+		var i *fleet.Instance
+		s.ledger.read(func(st *fleet.State) { i = st.Instance(report.GetInstance()) })
+		if i == nil || i.Host != r.GetHost() {
+			continue // not placed there: the agent learns so from its assignments
+		}
+		news := facts(i, report, s.observed.instance(i.ID), s.now())
+		if len(news) == 0 {
+			continue
+		}
+		_, err := s.ledger.append(ctx, "host/"+r.GetHost(), "", news...)
+		if rejected := (*eventlog.RejectedError)(nil); errors.As(err, &rejected) {
+			s.log.WarnContext(ctx, "report refused by the state", "instance", i.ID, "host", r.GetHost(), "error", err)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("record report of %s: %w", i.ID, err)
+		}
+	}
+	return nil
+}
+
+// advance brings one deployment as far as it goes now, and returns when to look at it again.
+func (s *Server) advance(ctx context.Context, deployment string) (time.Time, error) {
+	for range maxSteps {
+		now := s.now()
+		view := s.view(deployment, now)
+		if view == nil {
+			return time.Time{}, nil // it has ended
+		}
+		actions, wake := rollout.Next(*view, now)
+		events, blocked, err := s.carryOut(deployment, actions, now)
+		if err != nil {
+			return time.Time{}, err
+		}
+		if blocked == nil {
+			delete(s.loop.blocked, deployment)
+		} else if s.loop.blocked[deployment] == nil {
+			s.log.WarnContext(ctx, "no place for an instance", "deployment", deployment, "reason", blocked.Reason)
+			s.loop.blocked[deployment] = blocked
+			continue // so that Next says how long it bears that
+		}
+		if len(events) == 0 {
+			return wake, nil
+		}
+		if _, err := s.ledger.append(ctx, actorServer, "", events...); err != nil {
+			return time.Time{}, err
+		}
+	}
+	return s.now(), nil
+}

@@ -1,0 +1,131 @@
+package server
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/pinnacehq/pinnace/internal/fleet"
+	"github.com/pinnacehq/pinnace/internal/manifest"
+)
+
+// proposal is a deployment that could be started now.
+type proposal struct {
+	environment string
+	app         *fleet.App // nil before the first deployment
+	release     *fleet.Release
+	kind        fleet.Kind
+	count       int
+	vars        map[string]string
+	live        *fleet.Deployment // nil when nothing is
+	target      *fleet.Deployment // of a rollback
+	// unchanged is true when what it would bring is there already.
+	unchanged bool
+	// hosts are where the first instances would go.
+	hosts   []string
+	running []*fleet.Instance
+	token   string
+}
+
+// propose checks everything that can be known before something is started. An error is fit for the wire, or
+// becomes so in onWire.
+func (s *Server) propose(st *fleet.State, environment string, r *fleet.Release, target *fleet.Deployment, now time.Time) (*proposal, error) {
+	p := &proposal{environment: environment, release: r, kind: fleet.KindDeploy, count: 1, target: target, app: st.App(environment, r.App)}
+	if problems := r.Manifest.Unsupported(); problems.HasErrors() {
+		return nil, refuse(connect.CodeInvalidArgument, "release %s of %s is valid, but this version of Pinnace cannot run it:\n%s", r.ID.Short(), r.App, list(problems.Errors()))
+	}
+	if target != nil {
+		p.kind, p.vars = fleet.KindRollback, target.Vars
+	}
+	if p.app != nil {
+		p.count, p.live = p.app.Count, st.Deployment(p.app.Live)
+		p.running = st.Instances(environment, r.App)
+		if active := st.Deployment(p.app.Active); active != nil {
+			return nil, &fleet.BusyError{Active: active}
+		}
+	}
+	p.token = p.fingerprint()
+	if p.unchanged = p.isLive(st); p.unchanged {
+		return p, nil
+	}
+	if err := st.PortConflict(environment, r); err != nil {
+		return nil, err
+	}
+	// Starting first needs room beside what runs; what the first step needs must be there now.
+	serving := 0
+	for _, i := range p.running {
+		if i.Serves() {
+			serving++
+		}
+	}
+	need := max(min(p.count, r.Manifest.Rollout.MaxParallel), p.count-serving)
+	hosts, err := s.schedule(st, environment, r, need, now)
+	if err != nil {
+		return nil, err
+	}
+	p.hosts = hosts
+	return p, nil
+}
+
+// isLive reports whether the release serves with the settings that a deployment would have.
+func (p *proposal) isLive(st *fleet.State) bool {
+	if p.live == nil || p.live.Release != p.release.ID || p.live.Count != p.count {
+		return false
+	}
+	have := 0
+	for _, i := range p.running {
+		if !i.Serves() {
+			continue
+		}
+		if i.Deployment != p.live.ID {
+			return false // an earlier deployment ended mixed
+		}
+		have++
+	}
+	for _, i := range st.EndedInstances(p.environment, p.release.App) {
+		if i.Deployment == p.live.ID && i.Completed() {
+			have++
+		}
+	}
+	return have >= p.count
+}
+
+// fingerprint changes whenever a plan that was made before is not to be carried out as it is.
+func (p *proposal) fingerprint() string {
+	h := sha256.New()
+	for _, part := range []string{p.environment, string(p.release.ID), string(p.kind), fmt.Sprint(p.count)} {
+		fmt.Fprintf(h, "%d:%s,", len(part), part)
+	}
+	if p.app != nil {
+		fmt.Fprintf(h, "%s,%s,%s,", p.app.Live, p.app.Latest, strings.Join(p.app.Instances, ","))
+	}
+	return "plan-" + hex.EncodeToString(h.Sum(nil)[:8])
+}
+
+// started is the event that begins what was proposed.
+func (p *proposal) started(id string) *fleet.DeploymentStarted {
+	e := &fleet.DeploymentStarted{
+		Deployment: id, Environment: p.environment, App: p.release.App, Kind: p.kind, Release: string(p.release.ID), Count: p.count, Vars: p.vars,
+	}
+	if p.live != nil {
+		e.Previous = p.live.ID
+	}
+	if p.target != nil {
+		e.Target = p.target.ID
+	}
+	return e
+}
+
+// warnings are what the plan says beside its steps.
+func (p *proposal) warnings() []string {
+	var out []string
+	_, problems := manifest.Parse([]byte(p.release.Source))
+	for _, w := range problems.Warnings() {
+		out = append(out, fmt.Sprintf("%s %s: %s", w.Code, w.Key, w.Message))
+	}
+	return out
+}

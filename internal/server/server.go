@@ -1,0 +1,138 @@
+// Package server is the control plane: it takes what people and agents say, decides, and writes the
+// decisions into the event log.
+//
+// One loop (Run) reads the state, which is the fold of the log, and the latest reports of the agents, asks
+// package rollout for the next step and package scheduler for places, and appends the outcome. Everything
+// that it knows beside the log can be lost: a server that was killed folds the log, waits for the agents to
+// report again, and goes on where it was.
+//
+// The server never contacts a registry or a host. The CLI resolves images, the agents pull and ask for work.
+// It does not listen either: whoever starts it serves Handler and AgentHandler.
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/pinnacehq/pinnace/internal/eventlog"
+)
+
+// Options of a Server. Engine, Logger and both tokens are needed.
+type Options struct {
+	// Engine stores the event log; the server owns it from New on, and closes it also when New fails.
+	Engine eventlog.Engine
+	Logger *slog.Logger
+	// AdminToken opens ControlService and AgentToken opens AgentService. They must differ.
+	AdminToken, AgentToken string
+	// Version is what the server says it is.
+	Version string
+	// HostTimeout is how long a host counts as connected after its last report; 15 s when 0.
+	HostTimeout time.Duration
+	// Now is the clock and Random the source of ids; time.Now and crypto/rand when nil.
+	Now    func() time.Time
+	Random io.Reader
+}
+
+// Server is one control plane. Its handlers may be called by many goroutines.
+type Server struct {
+	opts      Options
+	log       *slog.Logger
+	now       func() time.Time
+	startedAt time.Time
+
+	ledger   *ledger
+	observed *observed
+	journals *journals
+	logs     *logBroker
+	// changed fires after every commit, and after reports that say something new.
+	changed *signal
+	// wake asks the loop to look again.
+	wake chan struct{}
+
+	loop loopState // owned by Run
+}
+
+// New opens the log, folds it and returns a server that answers, and decides once Run is called.
+func New(ctx context.Context, opts Options) (*Server, error) {
+	if err := opts.complete(); err != nil {
+		return nil, errors.Join(err, closeEngine(opts.Engine))
+	}
+	s := &Server{
+		opts: opts, log: opts.Logger, now: opts.Now, startedAt: opts.Now(),
+		observed: newObserved(opts.HostTimeout), journals: newJournals(), logs: newLogBroker(),
+		changed: newSignal(), wake: make(chan struct{}, 1), loop: newLoopState(),
+	}
+	l, err := openLedger(ctx, opts, s.committed)
+	if err != nil {
+		return nil, err
+	}
+	s.ledger = l
+	return s, nil
+}
+
+func (o *Options) complete() error {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Random == nil {
+		o.Random = rand.Reader
+	}
+	if o.HostTimeout <= 0 {
+		o.HostTimeout = 15 * time.Second
+	}
+	switch {
+	case o.Engine == nil || o.Logger == nil:
+		return errors.New("start server: an engine and a logger are needed")
+	case o.AdminToken == "" || o.AgentToken == "":
+		return errors.New("start server: without an admin token and an agent token nobody could be let in")
+	case o.AdminToken == o.AgentToken:
+		return errors.New("start server: the admin token and the agent token must differ")
+	}
+	return nil
+}
+
+func closeEngine(e eventlog.Engine) error {
+	if e == nil {
+		return nil
+	}
+	return e.Close()
+}
+
+// Close closes the log. Run and all handlers must have returned.
+func (s *Server) Close() error { return s.ledger.log.Close() }
+
+// committed follows every event that is durable, in order. It is called by the log's writer.
+func (s *Server) committed(entries []entry) {
+	for _, e := range entries {
+		s.narrate(e)
+	}
+	s.notice()
+}
+
+// notice wakes everything that looks at state or reports.
+func (s *Server) notice() {
+	s.changed.fire()
+	s.poke()
+}
+
+// poke wakes the loop.
+func (s *Server) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default: // it is awake already, or about to be
+	}
+}
+
+// newID draws an id of prefix, a dash and 12 hexadecimal digits.
+func (s *Server) newID(prefix string) (string, error) {
+	var b [6]byte
+	if _, err := io.ReadFull(s.opts.Random, b[:]); err != nil {
+		return "", fmt.Errorf("draw an id: %w", err)
+	}
+	return fmt.Sprintf("%s-%x", prefix, b), nil
+}

@@ -1,0 +1,26 @@
+package server
+
+import "sync"
+
+// signal tells any number of waiters that something has changed. It carries no facts: who is woken looks
+// for itself, so a slow waiter misses nothing but the steps in between.
+type signal struct {
+	mu sync.Mutex
+	ch chan struct{} // guarded by mu; closed by fire
+}
+
+func newSignal() *signal { return &signal{ch: make(chan struct{})} }
+
+// next is closed by the next fire. Take it before looking.
+func (s *signal) next() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ch
+}
+
+func (s *signal) fire() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.ch)
+	s.ch = make(chan struct{})
+}

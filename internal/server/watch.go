@@ -1,0 +1,55 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+
+	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/fleet"
+)
+
+// keepAlive is how often a stream that has nothing to say says so, for both ends to notice a dead connection.
+const keepAlive = 15 * time.Second
+
+func (c *control) WatchDeployment(ctx context.Context, req *connect.Request[pb.WatchDeploymentRequest], stream *connect.ServerStream[pb.WatchDeploymentResponse]) error {
+	id := req.Msg.GetDeployment()
+	sent := 0
+	for {
+		changed := c.changed.next()
+		// The record first: when it says that the deployment has ended, all of its lines are there.
+		var d *fleet.Deployment
+		c.ledger.read(func(st *fleet.State) { d = st.Deployment(id) })
+		if d == nil {
+			return refuse(connect.CodeNotFound, "deployment %q does not exist", id)
+		}
+		lines := c.journals.since(id, sent)
+		for _, line := range lines {
+			if err := stream.Send(withDeployment(line, d)); err != nil {
+				return err
+			}
+		}
+		sent += len(lines)
+		if !d.Active() {
+			if sent == 0 { // so long ago that nobody kept its journal
+				level, text := closing(d)
+				return stream.Send(&pb.WatchDeploymentResponse{At: timestampOrNil(d.EndedAt), Level: level, Text: text, Deployment: deploymentProto(d)})
+			}
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return c.onWire(ctx, ctx.Err())
+		case <-changed:
+		}
+	}
+}
+
+// withDeployment is a line with the deployment as it is now. Lines are shared, so it is a copy.
+func withDeployment(line *pb.WatchDeploymentResponse, d *fleet.Deployment) *pb.WatchDeploymentResponse {
+	return &pb.WatchDeploymentResponse{
+		At: line.GetAt(), Text: line.GetText(), Instance: line.GetInstance(), Level: line.GetLevel(), LogTail: line.GetLogTail(),
+		Deployment: deploymentProto(d),
+	}
+}
