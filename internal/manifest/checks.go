@@ -70,6 +70,17 @@ func bundleKey(s string) fault {
 
 const maxPath = 1024
 
+// portReference checks what can be said about a port's name without knowing the ports.
+func portReference(s string) fault {
+	if strings.Trim(s, numeric) != "" {
+		return fault{}
+	}
+	return fault{
+		code: CodeUnknownPort, message: quote(s) + " is not the name of a port", why: "a probe names its port, so that the number stands in one place",
+		fix: "write the name that the port has in [ports]",
+	}
+}
+
 // absolutePath checks a path in the file system of the instance. There is one spelling for every place.
 func absolutePath(s string) fault {
 	f := fault{code: CodeOutOfRange}

@@ -215,19 +215,9 @@ func (d *decoder) missing(t *spec, parent *node, c *spec, s *scope) {
 
 // example shows how a missing key may be written.
 func example(t *spec, c *spec, inside bool) string {
-	values := map[string]string{
-		"schema": `"v1"`, "name": `"api"`, "resources.memory": `"256MiB"`, "ports.*.port": "8080", "ports.*.public_port": "80",
-		"volumes.*.path": `"/data"`, "volumes.*.size": `"10GiB"`, "secrets.*.path": `"/run/secrets/api"`, "rollout.before.command": `["/app/server", "migrate"]`,
-	}
-	value, ok := values[c.Path]
-	switch {
-	case ok:
-	case len(c.Values) > 0:
+	value := c.Example
+	if value == "" && len(c.Values) > 0 {
 		value = quote(c.Values[0])
-	case c.Type == Argv:
-		value = `["/app/server", "ping"]`
-	default:
-		value = `"web"`
 	}
 	line := c.name + " = " + value
 	if !inside && t.Path != "" {
@@ -319,5 +309,5 @@ func (n *node) literal() string {
 	if n.kind == kindString {
 		return quote(n.text)
 	}
-	return shorten(n.text, 60)
+	return shorten(n.text)
 }

@@ -3,6 +3,7 @@ package manifest
 import (
 	"bytes"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -42,9 +43,16 @@ func FuzzParse(f *testing.F) {
 		if m == nil {
 			return
 		}
-		var any map[string]any
-		if err := toml.Unmarshal(src, &any); err != nil {
+		var independent struct {
+			Name string
+			Env  map[string]string
+			Argv []string `toml:"command"`
+		}
+		if err := toml.Unmarshal(src, &independent); err != nil {
 			t.Errorf("accepted, but the TOML library says: %v", err)
+		}
+		if independent.Name != m.Name || !maps.Equal(independent.Env, m.Env) || !slices.Equal(independent.Argv, m.Command) {
+			t.Errorf("read as %q %q %q, but the TOML library reads %+v", m.Name, m.Env, m.Command, independent)
 		}
 		roundTrip(t, m)
 	})

@@ -68,6 +68,7 @@ type Key struct {
 	Effect   Effect
 	Since    string // release of Pinnace that added the key to its schema version; "" for the first one
 	Doc      string
+	Example  string // a value as written in TOML, for keys that may have to be added
 
 	// ImageDefault says what of the image is used when the key is absent. Such a default is not written into
 	// the canonical form.
@@ -127,6 +128,11 @@ func (k *Key) last() string {
 	return k.Path[strings.LastIndexByte(k.Path, '.')+1:]
 }
 
+// table is the path of the table that the key is in; "" at the top.
+func (k *Key) table() string {
+	return strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(k.Path, k.last()), "."), ".*")
+}
+
 // Keys gives the table, in the order of the reference page.
 func Keys() []Key {
 	return slices.Clone(table())
@@ -153,8 +159,7 @@ func compile(keys []Key) *spec {
 		k := &keys[i]
 		s := &spec{Key: k, name: k.last(), fallback: constant(k.Default)}
 		nodes[k.Path] = s
-		up, _, _ := cutLast(k.Path)
-		parent := nodes[strings.TrimSuffix(up, ".*")]
+		parent := nodes[k.table()]
 		parent.children = append(parent.children, s)
 	}
 	for _, s := range nodes {
@@ -166,13 +171,4 @@ func compile(keys []Key) *spec {
 		slices.SortFunc(s.sorted, func(a, b *spec) int { return strings.Compare(a.name, b.name) })
 	}
 	return root
-}
-
-// cutLast splits a key path before its last part.
-func cutLast(path string) (up, last string, found bool) {
-	i := strings.LastIndexByte(path, '.')
-	if i < 0 {
-		return "", path, false
-	}
-	return path[:i], path[i+1:], true
 }

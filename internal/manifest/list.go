@@ -47,19 +47,23 @@ func (l *problemList) position(off int) (line, column int) {
 
 // quote shows a text from the manifest in a message: short, and with nothing in it that a terminal acts on.
 func quote(s string) string {
-	return strconv.Quote(shorten(s, 60))
+	return strconv.Quote(shorten(s))
 }
 
 // displayName shows a key: bare when TOML would take it bare, quoted otherwise.
 func displayName(key string) string {
-	key = shorten(key, 60)
+	key = shorten(key)
 	if key != "" && strings.Trim(key, bareKey) == "" && !strings.Contains(key, "..") {
 		return key
 	}
 	return strconv.Quote(key)
 }
 
-func shorten(s string, limit int) string {
+// maxShown is how many bytes of a text from the manifest a message shows.
+const maxShown = 60
+
+func shorten(s string) string {
+	limit := maxShown
 	if len(s) <= limit {
 		return s
 	}

@@ -139,7 +139,7 @@ func (d *decoder) stringMap(c *spec, n *node, s *scope, dst *map[string]string) 
 		case f.code != "":
 		case item.kind != kindString:
 			f, at = textExpected(item), item.at
-		case strings.IndexByte(item.text, 0) >= 0:
+		case strings.Contains(item.text, "\x00"):
 			f, at = fault{code: CodeOutOfRange, message: "has a NUL character", why: "no variable can carry one"}, item.at
 		}
 		if f.code != "" {

@@ -60,7 +60,7 @@ func (p Problems) Render(w io.Writer, file string, src []byte, opts RenderOption
 			fmt.Fprintf(out, "    fix: %s\n", q.Fix)
 		}
 	}
-	out.Flush() //nolint:errcheck,gosec // talk to a person; there is nowhere else to say that it was not heard
+	out.Flush() //nolint:errcheck // talk to a person; there is nowhere else to say that it was not heard
 }
 
 // maxCaretLine bounds how much of a line is shown.

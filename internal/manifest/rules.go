@@ -108,11 +108,6 @@ func (d *decoder) probeRules(at string, p *Probe) {
 		default:
 			f.fix = "the ports here are " + strings.Join(names, ", ")
 		}
-		for _, name := range names {
-			if p.Port == fmt.Sprint(d.m.Ports[name].Port) {
-				f.why, f.fix, f.suggestion = "a probe names its port, so that the number stands in one place", "", quote(name)
-			}
-		}
 		d.complain("", f, at+".port")
 	case port.Protocol == ProtocolUDP:
 		d.complain("", fault{

@@ -91,8 +91,7 @@ func invalidUTF8(s string) int {
 // errorAt gives the place of a parser's error, whatever the parser says.
 func (d *document) errorAt(err error) span {
 	at := span{off: len(d.src)}
-	var perr *unstable.ParserError
-	if errors.As(err, &perr) {
+	if perr, ok := errors.AsType[*unstable.ParserError](err); ok {
 		if off := d.base + cap(d.parser.Data()) - cap(perr.Highlight); off >= d.base && off <= len(d.src) {
 			at = span{off: off, length: len(perr.Highlight)}
 		}

@@ -44,7 +44,7 @@ func workloadKeys() []Key {
 			Doc: "Version of this format.",
 			ref: func(s *scope) any { return &s.m.Schema },
 		}, {
-			Path: "name", Type: String, Required: true, Bounds: "`[a-z][a-z0-9-]{0,39}`", Effect: EffectReplace,
+			Path: "name", Type: String, Example: `"api"`, Required: true, Bounds: "`[a-z][a-z0-9-]{0,39}`", Effect: EffectReplace,
 			Doc:   "The app. It is `<name>.internal` in the environment's DNS; another name is another app.",
 			check: appName, ref: func(s *scope) any { return &s.m.Name },
 		}, {
@@ -92,7 +92,7 @@ func resourceKeys() []Key {
 			ref: func(s *scope) any { return &s.m.Resources.CPUMilli },
 		},
 		{
-			Path: "resources.memory", Type: Size, Required: true, Min: 96 * mib, Max: 256 * gib, Effect: EffectReplace,
+			Path: "resources.memory", Type: Size, Example: `"256MiB"`, Required: true, Min: 96 * mib, Max: 256 * gib, Effect: EffectReplace,
 			Doc: "RAM of the VM, guest kernel included. A hard cap.",
 			ref: func(s *scope) any { return &s.m.Resources.MemoryBytes },
 		},
@@ -127,7 +127,7 @@ func portKeys() []Key {
 			Doc:   "Ports that the process listens on.",
 			check: portName, elements: portElements(),
 		}, {
-			Path: "ports.*.port", Type: Integer, Required: true, Min: 1, Max: 65535, Effect: EffectReplace,
+			Path: "ports.*.port", Type: Integer, Example: `8080`, Required: true, Min: 1, Max: 65535, Effect: EffectReplace,
 			Doc: "Number that the process listens on, unique per protocol.",
 			ref: func(s *scope) any { return &s.port.Port },
 		}, {
@@ -145,7 +145,7 @@ func portKeys() []Key {
 			DefaultWhen: "`\"sni\"` for tcp, `\"raw\"` for udp", defaultIn: defaultEdge,
 			check: edgeValue, ref: func(s *scope) any { return &s.port.Edge },
 		}, {
-			Path: "ports.*.public_port", Type: Integer, Min: 1, Max: 65535, Effect: EffectRouting,
+			Path: "ports.*.public_port", Type: Integer, Example: `80`, Min: 1, Max: 65535, Effect: EffectRouting,
 			Doc:  "Port that the world connects to. A default: a route of the environment may override it.",
 			When: "with `expose = \"public\"`", applies: func(s *scope) bool { return s.port.Expose == ExposePublic },
 			RequiredWhen: "with `edge = \"raw\"`", required: func(s *scope) bool { return s.port.Edge == EdgeRaw },
@@ -175,11 +175,11 @@ func probeKeys(at, doc string, probe func(*Manifest) **Probe) []Key {
 			ref: func(s *scope) any { return &s.probe.Type },
 		},
 		{
-			Path: at + ".port", Type: String, Bounds: "name of a port in `ports`", Effect: EffectInPlace,
+			Path: at + ".port", Type: String, Example: `"web"`, Bounds: "name of a port in `ports`", Effect: EffectInPlace,
 			Doc:  "Name, not number, of the TCP port to probe. A port with `proxy_protocol` gets a LOCAL header.",
 			When: "with `type = \"http\"` or `\"tcp\"`", applies: is(ProbeHTTP, ProbeTCP),
 			RequiredWhen: "with `type = \"http\"` or `\"tcp\"`", required: is(ProbeHTTP, ProbeTCP),
-			ref: func(s *scope) any { return &s.probe.Port },
+			check: portReference, ref: func(s *scope) any { return &s.probe.Port },
 		},
 		{
 			Path: at + ".path", Type: String, Default: `"/"`, Bounds: "begins with `/`", Effect: EffectInPlace,
@@ -194,7 +194,7 @@ func probeKeys(at, doc string, probe func(*Manifest) **Probe) []Key {
 			ref: func(s *scope) any { return &s.probe.Status },
 		},
 		{
-			Path: at + ".command", Type: Argv, Min: 1, Max: 256, Effect: EffectInPlace,
+			Path: at + ".command", Type: Argv, Example: `["/app/server", "ping"]`, Min: 1, Max: 256, Effect: EffectInPlace,
 			Doc:  "Program and arguments; exit code 0 passes. No shell is involved.",
 			When: "with `type = \"exec\"`", applies: is(ProbeExec),
 			RequiredWhen: "with `type = \"exec\"`", required: is(ProbeExec),

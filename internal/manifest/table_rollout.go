@@ -47,7 +47,7 @@ func rolloutKeys() []Key {
 			Doc: "A one-off in a fresh VM with the same image, env and secrets, and no volumes. A non-zero exit aborts the rollout with nothing touched. Not run on a rollback.",
 		},
 		{
-			Path: "rollout.before.command", Type: Argv, Required: true, Min: 1, Max: 256, Effect: EffectNone,
+			Path: "rollout.before.command", Type: Argv, Example: `["/app/server", "migrate"]`, Required: true, Min: 1, Max: 256, Effect: EffectNone,
 			Doc: "Program and arguments. No shell is involved.",
 			ref: func(s *scope) any { return &s.m.Rollout.Before.Command },
 		},
@@ -67,7 +67,7 @@ func secretKeys() []Key {
 			Doc:   "Bundles of the environment that this workload gets. Values are never in a manifest.",
 			check: entryName, elements: secretElements(),
 		}, {
-			Path: "secrets.*.path", decides: true, Type: String, Bounds: "absolute path, apart from every other mount", Effect: EffectReplace,
+			Path: "secrets.*.path", decides: true, Type: String, Example: `"/run/secrets/api"`, Bounds: "absolute path, apart from every other mount", Effect: EffectReplace,
 			Doc:          "Where the bundle appears as a file or a directory, in memory only.",
 			RequiredWhen: "unless `env` is set", required: func(s *scope) bool { return len(s.secret.Env) == 0 },
 			check: absolutePath, ref: func(s *scope) any { return &s.secret.Path },
@@ -109,11 +109,11 @@ func volumeKeys() []Key {
 			Doc:   "Disks that outlive their instance.",
 			check: entryName, elements: volumeElements(),
 		}, {
-			Path: "volumes.*.path", Type: String, Required: true, Bounds: "absolute path, not `/` and not in `/proc`, `/sys`, `/dev`, `/run`; apart from every other mount", Effect: EffectReplace,
+			Path: "volumes.*.path", Type: String, Example: `"/data"`, Required: true, Bounds: "absolute path, not `/` and not in `/proc`, `/sys`, `/dev`, `/run`; apart from every other mount", Effect: EffectReplace,
 			Doc:   "Where it is mounted.",
 			check: absolutePath, ref: func(s *scope) any { return &s.volume.Path },
 		}, {
-			Path: "volumes.*.size", Type: Size, Required: true, Min: 64 * mib, Max: 16 * tib, Effect: EffectData,
+			Path: "volumes.*.size", Type: Size, Example: `"10GiB"`, Required: true, Min: 64 * mib, Max: 16 * tib, Effect: EffectData,
 			Doc: "Can grow later, never shrink.",
 			ref: func(s *scope) any { return &s.volume.SizeBytes },
 		}, {

@@ -33,13 +33,19 @@ func TestTable(t *testing.T) {
 		if k.Required && (k.Default != "" || k.ImageDefault != "") || k.Default != "" && k.ImageDefault != "" {
 			t.Errorf("%s: contradicting defaults", k.Path)
 		}
-		if up, _, ok := cutLast(strings.TrimSuffix(k.Path, ".*")); ok && !seen[strings.TrimSuffix(up, ".*")] {
+		if up := k.table(); up != "" && !seen[up] {
 			t.Errorf("%s comes before its table", k.Path)
 		}
 		for _, v := range k.Pending {
 			if v != "*" && !slices.Contains(k.Values, v) {
 				t.Errorf("%s: pending value %q does not exist", k.Path, v)
 			}
+		}
+		if (k.Required || k.required != nil) && k.Example == "" && len(k.Values) == 0 {
+			t.Errorf("%s: no example for those who have to add it", k.Path)
+		}
+		if k.Type == String && (&spec{Key: &k}).judgeString("").code == "" {
+			t.Errorf("%s: accepts the empty string, which the canonical form takes for absent", k.Path)
 		}
 		if k.Default != "" {
 			list := &problemList{}

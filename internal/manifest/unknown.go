@@ -17,7 +17,7 @@ func (d *decoder) unknown(t *spec, n *node, s *scope) {
 	f := fault{code: CodeUnknownKey, message: "unknown key"}
 	folded := strings.ReplaceAll(strings.ToLower(n.key), "-", "_")
 	switch {
-	case len(n.key) > 60:
+	case len(n.key) > maxShown:
 	case foldedChild(t, n.key) != "":
 		f.code = CodeWrongCase
 		f.message = "keys are lower case"

@@ -87,7 +87,7 @@ func (d *decoder) stringValue(c *spec, n *node) (string, fault) {
 
 // judgeString checks a string, or a member of a set or list of strings, against its row.
 func (c *spec) judgeString(text string) fault {
-	if i := strings.IndexByte(text, 0); i >= 0 {
+	if strings.Contains(text, "\x00") {
 		return fault{code: CodeOutOfRange, message: "has a NUL character", why: "no argument, variable or path can carry one"}
 	}
 	if c.check != nil {
@@ -132,7 +132,7 @@ func (d *decoder) integer(c *spec, n *node) (int64, fault) {
 func plainInteger(text string) (int64, fault) {
 	digits := strings.TrimPrefix(text, "-")
 	if strings.Trim(digits, "0123456789") != "" || digits == "" || len(digits) > 1 && digits[0] == '0' {
-		f := fault{code: CodeOutOfRange, message: fmt.Sprintf("%s is not written as a plain decimal number", shorten(text, 60)), why: "every value has one spelling"}
+		f := fault{code: CodeOutOfRange, message: fmt.Sprintf("%s is not written as a plain decimal number", shorten(text)), why: "every value has one spelling"}
 		if v, err := strconv.ParseInt(strings.TrimPrefix(text, "+"), 0, 64); err == nil {
 			f.suggestion = strconv.FormatInt(v, 10)
 		}
@@ -140,7 +140,7 @@ func plainInteger(text string) (int64, fault) {
 	}
 	v, err := strconv.ParseInt(text, 10, 64)
 	if err != nil {
-		return 0, fault{code: CodeOutOfRange, message: fmt.Sprintf("%s is too big", shorten(text, 60))}
+		return 0, fault{code: CodeOutOfRange, message: fmt.Sprintf("%s is too big", shorten(text))}
 	}
 	return v, fault{}
 }
@@ -221,7 +221,7 @@ func milliCPU(n *node) (int64, fault) {
 		return 0, f
 	}
 	if strings.Contains(n.text, "inf") || strings.Contains(n.text, "nan") {
-		return 0, fault{code: CodeWrongType, message: shorten(n.text, 60) + " is not a number of vCPUs"}
+		return 0, fault{code: CodeWrongType, message: shorten(n.text) + " is not a number of vCPUs"}
 	}
 	text := strings.TrimPrefix(n.text, "-")
 	if !decimal(text) {

@@ -86,7 +86,7 @@ func page() []byte {
 	var b bytes.Buffer
 	b.WriteString(intro)
 	keys := manifest.Keys()
-	b.WriteString("\n### Top level\n\n")
+	b.WriteString("\n### Top level\n")
 	section(&b, keys, "")
 	for _, k := range keys {
 		switch {
@@ -111,12 +111,12 @@ func heading(b *bytes.Buffer, k manifest.Key) {
 	} else {
 		fmt.Fprintf(b, "\n### `[%s]`\n\n%s", k.Path, k.Doc)
 	}
-	b.WriteString("\n\n")
+	b.WriteString("\n")
 }
 
 // section writes the keys that stand directly in the table at path, if there are any.
 func section(b *bytes.Buffer, keys []manifest.Key, path string) {
-	head := "| key | type | default | bounds | effect | meaning |\n|---|---|---|---|---|---|\n"
+	head := "\n| key | type | default | bounds | effect | meaning |\n|---|---|---|---|---|---|\n"
 	for _, k := range keys {
 		if k.Type == manifest.Table || k.Type == manifest.Tables || parent(k.Path) != path {
 			continue
