@@ -88,9 +88,7 @@ rolling back runs an earlier one again, exactly.
 	}
 	root.SetHelpCommandGroupID("operate")
 	root.SetCompletionCommandGroupID("operate")
-	for _, cmd := range root.Commands() {
-		checkArguments(cmd)
-	}
+	checkArguments(root)
 	return root
 }
 
