@@ -28,7 +28,6 @@ type files struct {
 
 	// kernelPath and initramfsPath are what the child opens: through a descriptor, or in its jail.
 	kernelPath, initramfsPath string
-	kernel, initramfs         *os.File
 }
 
 func (f *files) add(file *os.File) int {
@@ -44,22 +43,27 @@ func (f *files) close() {
 	}
 }
 
-// openBootFiles opens kernel and initramfs. QEMU can only open them by name, with its own rights.
-func (f *files) openBootFiles(s vm.Spec, jailed bool) (err error) {
-	if f.kernel, err = openFor("Kernel", s.Kernel, s); err != nil {
-		return err
+// openBootFiles opens kernel and initramfs. QEMU can only open them by name, with its own rights: in a jail
+// by their names there, otherwise through descriptors.
+func (f *files) openBootFiles(s vm.Spec, jailed bool) error {
+	for _, boot := range []struct {
+		field, path, inJail string
+		name                *string
+	}{
+		{"Kernel", s.Kernel, jailKernel, &f.kernelPath},
+		{"Initramfs", s.Initramfs, jailInitramfs, &f.initramfsPath},
+	} {
+		file, err := openFor(boot.field, boot.path, s)
+		if err != nil {
+			return err
+		}
+		if jailed {
+			*boot.name = boot.inJail
+			file.Close()
+			continue
+		}
+		*boot.name = fmt.Sprintf("/dev/fd/%d", f.add(file))
 	}
-	kernel := f.add(f.kernel)
-	if f.initramfs, err = openFor("Initramfs", s.Initramfs, s); err != nil {
-		return err
-	}
-	initramfs := f.add(f.initramfs)
-	if jailed {
-		f.kernelPath, f.initramfsPath = jailKernel, jailInitramfs
-		return nil
-	}
-	f.kernelPath = fmt.Sprintf("/dev/fd/%d", kernel)
-	f.initramfsPath = fmt.Sprintf("/dev/fd/%d", initramfs)
 	return nil
 }
 

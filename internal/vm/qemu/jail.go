@@ -27,7 +27,7 @@ type jail struct {
 	// nothing shows on the host and nothing is left to unmount.
 	dir               string
 	uid, gid          int
-	kernel, initramfs *os.File
+	kernel, initramfs string
 	kvm               bool
 }
 
@@ -39,10 +39,21 @@ func (j jail) enter() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("keep mounts private: %w", err)
 	}
+	// Opened in this namespace, since only its own files can be shown again, and before dir is covered.
+	kernel, err := os.Open(j.kernel)
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	initramfs, err := os.Open(j.initramfs)
+	if err != nil {
+		return err
+	}
+	defer initramfs.Close()
 	if err := unix.Mount("jail", j.dir, "tmpfs", unix.MS_NOSUID, "mode=0755,size=64k"); err != nil {
 		return fmt.Errorf("mount the jail's root: %w", err)
 	}
-	if err := j.fill(); err != nil {
+	if err := j.fill(kernel, initramfs); err != nil {
 		return err
 	}
 	flags := uintptr(unix.MS_REMOUNT | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NOEXEC)
@@ -62,16 +73,16 @@ func (j jail) enter() error {
 	return unix.Chdir("/")
 }
 
-func (j jail) fill() error {
+func (j jail) fill(kernel, initramfs *os.File) error {
 	for _, name := range jailDirs {
 		if err := j.bindDir(name); err != nil {
 			return err
 		}
 	}
-	if err := j.bindFile(j.kernel, jailKernel); err != nil {
+	if err := j.bindFile(kernel, jailKernel); err != nil {
 		return err
 	}
-	if err := j.bindFile(j.initramfs, jailInitramfs); err != nil {
+	if err := j.bindFile(initramfs, jailInitramfs); err != nil {
 		return err
 	}
 	if err := os.Mkdir(filepath.Join(j.dir, "dev"), 0o755); err != nil {

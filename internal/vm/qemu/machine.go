@@ -21,8 +21,8 @@ import (
 	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
 )
 
-// A machine is one QEMU process. It owns a thread, which waits for the process, and two goroutines, which
-// read its console and stderr; all three end with the process.
+// A machine is one QEMU process. It owns a thread, which waits for the process, and the goroutines that read
+// its console and stderr and clean up; all of them end with the process.
 type machine struct {
 	spec  vm.Spec
 	log   *slog.Logger
@@ -85,6 +85,7 @@ func (m *machine) spawn(binary string, args []string, kvm bool) error {
 	}
 	started := make(chan error, 1)
 	proceed := make(chan struct{})
+	reaped := make(chan func())
 	onOwnThread(func() {
 		err := m.startHere(binary, args, kvm)
 		started <- err
@@ -95,11 +96,13 @@ func (m *machine) spawn(binary string, args []string, kvm bool) error {
 		<-proceed
 		// The thread stays: the kernel sends the parent-death signal when it, not the process, ends.
 		state, err := m.process.Wait()
-		m.finish(state, err)
+		reaped <- func() { m.finish(state, err) }
 	})
 	if err := <-started; err != nil {
 		return err
 	}
+	// Not on that thread, which sees nothing of the host.
+	go func() { (<-reaped)() }()
 	m.closeInherited()
 	m.output.follow(m.consolePipe, &m.console)
 	m.output.follow(m.stderrPipe, &m.stderr)
@@ -164,7 +167,7 @@ func (m *machine) enter(sys *syscall.SysProcAttr, kvm bool) error {
 	sys.Credential = &syscall.Credential{Uid: m.spec.UID, Gid: m.spec.GID}
 	j := jail{
 		dir: m.spec.Dir, uid: int(m.spec.UID), gid: int(m.spec.GID),
-		kernel: m.files.kernel, initramfs: m.files.initramfs, kvm: kvm,
+		kernel: m.spec.Kernel, initramfs: m.spec.Initramfs, kvm: kvm,
 	}
 	if err := j.enter(); err != nil {
 		return fmt.Errorf("build the monitor's jail: %w", err)
@@ -182,7 +185,12 @@ func (m *machine) accompany() (err error) {
 			return err
 		}
 	}
-	if err := restrict(m.process.Pid); err != nil {
+	if !jailed() || canLimit() {
+		if err := limitResources(m.process.Pid); err != nil {
+			return err
+		}
+	}
+	if err := offerToOOM(m.process.Pid); err != nil {
 		return err
 	}
 	if err := m.record.Write(); err != nil {

@@ -60,6 +60,9 @@ func (d *Driver) look(ctx context.Context) (*host, error) {
 	if !jailed() {
 		h.caps.Weaknesses = append(h.caps.Weaknesses, "not root: monitors run as the caller, see its files and its network")
 	}
+	if jailed() && !canLimit() {
+		h.caps.Weaknesses = append(h.caps.Weaknesses, "no CAP_SYS_RESOURCE: monitors keep the caller's resource limits")
+	}
 	return h, nil
 }
 

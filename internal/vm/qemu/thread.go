@@ -45,8 +45,20 @@ func enterNetns(path string) error {
 	return errors.Join(err, unix.Close(fd))
 }
 
-// restrict bounds a monitor that has just been started. Until then it has the caller's limits, and no guest.
-func restrict(pid int) error {
+// canLimit tells whether the caller may set limits of another user's process, which root in a container
+// often may not.
+func canLimit() bool {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&head, &data[0]); err != nil {
+		return false
+	}
+	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
+}
+
+// limitResources bounds a monitor that has just been started. Until then it has the caller's limits, and no
+// guest.
+func limitResources(pid int) error {
 	limits := map[int]uint64{
 		unix.RLIMIT_CORE:    0, // a core would hold the guest's memory
 		unix.RLIMIT_NOFILE:  1024,
@@ -57,7 +69,11 @@ func restrict(pid int) error {
 			return fmt.Errorf("limit the monitor's resources: %w", err)
 		}
 	}
-	// Under pressure the host's kernel should take a guest rather than the agent.
+	return nil
+}
+
+// offerToOOM makes the monitor a better choice for the host's OOM killer than the agent.
+func offerToOOM(pid int) error {
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("300"), 0); err != nil {
 		return fmt.Errorf("make the monitor the first to be killed: %w", err)
 	}
