@@ -42,7 +42,7 @@ func openModules(release, dir string) (*moduleTree, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error { //nolint:gosec // G703: the operator names the directory
 		if err != nil {
 			return err
 		}

@@ -62,15 +62,13 @@ func (e *Error) Unwrap() []error {
 // shop/web"; credential is what was sent, empty for none.
 func explain(err error, repo name.Repository, what, credential string) error {
 	host := repo.RegistryStr()
-	var known *Error
-	if errors.As(err, &known) {
+	if known, ok := errors.AsType[*Error](err); ok {
 		return known
 	}
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("registry %s: get %s: %w", host, what, err)
 	}
-	var answer *transport.Error
-	if errors.As(err, &answer) {
+	if answer, ok := errors.AsType[*transport.Error](err); ok && !badCertificate(err) { // after a bad certificate, plain HTTP may have been tried
 		return explainAnswer(answer, repo, what, credential)
 	}
 	e := &Error{Registry: host, Err: shortest(err)}
@@ -143,20 +141,22 @@ func hasCode(answer *transport.Error, code transport.ErrorCode) bool {
 	return false
 }
 
-func isTLS(err error) bool {
-	return errors.Is(err, http.ErrSchemeMismatch) ||
-		errors.As(err, new(x509.UnknownAuthorityError)) ||
+func badCertificate(err error) bool {
+	return errors.As(err, new(x509.UnknownAuthorityError)) ||
 		errors.As(err, new(x509.HostnameError)) ||
 		errors.As(err, new(x509.CertificateInvalidError)) ||
-		errors.As(err, new(*tls.CertificateVerificationError)) ||
+		errors.As(err, new(*tls.CertificateVerificationError))
+}
+
+func isTLS(err error) bool {
+	return badCertificate(err) || errors.Is(err, http.ErrSchemeMismatch) ||
 		errors.As(err, new(tls.RecordHeaderError)) ||
 		errors.As(err, new(tls.AlertError))
 }
 
 // shortest drops the layers around a network error that repeat the URL.
 func shortest(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
 		return op
 	}
 	return err

@@ -125,8 +125,7 @@ func parseRetryAfter(value string) (time.Duration, bool) {
 // temporary says whether the same request may succeed a moment later. A registry that refuses connections
 // is down; whoever is in front of the terminal wants to know that now.
 func temporary(err error) bool {
-	var answer *transport.Error
-	if errors.As(err, &answer) {
+	if answer, ok := errors.AsType[*transport.Error](err); ok {
 		switch answer.StatusCode {
 		case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
 			http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
@@ -147,8 +146,7 @@ func temporary(err error) bool {
 func (c *Client) wait(ctx context.Context, attempt int, err error) bool {
 	// Jitter keeps a fleet of agents from coming back all at once.
 	d := time.Duration(float64(c.limits.backoff<<(attempt-1)) * (0.5 + rand.Float64())) //nolint:gosec // G404: nothing secret about a pause
-	var asked retryAfter
-	if errors.As(err, &asked) {
+	if asked, ok := errors.AsType[retryAfter](err); ok {
 		d = max(d, asked.wait)
 	}
 	if d > c.limits.longest {

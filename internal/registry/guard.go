@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,7 +70,7 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		cancel(nil)
 		return nil, err
 	}
-	if err := g.checkChallenge(res, home); err != nil {
+	if err := cmp.Or(g.checkRedirect(req, res), g.checkChallenge(res, home)); err != nil {
 		cancel(nil)
 		return nil, errors.Join(err, res.Body.Close())
 	}
@@ -102,16 +103,25 @@ func (g *guard) allow(req *http.Request) error {
 		}
 		return g.forbidden("credentials were to be sent to %s", u.Host)
 	}
-	from := req.Response.Request
-	if !isBlob(req) || !strings.Contains(origin(from).URL.Path, "/blobs/") {
-		e := g.forbidden("it redirects to %s; only requests for blobs may be redirected", location(u))
-		e.Hint = "name the registry that it redirects to in the reference: " + u.Host
-		return e
-	}
-	if from.URL.Scheme == "https" && u.Scheme != "https" {
+	if req.Response.Request.URL.Scheme == "https" && u.Scheme != "https" {
 		return g.forbidden("it redirects from https to %s", location(u))
 	}
 	return nil
+}
+
+// checkRedirect refuses redirects of anything but blobs: of manifests, because what a tag means is for the
+// registry that was named to say, and of token requests, because they carry the password.
+func (g *guard) checkRedirect(req *http.Request, res *http.Response) error {
+	to, err := res.Location()
+	if err != nil || res.StatusCode < 300 || res.StatusCode > 399 {
+		return nil
+	}
+	if isBlob(req) && strings.Contains(origin(req).URL.Path, "/blobs/") {
+		return nil
+	}
+	e := g.forbidden("it redirects to %s; only requests for blobs may be redirected", location(to))
+	e.Hint = "name the registry that it redirects to in the reference: " + printable(to.Host)
+	return e
 }
 
 // checkChallenge refuses to be sent to a token server that the registry's credentials are not for. Other
@@ -138,8 +148,9 @@ func (g *guard) checkChallenge(res *http.Response, home bool) error {
 	return nil
 }
 
-// realms returns what a challenge header gives as realm of Bearer challenges. Those of Basic are only a
-// text to show.
+// realms returns everything that a reader of the header could take for the realm of a Bearer challenge. It
+// finds rather too many than too few: each has to be an allowed token server. A header of only Basic
+// challenges has none; their realm is a text to show.
 func realms(header string) []string {
 	var found []string
 	lower := strings.ToLower(header)

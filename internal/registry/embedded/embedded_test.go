@@ -193,9 +193,12 @@ func TestShutdownLetsRequestsEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	req.Header.Set("Content-Type", "application/octet-stream")
+	// The body is only sent when the registry reads it; until then the request is not under way.
+	req.Header.Set("Expect", "100-continue")
+	client := &http.Client{Transport: &http.Transport{ExpectContinueTimeout: time.Minute}}
 	answered := make(chan error, 1)
 	go func() {
-		res, err := http.DefaultClient.Do(req)
+		res, err := client.Do(req)
 		if err == nil {
 			res.Body.Close()
 			if res.StatusCode != http.StatusAccepted {
@@ -215,7 +218,7 @@ func TestShutdownLetsRequestsEnd(t *testing.T) {
 	if err := <-answered; err != nil {
 		t.Errorf("the upload under way: %v", err)
 	}
-	http.DefaultClient.CloseIdleConnections()
+	client.CloseIdleConnections()
 	if err := <-done; err != nil {
 		t.Errorf("Run: %v", err)
 	}
