@@ -1,0 +1,340 @@
+package image_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/pinnacehq/pinnace/internal/image"
+	. "github.com/pinnacehq/pinnace/internal/image/imagetest" //nolint:revive,staticcheck // see merge_test.go
+)
+
+// small is enough for every honest layer of these tests.
+func small() image.Limits {
+	return image.Limits{LayerBytes: 2 << 20, ImageBytes: 3 << 20, BlobBytes: 4 << 20, Entries: 1000, NameBytes: 64 << 10}
+}
+
+func TestRefusedLayers(t *testing.T) {
+	deep := strings.Repeat("d/", 257) + "f"
+	for _, tt := range []struct {
+		name  string
+		build *Builder
+		want  string // in the message, which also names the layer
+	}{
+		{"R1 dotdot", New().Layer(File("a/../b", "")), `entry "a/../b": image refused: has .. in its name`},
+		{"R1 dotdot at the end", New().Layer(Dir("a/..")), "has .. in its name"},
+		{"R1 NUL in a PAX name", New().RawLayer(paxTar("path", "a\x00b")), "not a tar"},
+		{"R2 long name", New().Layer(File(strings.Repeat("p/", 2100)+"f", "")), "has a name of 4201 bytes"},
+		{"R2 long component", New().Layer(File(strings.Repeat("n", 256), "")), "component of 256 bytes"},
+		{"R2 deep", New().Layer(File(deep, "")), "is 258 directories deep"},
+		{"R2 deep through links", New().Layer(
+			Dir(strings.Repeat("d/", 200)), Symlink("l", strings.Repeat("d/", 200)), File("l/"+strings.Repeat("e/", 100)+"f", "")),
+			"more than 256 directories deep"},
+		{"R3 whiteout of no name", New().Layer(File("d/.wh.", "")), "whiteout of no name"},
+		{"R3 whiteout of dot", New().Layer(File("d/.wh..", "")), "whiteout of no name"},
+		{"R3 whiteout of dotdot", New().Layer(File("d/.wh...", "")), "whiteout of no name"},
+		{"R3 below a whiteout", New().Layer(File("d/.wh.x/y", "")), "below a whiteout"},
+		{"R4 file as parent", New().Layer(File("f", "1"), File("f/a", "2")), `entry "f/a": image refused: lies below "f", which is not a directory`},
+		{"R4 file of a lower layer as parent", New().Layer(File("f", "1")).Layer(File("f/a", "2")), "layer 2 of 2"},
+		{"R4 opaque on a file", New().Layer(File("f", "1")).Layer(Opaque("f")), `whiteout of "f"`},
+		{"R4 device as parent", New().Layer(Char("c", 0, 0), File("c/a", "2")), "not a directory"},
+		{"R5 root is a file", New().Layer(File(".", "x")), "is the root"},
+		{"R5 root is a symlink", New().Layer(Symlink(".", "a")), "is the root"},
+		{"R5 root is a hard link", New().Layer(File("a", ""), Link("/", "a")), "is the root"},
+		{"R6 hard link to nothing", New().Layer(Link("b", "a")), `entry "b": image refused: is a hard link to "a", which is not there`},
+		{"R6 hard link to a later file", New().Layer(Link("b", "a"), File("a", "")), "not there"},
+		{"R6 hard link to a directory", New().Layer(Dir("d"), Link("b", "d")), "which is a directory"},
+		{"R6 hard link out of the tree", New().Layer(Link("b", "../../../etc/passwd")), "not there"},
+		{"R6 hard link to what the layer hides", New().Layer(File("a", "")).Layer(Whiteout("a"), Link("b", "a")), "not there"},
+		{"R7 symlink loop", New().Layer(Symlink("a", "b"), Symlink("b", "a"), File("a/x", "")), "more than 40 symbolic links"},
+		{"R7 empty target", New().RawLayer(patch(Tar(Symlink("a", "b")), func(h []byte) { h[157] = 0 })), "target of 0 bytes"},
+		{"R7 long target", New().Layer(Symlink("a", strings.Repeat("t", 4096))), "target of 4096 bytes"},
+		{"R8 old sparse file", New().RawLayer(patch(Tar(File("a", "")), func(h []byte) { h[156] = 'S'; copy(h[257:], "ustar  \x00") })), "sparse"},
+		{"R8 sparse file of PAX", New().RawLayer(paxTar("GNU.sparse.realsize", "1")), "sparse"},
+		{"R9 device number", New().Layer(Char("dev/x", 4096, 0)), "is the device 4096:0"},
+		{"R9 negative owner", New().Layer(File("a", "").Owner(-1, 0)), "owner -1:0"},
+		{"R9 owner beyond 32 bits", New().Layer(File("a", "").Owner(0, 1<<32-1)), "owner 0:4294967295"},
+		{"R10 unknown type", New().RawLayer(patch(Tar(File("a", "")), func(h []byte) { h[156] = 'Z' })), "has the type 'Z'"},
+		{"R11 large attribute", New().Layer(File("a", "").Xattr("user.x", strings.Repeat("x", 65536))), "attribute \"user.x\" of 65536 bytes"},
+		{"R11 many attributes", New().Layer(manyXattrs()), "has attributes of"},
+		{"R11 PAX record", New().RawLayer(paxTar("SCHILY.xattr.user.x", strings.Repeat("x", 1<<20))), "not a tar"},
+		{"R12 no tar", New().RawLayer(bytes.Repeat([]byte("no tar"), 1000)), "not a tar"},
+		{"R12 cut tar", New().RawLayer(Tar(File("a", strings.Repeat("a", 5000)))[:2000]), "not a tar"},
+		{"R12 cut padding", New().RawLayer(Tar(File("a", "abc"))[:515]), "padding"},
+		{"R12 short", New().RawLayer([]byte{0}), "not a tar"},
+		{"R12 nothing in gzip", New().RawLayer(nil), "has 0 bytes uncompressed"},
+		{"R12 nothing", New().Compress(None).RawLayer(nil), "empty"},
+		{"C1 declared size", New().RawLayer(patch(Tar(File("a", "")), func(h []byte) { copy(h[124:], "00777777777") })), "declares 134217727 bytes, and a layer may have 2097152"},
+		{"C1 bomb of gzip", New().RawLayer(make([]byte, 64<<20)), "more than 2097152 bytes uncompressed"},
+		{"C1 bomb of zstd", New().Compress(Zstd).RawLayer(append(Tar(File("a", "")), make([]byte, 64<<20)...)), "more than 2097152 bytes uncompressed"},
+		{"C1 sum of the layers", New().Layer(File("a", strings.Repeat("a", 1800<<10))).Layer(File("b", strings.Repeat("b", 1800<<10))), "layers 1 to 2 have more than 3145728 bytes"},
+		{"C2 entries", New().Layer(many(1001)...), "more than 1000 entries"},
+		{"C2 entries of all layers", New().Layer(many(600)...).Layer(many(600)...), "the 1000 files and directories"},
+		{"C2 implicit directories", New().Layer(implicit()...), "the 1000 files and directories"},
+		{"C3 names", New().Layer(longNames("a", 60)...), "names and attributes exceed 65536 bytes"},
+		{"C3 names of all layers", New().Layer(longNames("a", 20)...).Layer(longNames("b", 20)...), "exceed 65536 bytes"},
+		{"Z1 xz", New().Compress(None).RawLayer([]byte("\xfd7zXZ\x00 and more")), "compressed with xz"},
+		{"Z1 bzip2", New().Compress(None).RawLayer([]byte("BZh9 and more")), "compressed with bzip2"},
+		{"Z2 zstd window", New().Compress(None).RawLayer(wideZstd()), "window"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			src := tt.build.Build()
+			dir := t.TempDir()
+			s, err := image.OpenWith(dir, image.Options{Limits: small()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = s.Pull(t.Context(), src, src.ManifestDigest, src.Manifest, src.Config, nil)
+			if !errors.Is(err, image.ErrRefused) && !strings.Contains(fmt.Sprint(err), "window") {
+				t.Errorf("got %v, want ErrRefused", err)
+			}
+			if !strings.Contains(fmt.Sprint(err), tt.want) || !strings.Contains(fmt.Sprint(err), "layer") {
+				t.Errorf("got %v\nwant %q in it", err, tt.want)
+			}
+			if len(fmt.Sprint(err)) > 1000 {
+				t.Errorf("message of %d bytes", len(err.Error()))
+			}
+			if _, ok, err := s.Lookup(src.ManifestDigest); ok || err != nil {
+				t.Errorf("lookup of a refused image: %v, %v", ok, err)
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			wrong(t, dir)
+		})
+	}
+}
+
+func TestAcceptedStreams(t *testing.T) {
+	archive := Tar(File("a", "1"))
+	gz := func(b []byte) []byte {
+		var out bytes.Buffer
+		w := gzip.NewWriter(&out)
+		_, _ = w.Write(b)
+		_ = w.Close()
+		return out.Bytes()
+	}
+	skippable := append([]byte{0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 'x', 'y', 'z'}, zstdOf(archive)...)
+	for _, tt := range []struct {
+		name  string
+		tar   []byte
+		blob  []byte
+		media string
+	}{
+		{"S1 several gzip members", archive, append(gz(archive[:600]), gz(archive[600:])...), ""},
+		{"S2 zstd begins with a skippable frame", archive, skippable, ""},
+		{"S3 garbage after the end of the archive", append(slices.Clone(archive), "garbage"...), nil, ""},
+		{"S4 bytes decide, not the media type", archive, gz(archive), "application/vnd.oci.image.layer.v1.tar"},
+		{"S5 foreign layer that the registry has", archive, archive, "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"},
+		{"S6 empty layer", Tar(), nil, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.blob == nil {
+				tt.blob = gz(tt.tar)
+			}
+			if tt.media == "" {
+				tt.media = "application/vnd.oci.image.layer.v1.tar+gzip"
+			}
+			src := New().RawLayer(tt.tar).Manifest(func(m map[string]any) {
+				d := Descriptor(tt.media, tt.blob)
+				d["urls"] = []string{"http://192.0.2.1/never"}
+				m["layers"] = []any{d}
+			}).Build()
+			src.Blobs[Digest(tt.blob)] = tt.blob
+			img := pull(t, open(t, t.TempDir()), src)
+			if got := listing(t, img); got != "a=1" && len(tt.tar) > 1024 {
+				t.Errorf("tree is %s", got)
+			}
+		})
+	}
+}
+
+func TestCorruptBlobs(t *testing.T) {
+	for _, compression := range []Compression{Gzip, Zstd, None} {
+		content := make([]byte, 300_000)
+		for i := range content {
+			content[i] = byte(i * i >> 3)
+		}
+		src := New().Compress(compression).Layer(File("a", string(content))).Build()
+		digest := src.BlobDigests[0]
+		good := src.Blobs[digest]
+		for name, bad := range map[string][]byte{
+			"first byte":   flip(good, 0),
+			"header":       flip(good, 5),
+			"middle":       flip(good, len(good)/2),
+			"last byte":    flip(good, len(good)-1),
+			"cut":          good[:len(good)-1],
+			"cut to half":  good[:len(good)/2],
+			"nothing":      {},
+			"padded":       append(slices.Clone(good), 0),
+			"much longer":  append(slices.Clone(good), make([]byte, 1<<20)...),
+			"another blob": Tar(File("b", "b")),
+		} {
+			t.Run(fmt.Sprintf("%s %s", compression, name), func(t *testing.T) {
+				src := &Image{
+					ManifestDigest: src.ManifestDigest, Manifest: src.Manifest, Config: src.Config,
+					Open: func(context.Context, string, int64) (io.ReadCloser, error) {
+						return io.NopCloser(bytes.NewReader(bad)), nil
+					},
+				}
+				dir := t.TempDir()
+				s := open(t, dir)
+				_, err := s.Pull(t.Context(), counted{src}, src.ManifestDigest, src.Manifest, src.Config, nil)
+				if !errors.Is(err, image.ErrCorrupt) {
+					t.Errorf("got %v, want ErrCorrupt", err)
+				}
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+				wrong(t, dir)
+			})
+		}
+	}
+}
+
+// counted is a source out of an Image that Build didn't make.
+type counted struct{ *Image }
+
+func (c counted) Blob(ctx context.Context, digest string, size int64) (io.ReadCloser, error) {
+	return c.Open(ctx, digest, size)
+}
+
+func TestSourceErrorsStayTheirs(t *testing.T) {
+	broken := errors.New("connection reset")
+	src := New().Layer(File("a", strings.Repeat("abc", 100_000))).Build()
+	for name, open := range map[string]func(string) (io.ReadCloser, error){
+		"at once": func(string) (io.ReadCloser, error) { return nil, broken },
+		"first read": func(string) (io.ReadCloser, error) {
+			return io.NopCloser(errReader{broken}), nil
+		},
+		"on the way": func(digest string) (io.ReadCloser, error) {
+			return io.NopCloser(io.MultiReader(bytes.NewReader(src.Blobs[digest][:100]), errReader{broken})), nil
+		},
+		"unexpected end": func(digest string) (io.ReadCloser, error) {
+			return io.NopCloser(io.MultiReader(bytes.NewReader(src.Blobs[digest][:100]), errReader{fmt.Errorf("%w: %w", broken, io.ErrUnexpectedEOF)})), nil
+		},
+	} {
+		src.Open = func(_ context.Context, digest string, _ int64) (io.ReadCloser, error) { return open(digest) }
+		s, err := image.Open(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.Pull(t.Context(), src, src.ManifestDigest, src.Manifest, src.Config, nil)
+		if !errors.Is(err, broken) || errors.Is(err, image.ErrCorrupt) || errors.Is(err, image.ErrRefused) {
+			t.Errorf("%s: got %v, want the source's error", name, err)
+		}
+	}
+}
+
+type errReader struct{ err error }
+
+func (r errReader) Read([]byte) (int, error) { return 0, r.err }
+
+// wrong fails the test when a final name in the store has content that it must not have.
+func wrong(t *testing.T, dir string) {
+	t.Helper()
+	tars, err := filepath.Glob(filepath.Join(dir, "layers", "*.tar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range tars {
+		want := "sha256:" + strings.TrimSuffix(filepath.Base(path), ".tar")
+		if got := Digest(read(t, path)); got != want {
+			t.Errorf("%s is %s", path, got)
+		}
+		if _, err := os.Stat(strings.TrimSuffix(path, ".tar") + ".idx"); err != nil {
+			t.Errorf("a layer without its index: %v", err)
+		}
+	}
+	if left := unfinished(t, dir); len(left) > 0 {
+		t.Errorf("left unfinished: %v", left)
+	}
+}
+
+func flip(b []byte, i int) []byte {
+	b = slices.Clone(b)
+	b[i] ^= 0x80
+	return b
+}
+
+// patch edits the first header of a tar and makes its checksum right again.
+func patch(b []byte, edit func(header []byte)) []byte {
+	h := b[:512]
+	edit(h)
+	copy(h[148:156], "        ")
+	sum := 0
+	for _, c := range h {
+		sum += int(c)
+	}
+	copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
+	return b
+}
+
+// paxTar is a tar of one file with one PAX record, which archive/tar would not write.
+func paxTar(key, value string) []byte {
+	record := fmt.Sprintf(" %s=%s\n", key, value)
+	n := len(record)
+	for len(fmt.Sprint(n))+len(record) != n {
+		n = len(fmt.Sprint(n)) + len(record)
+	}
+	h := Tar(File("pax", fmt.Sprint(n)+record))
+	h = h[:len(h)-1024] // without the end of the archive
+	h = patch(h, func(h []byte) { h[156] = tar.TypeXHeader })
+	return append(h, Tar(File("file", ""))...)
+}
+
+func manyXattrs() Entry {
+	e := File("a", "")
+	for i := range 9 {
+		e = e.Xattr(fmt.Sprintf("user.x%d", i), strings.Repeat("x", 32<<10))
+	}
+	return e
+}
+
+func many(n int) []Entry {
+	var list []Entry
+	for i := range n {
+		list = append(list, File(fmt.Sprintf("f%d", i), ""))
+	}
+	return list
+}
+
+func implicit() []Entry {
+	var list []Entry
+	for i := range 10 {
+		list = append(list, File(strings.Repeat(fmt.Sprintf("%d/", i), 150)+"f", ""))
+	}
+	return list
+}
+
+func longNames(prefix string, n int) []Entry {
+	var list []Entry
+	for i := range n {
+		list = append(list, File(fmt.Sprintf("%s%d/%s", prefix, i, strings.Repeat(strings.Repeat("n", 200)+"/", 10)+"f"), ""))
+	}
+	return list
+}
+
+func zstdOf(b []byte) []byte {
+	w, err := zstd.NewWriter(nil)
+	if err != nil {
+		panic(err)
+	}
+	return w.EncodeAll(b, nil)
+}
+
+// wideZstd begins a frame that asks for a window of 64 MiB.
+func wideZstd() []byte {
+	return []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 16 << 3, 0x01, 0x00, 0x00}
+}
