@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pinnacehq/pinnace/internal/durable"
+	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
 )
 
 // RecordName is the name of a machine's record in its Dir.
@@ -79,8 +80,8 @@ func HostBootID() (string, error) {
 }
 
 // Sweep ends the machines that an earlier process of this program left behind: those with a record in a
-// directory directly below root. It returns the records of those that it killed. Records are removed once
-// their process is proven gone. It must not run while somebody starts machines below root.
+// directory directly below root. It returns the records of those that it killed. A record and the machine's
+// cgroup are removed once its process is proven gone. It must not run while somebody starts machines below root.
 func Sweep(ctx context.Context, root string) ([]Record, error) {
 	paths, err := filepath.Glob(filepath.Join(root, "*", RecordName))
 	if err != nil {
@@ -114,7 +115,23 @@ func sweepOne(ctx context.Context, path string) (Record, bool, error) {
 	if err != nil {
 		return r, was, fmt.Errorf("end machine %s: %w", r.ID, err)
 	}
+	if r.Cgroup != "" {
+		if err := removeCgroup(r.Cgroup); err != nil {
+			return r, was, fmt.Errorf("clean up after machine %s: %w", r.ID, err)
+		}
+	}
 	return r, was, os.Remove(path)
+}
+
+func removeCgroup(name string) error {
+	hierarchy, err := cgroup.Find()
+	if errors.Is(err, cgroup.ErrUnsupported) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return hierarchy.Remove(name)
 }
 
 // KillStale ends the process that r identifies and waits until it is gone. It tells whether there was one

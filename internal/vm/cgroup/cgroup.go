@@ -181,15 +181,24 @@ func (g *Group) OOMKilled() (bool, error) {
 // Remove removes the group. Its processes must have ended; the kernel may need a moment more to notice, so
 // Remove tries for up to a second.
 func (g *Group) Remove() error {
-	err := g.dir.Close()
+	return errors.Join(g.dir.Close(), remove(g.path))
+}
+
+// Remove removes the group name that an earlier process made and whose processes have ended. One that is not
+// there is no error.
+func (h Hierarchy) Remove(name string) error {
+	return remove(filepath.Join(h.Mount, name))
+}
+
+func remove(path string) error {
 	deadline := time.Now().Add(time.Second)
 	for {
-		removeErr := os.Remove(g.path)
-		if removeErr == nil || errors.Is(removeErr, fs.ErrNotExist) {
-			return err
+		err := os.Remove(path)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
 		}
 		if time.Now().After(deadline) {
-			return errors.Join(err, fmt.Errorf("remove cgroup: %w", removeErr))
+			return fmt.Errorf("remove cgroup: %w", err)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
