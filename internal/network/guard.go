@@ -136,9 +136,9 @@ func tapChains(four, six *nftables.Set) []chain {
 		routerAdvert, advert, redirect = 134, 136, 137
 	)
 	next := func(proto byte) []expr.Any {
-		return field(expr.PayloadBaseNetworkHeader, nextHeader, expr.CmpOpEq, proto)
+		return field(expr.PayloadBaseNetworkHeader, nextHeader, proto)
 	}
-	icmp := func(t byte) []expr.Any { return field(expr.PayloadBaseNetworkHeader, icmpType, expr.CmpOpEq, t) }
+	icmp := func(t byte) []expr.Any { return field(expr.PayloadBaseNetworkHeader, icmpType, t) }
 	return []chain{
 		{
 			name: "tap", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting,

@@ -191,7 +191,7 @@ func newGuest(t testing.TB, m *Manager, env, instance string) *guest {
 	g.route(t, "::/0", at.Gateway6.String())
 	// A bridge passes frames once the kernel has noticed, in its own time, that a port's other side is there.
 	awaitUp(t, m.envs[env].ns, at.Tap)
-	awaitUp(t, g.namespace, "eth0")
+	awaitUp(t, m.envs[env].ns, bridgeName)
 	done := make(chan struct{}, 2)
 	carry := func(to, from *os.File) {
 		defer func() { done <- struct{}{} }()

@@ -157,14 +157,13 @@ func (m *Manager) adopt() error {
 	}
 	for name := range names {
 		s, err := m.readState(name)
-		switch {
-		case err == nil:
+		if err == nil {
 			m.envs[name] = &environment{state: s}
-		default:
-			m.log.Warn("removing the network of an environment whose state cannot be read", "environment", name, "err", err)
-			if err := m.dismantle(name, &environment{}); err != nil {
-				return err
-			}
+			continue
+		}
+		m.log.Warn("removing the network of an environment whose state cannot be read", "environment", name, "err", err)
+		if err := m.dismantle(name, &environment{}); err != nil {
+			return err
 		}
 	}
 	return m.removeStrayUplinks()

@@ -75,7 +75,7 @@ type Options struct {
 	// to recognise left-overs after a crash. It should be lost at a reboot, as what it describes is.
 	RunDir string
 	// Prefix begins the names of links and filter tables in the host's namespace, so that several managers
-	// live on one machine: one to seven of a-z and 0-9, a letter first. Empty means DefaultPrefix.
+	// live on one machine: one to six of a-z and 0-9, a letter first. Empty means DefaultPrefix.
 	Prefix string
 	// Uplink is the way out. The zero value is none.
 	Uplink Uplink

@@ -114,7 +114,7 @@ func TestNoWayOutIsSaidAtOnce(t *testing.T) {
 	must[*Namespace](t)(m.EnsureEnvironment(context.Background(), "red"))
 	red := newGuest(t, m, "red", "red-1")
 	for _, address := range []string{"[2001:db8::1]:80", "10.101.0.9:80", "10.100.0.1:9000"} {
-		_, err := ask(red.namespace, "tcp", address, time.Second)
+		_, err := ask(red.namespace, "tcp", address, patient)
 		if err == nil || strings.Contains(err.Error(), "timeout") {
 			t.Errorf("connecting to %s: %v, want an answer that it is unreachable", address, err)
 		}
@@ -157,7 +157,7 @@ func TestUplinkIntoANamespace(t *testing.T) {
 	red := newGuest(t, m, "red", "red-1")
 	serve(t, w.outside, "outside", ":80")
 	serve(t, w.host, "host", ":7400")
-	if got, err := ask(red.namespace, "tcp", "192.0.2.1:80", time.Second); err != nil {
+	if got, err := ask(red.namespace, "tcp", "192.0.2.1:80", patient); err != nil {
 		t.Errorf("outside: %q, %v", got, err)
 	}
 	if got, err := ask(red.namespace, "tcp", "192.0.2.2:7400", time.Second); err == nil {

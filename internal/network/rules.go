@@ -34,37 +34,37 @@ func reject() []expr.Any {
 
 func masquerade() []expr.Any { return []expr.Any{&expr.Masq{}} }
 
-// field compares bytes of a packet.
-func field(base expr.PayloadBase, offset uint32, op expr.CmpOp, data ...byte) []expr.Any {
+// field matches packets with those bytes at offset.
+func field(base expr.PayloadBase, offset uint32, data ...byte) []expr.Any {
 	return []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(len(data))},
-		&expr.Cmp{Op: op, Register: 1, Data: data},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data},
 	}
 }
 
 func etherType(t uint16) []expr.Any {
-	return field(expr.PayloadBaseLLHeader, 12, expr.CmpOpEq, binaryutil.BigEndian.PutUint16(t)...)
+	return field(expr.PayloadBaseLLHeader, 12, binaryutil.BigEndian.PutUint16(t)...)
 }
 
-func meta(key expr.MetaKey, op expr.CmpOp, data ...byte) []expr.Any {
-	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: data}}
+func meta(key expr.MetaKey, data ...byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data}}
 }
 
-func iif(name string) []expr.Any { return meta(expr.MetaKeyIIFNAME, expr.CmpOpEq, ifname(name)...) }
+func iif(name string) []expr.Any { return meta(expr.MetaKeyIIFNAME, ifname(name)...) }
 
-func oif(name string) []expr.Any { return meta(expr.MetaKeyOIFNAME, expr.CmpOpEq, ifname(name)...) }
+func oif(name string) []expr.Any { return meta(expr.MetaKeyOIFNAME, ifname(name)...) }
 
 // iifPrefix matches every link whose name begins so.
-func iifPrefix(p string) []expr.Any { return meta(expr.MetaKeyIIFNAME, expr.CmpOpEq, []byte(p)...) }
+func iifPrefix(p string) []expr.Any { return meta(expr.MetaKeyIIFNAME, []byte(p)...) }
 
-func oifPrefix(p string) []expr.Any { return meta(expr.MetaKeyOIFNAME, expr.CmpOpEq, []byte(p)...) }
+func oifPrefix(p string) []expr.Any { return meta(expr.MetaKeyOIFNAME, []byte(p)...) }
 
-func family(proto byte) []expr.Any { return meta(expr.MetaKeyNFPROTO, expr.CmpOpEq, proto) }
+func family(proto byte) []expr.Any { return meta(expr.MetaKeyNFPROTO, proto) }
 
-func transport(proto byte) []expr.Any { return meta(expr.MetaKeyL4PROTO, expr.CmpOpEq, proto) }
+func transport(proto byte) []expr.Any { return meta(expr.MetaKeyL4PROTO, proto) }
 
 func dport(port uint16) []expr.Any {
-	return field(expr.PayloadBaseTransportHeader, 2, expr.CmpOpEq, binaryutil.BigEndian.PutUint16(port)...)
+	return field(expr.PayloadBaseTransportHeader, 2, binaryutil.BigEndian.PutUint16(port)...)
 }
 
 // destination matches packets to p, in an inet table.
