@@ -87,9 +87,9 @@ CONF
 }
 
 # targets lists what this machine's apt reads packages from: suite, repository, and the file and entry
-# in that file which say so. apt tells only of lists that it has downloaded.
+# in that file which say so. apt tells only of lists that it has downloaded. Asking must not leave a cache.
 targets() {
-	apt-get ${own:+-c "$own"} indextargets --format '$(RELEASE) $(REPO_URI) $(SOURCESENTRY) $(CODENAME)' \
+	apt-get ${own:+-c "$own"} -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= indextargets --format '$(RELEASE) $(REPO_URI) $(SOURCESENTRY) $(CODENAME)' \
 		'Created-By: Packages' "Architecture: $arch" 'Component: main'
 }
 # pick SUITE prints "repository sourcesentry" of the first target of that suite, by name or by codename
