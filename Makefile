@@ -9,7 +9,7 @@ DATA_DIR ?= /var/lib/pinnace
 KERNELS  := $(DATA_DIR)/kernels
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
-INIT     := cmd/pinnace/initbin/pinnace-init
+INIT     := cmd/pinnace/initbin/files/pinnace-init
 TOOL     := go tool -modfile=tools/go.mod
 PKGS     ?= ./...
 # The whole suite of one run fits in this; CI's own limit is higher.
