@@ -133,13 +133,12 @@ func (p *processes) fork(c command) (*child, error) {
 	if err := unix.Chdir(c.dir); err != nil {
 		return nil, &os.PathError{Op: "enter directory", Path: c.dir, Err: err}
 	}
-	groups := c.user.groups
 	attr := &syscall.ProcAttr{
 		Env:   c.env,
 		Files: []uintptr{c.stdin.Fd(), c.stdout.Fd(), c.stderr.Fd()},
 		Sys: &syscall.SysProcAttr{
 			Setsid:      true,
-			Credential:  &syscall.Credential{Uid: c.user.uid, Gid: c.user.gid, Groups: groups},
+			Credential:  &syscall.Credential{Uid: c.user.uid, Gid: c.user.gid, Groups: c.user.groups},
 			UseCgroupFD: p.cgroupFD >= 0,
 			CgroupFD:    p.cgroupFD,
 		},

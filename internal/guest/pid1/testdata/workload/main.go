@@ -1,0 +1,197 @@
+// Command workload is what the end-to-end tests of PID 1 run in a VM: each sub-command looks at one thing that a
+// container image may expect, or behaves badly in one way.
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"sort"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if len(os.Args) < 2 {
+		fmt.Fprintln(os.Stderr, "workload: no sub-command")
+		os.Exit(64)
+	}
+	switch arg := os.Args[1]; arg {
+	case "facts":
+		facts()
+	case "exit":
+		code, _ := strconv.Atoi(os.Args[2])
+		os.Exit(code)
+	case "kill-self":
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		time.Sleep(time.Minute)
+	case "serve":
+		serve()
+	case "stubborn":
+		signal.Ignore(syscall.SIGTERM)
+		fmt.Println("ready")
+		time.Sleep(time.Hour)
+	case "whoami":
+		fmt.Println(os.Getuid(), os.Getgid(), os.Getenv("HOME"))
+	case "eat":
+		eat()
+	case "lines":
+		n, _ := strconv.Atoi(os.Args[2])
+		for i := range n {
+			fmt.Println("line", i)
+		}
+	case "fill":
+		fill(os.Args[2])
+	case "orphans":
+		orphans()
+	case "child":
+		time.Sleep(50 * time.Millisecond)
+	case "attack":
+		attack()
+	default:
+		fmt.Fprintln(os.Stderr, "workload: unknown sub-command", arg)
+		os.Exit(64)
+	}
+}
+
+// facts prints what the process finds, as one line of JSON.
+func facts() {
+	f := map[string]any{
+		"uid": os.Getuid(), "gid": os.Getgid(), "args": os.Args, "env": os.Environ(), "pid": os.Getpid(),
+	}
+	groups, _ := os.Getgroups()
+	sort.Ints(groups)
+	f["groups"] = groups
+	f["cwd"], _ = os.Getwd()
+	f["hostname"], _ = os.Hostname()
+	var limit syscall.Rlimit
+	syscall.Getrlimit(syscall.RLIMIT_CORE, &limit)
+	f["core"] = limit.Cur
+	umask := syscall.Umask(0)
+	syscall.Umask(umask)
+	f["umask"] = fmt.Sprintf("%04o", umask)
+	status, _ := os.ReadFile("/proc/self/status")
+	for _, line := range strings.Split(string(status), "\n") {
+		k, v, _ := strings.Cut(line, ":")
+		switch k {
+		case "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "SigBlk", "SigIgn":
+			f[k] = strings.TrimSpace(v)
+		}
+	}
+	for _, p := range []string{"/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/proc/self/cgroup", "/proc/self/oom_score_adj", "/proc/self/limits", "/proc/self/mounts"} {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			b = []byte(err.Error())
+		}
+		f[p] = string(b)
+	}
+	for _, p := range []string{"/dev/fd", "/dev/stdout", "/dev/ptmx", "/dev/shm", "/dev/pts", "/dev/mqueue", "/tmp", "/run", "/run/app", "/proc", "/sys/fs/cgroup"} {
+		if info, err := os.Stat(p); err == nil {
+			f["mode "+p] = info.Mode().String()
+		} else {
+			f["mode "+p] = err.Error()
+		}
+	}
+	_, err := os.OpenFile("/dev/stderr", os.O_WRONLY, 0)
+	f["reopen stderr"] = err == nil
+	var st syscall.Statfs_t
+	syscall.Statfs("/", &st)
+	f["root bytes"] = int64(st.Blocks) * st.Bsize
+	var addrs []string
+	as, _ := net.InterfaceAddrs()
+	for _, a := range as {
+		addrs = append(addrs, a.String())
+	}
+	f["addresses"] = addrs
+	routes, _ := os.ReadFile("/proc/net/route")
+	f["routes"] = string(routes)
+	routes6, _ := os.ReadFile("/proc/net/ipv6_route")
+	f["routes6"] = string(routes6)
+	f["now"] = time.Now().Unix()
+	os.WriteFile("/written", []byte("x"), 0o644)
+	os.Rename("/etc/dir", "/etc/renamed")
+	_, err = os.Stat("/etc/renamed/file")
+	f["rename"] = err == nil
+	init, _ := os.ReadFile("/proc/1/status")
+	for _, line := range strings.Split(string(init), "\n") {
+		if k, v, _ := strings.Cut(line, ":"); k == "VmHWM" || k == "VmRSS" || k == "Threads" {
+			f["init "+k] = strings.TrimSpace(v)
+		}
+	}
+	b, _ := json.Marshal(f)
+	fmt.Println(string(b))
+}
+
+// serve says ready, and ends with 42 on SIGTERM and 43 on SIGUSR1.
+func serve() {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGTERM, syscall.SIGUSR1)
+	fmt.Println("ready")
+	fmt.Print("no newline")
+	s := <-c
+	fmt.Fprintln(os.Stderr, "bye")
+	if s == syscall.SIGUSR1 {
+		os.Exit(43)
+	}
+	os.Exit(42)
+}
+
+func eat() {
+	var all [][]byte
+	for {
+		b := make([]byte, 1<<20)
+		for i := range b {
+			b[i] = byte(i)
+		}
+		all = append(all, b)
+	}
+}
+
+// fill writes until the disk is full.
+func fill(path string) {
+	f, err := os.Create(path)
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	b := make([]byte, 1<<20)
+	total := 0
+	for {
+		n, err := f.Write(b)
+		total += n
+		if err != nil {
+			fmt.Println(total>>20, err)
+			os.Exit(0)
+		}
+	}
+}
+
+// orphans starts children that start children, and does not wait for any.
+func orphans() {
+	self, _ := os.Executable()
+	for range 50 {
+		if _, err := syscall.ForkExec(self, []string{self, "child"}, &syscall.ProcAttr{Files: []uintptr{0, 1, 2}}); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+	}
+	time.Sleep(300 * time.Millisecond)
+	fmt.Println("done")
+}
+
+// attack sends every signal to PID 1.
+func attack() {
+	for n := syscall.Signal(1); n < 65; n++ {
+		switch n {
+		case syscall.SIGINT, syscall.SIGTERM, syscall.SIGPWR:
+			continue // ask for an orderly end, which is fair
+		}
+		syscall.Kill(1, n)
+	}
+	time.Sleep(200 * time.Millisecond)
+	fmt.Println("still here")
+}
