@@ -57,8 +57,8 @@ type Inode struct {
 	Offset uint64
 	Slot   uint16
 
-	Major, Minor uint32 // character and block devices
-	Target       string // symbolic links
+	Major, Minor uint32            // character and block devices
+	Target       string            // symbolic links
 	Xattrs       []Xattr           // sorted by name
 	Children     map[string]*Inode // directories
 

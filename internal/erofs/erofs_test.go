@@ -203,7 +203,7 @@ func everything(block int) ([]byte, *erofs.Inode) {
 		root.Children[fmt.Sprintf("xattr-%d", size)] = &erofs.Inode{
 			Mode: erofs.TypeRegular, Size: 10, Offset: uint64(block), Slot: 1,
 			Xattrs: []erofs.Xattr{
-				{Name: "security.capability", Value: strings.Repeat("c", size)},
+				{Name: "security.data", Value: strings.Repeat("c", size)},
 				{Name: "user.a", Value: "1"},
 				{Name: "user.b", Value: ""},
 			},
