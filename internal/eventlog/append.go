@@ -66,12 +66,14 @@ func (l *Log) Append(ctx context.Context, appends ...Append) (Receipt, error) {
 		a.Payload = append(make([]byte, 0, len(a.Payload)), a.Payload...)
 		a.IdempotencyKey = r.appends[0].IdempotencyKey
 	}
-	// A closed log must not take the request even when the queue has room.
+	// None of these may take the request even when the queue has room.
 	select {
 	case <-l.stopping:
 		return Receipt{}, l.endError()
 	case <-l.failed:
 		return Receipt{}, l.Err()
+	case <-ctx.Done():
+		return Receipt{}, fmt.Errorf("append: %w", context.Cause(ctx))
 	default:
 	}
 	select {

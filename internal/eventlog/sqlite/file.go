@@ -26,6 +26,11 @@ const (
 	synchronousFull = 2
 )
 
+// A querier is a connection or a pool of them.
+type querier interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
 //go:embed schema.sql
 var schema string
 
@@ -120,7 +125,7 @@ func create(ctx context.Context, c *sql.Conn, id eventlog.LogID) (err error) {
 	return err
 }
 
-func checkFormat(ctx context.Context, c *sql.Conn) error {
+func checkFormat(ctx context.Context, c querier) error {
 	app, err := pragma(ctx, c, "application_id")
 	if err != nil {
 		return err
@@ -145,7 +150,7 @@ func checkFormat(ctx context.Context, c *sql.Conn) error {
 	return nil
 }
 
-func pragma(ctx context.Context, c *sql.Conn, name string) (int64, error) {
+func pragma(ctx context.Context, c querier, name string) (int64, error) {
 	var v int64
 	if err := c.QueryRowContext(ctx, `PRAGMA `+name).Scan(&v); err != nil {
 		return 0, fmt.Errorf("read %s: %w", name, err)
@@ -153,7 +158,7 @@ func pragma(ctx context.Context, c *sql.Conn, name string) (int64, error) {
 	return v, nil
 }
 
-func readMeta(ctx context.Context, c *sql.Conn, key string) ([]byte, error) {
+func readMeta(ctx context.Context, c querier, key string) ([]byte, error) {
 	var v []byte
 	if err := c.QueryRowContext(ctx, `SELECT v FROM meta WHERE k = ?`, key).Scan(&v); err != nil {
 		return nil, fmt.Errorf("read meta %q: %w", key, err)
@@ -162,7 +167,7 @@ func readMeta(ctx context.Context, c *sql.Conn, key string) ([]byte, error) {
 }
 
 // readID reads the log's ID, and checks that the genesis hash follows from it.
-func readID(ctx context.Context, c *sql.Conn) (eventlog.LogID, error) {
+func readID(ctx context.Context, c querier) (eventlog.LogID, error) {
 	v, err := readMeta(ctx, c, "log_id")
 	if err != nil {
 		return eventlog.LogID{}, err
@@ -181,7 +186,7 @@ func readID(ctx context.Context, c *sql.Conn) (eventlog.LogID, error) {
 	return id, nil
 }
 
-func readHead(ctx context.Context, c *sql.Conn, id eventlog.LogID) (eventlog.Head, error) {
+func readHead(ctx context.Context, c querier, id eventlog.LogID) (eventlog.Head, error) {
 	var seq int64
 	var hash []byte
 	err := c.QueryRowContext(ctx, `SELECT seq, hash FROM event ORDER BY seq DESC LIMIT 1`).Scan(&seq, &hash)

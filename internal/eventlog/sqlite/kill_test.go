@@ -32,6 +32,11 @@ func TestMain(m *testing.M) {
 
 // runWriter appends from several goroutines and writes a line for each receipt, after it has it.
 func runWriter(ctx context.Context, dir string) error {
+	if os.Getenv(fileLimit) != "" {
+		if err := limitFiles(); err != nil {
+			return err
+		}
+	}
 	l, err := eventlog.Open(ctx, sqlite.New(sqlite.Options{Dir: dir}), eventlog.Options{})
 	if err != nil {
 		return err
@@ -140,9 +145,8 @@ func killWriter(t *testing.T, dir string, rng *rand.Rand) []ack {
 	var acks []ack
 	lines := bufio.NewScanner(stdout)
 	for lines.Scan() {
-		var a ack
-		// The last line may be cut off by the kill.
-		if n, err := fmt.Sscan(lines.Text(), &a.first, &a.last, &a.hash, &a.key); n != 4 || err != nil || len(a.hash) != 64 {
+		a, ok := parseAck(lines.Text())
+		if !ok {
 			continue
 		}
 		acks = append(acks, a)
@@ -156,6 +160,12 @@ func killWriter(t *testing.T, dir string, rng *rand.Rand) []ack {
 		t.Errorf("writer: %s", &stderr)
 	}
 	return acks
+}
+
+// parseAck reads a line of runWriter. The last one may be cut off by the kill.
+func parseAck(line string) (a ack, ok bool) {
+	n, err := fmt.Sscan(line, &a.first, &a.last, &a.hash, &a.key)
+	return a, n == 4 && err == nil && len(a.hash) == 64
 }
 
 func checkAcks(t *testing.T, l *eventlog.Log, acks []ack) {
