@@ -1,0 +1,270 @@
+package vmtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/pinnacehq/pinnace/internal/guest"
+)
+
+// A Workload is the programmable behaviour of a fake guest that speaks the guest's protocol as pinnace-init
+// does: hello, configuration, start, heartbeats, log lines, commands, report, reset. Its zero value is a
+// process that runs until it is stopped and then exits with 0.
+type Workload struct {
+	// Silent guests never say hello.
+	Silent bool
+	// Fail, if set, is what the guest answers instead of starting the process.
+	Fail *guest.Failed
+	// Run is the process. It returns its exit code, when ctx ends at the latest: then the process was
+	// signalled, and context.Cause(ctx) is a *StopCause. Nil runs until then and returns 0.
+	Run func(ctx context.Context, p *Process) int
+	// Stubborn processes ignore the stop signal; the guest kills them when the grace is over.
+	Stubborn bool
+	// Exec answers commands that run beside the process; nil answers all with code 0.
+	Exec func(argv []string) guest.ExecResult
+	// NoReport lets the machine reset without an exit report.
+	NoReport bool
+	// Panic, if set, is the message of the kernel panic in which the machine ends instead of reporting.
+	Panic string
+	// OOM reports that the kernel killed the process because memory ran out.
+	OOM bool
+}
+
+// A Process is the fake process of a Workload.
+type Process struct {
+	// Config is what the host has configured.
+	Config guest.Config
+
+	session *session
+}
+
+// Log writes a line of output.
+func (p *Process) Log(stream, text string) error {
+	s := p.session
+	s.logMu.Lock()
+	defer s.logMu.Unlock()
+	s.lines++
+	return send(s.g.Logs, guest.Line{Seq: s.lines, Time: time.Now().UnixNano(), Stream: stream, Data: []byte(text)})
+}
+
+// A StopCause is why a process' context ended.
+type StopCause struct {
+	Stop guest.Stop
+}
+
+func (c *StopCause) Error() string { return fmt.Sprintf("stopped by signal %q", c.Stop.Signal) }
+
+// Guest returns the guest that runs the workload, to give to NewFake.
+func (w Workload) Guest() Guest {
+	return func(ctx context.Context, g *FakeGuest) End {
+		s := &session{g: g, w: w, config: make(chan guest.Config, 1), stops: make(chan guest.Stop, 4), acked: make(chan struct{})}
+		return s.run(ctx)
+	}
+}
+
+// session is one boot of the guest.
+type session struct {
+	g *FakeGuest
+	w Workload
+
+	config chan guest.Config
+	stops  chan guest.Stop
+	acked  chan struct{} // closed by the first AckExit
+	ackOne sync.Once
+
+	controlMu sync.Mutex // held while a control frame is written
+	logMu     sync.Mutex // held while a log frame is written
+	lines     uint64     // guarded by logMu
+}
+
+func (s *session) run(ctx context.Context) End {
+	if s.w.Silent {
+		<-ctx.Done()
+		return End{}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	// Ending this machine's reading means taking its ports away, which run does as the last thing.
+	defer s.g.Control.close()
+	defer s.g.Logs.close()
+	defer cancel()
+	parts.Go(s.readControl)
+	parts.Go(func() { discardAcks(s.g.Logs) })
+
+	s.say(guest.Hello{
+		Version: guest.Version, Nonce: fmt.Sprintf("%032x", time.Now().UnixNano()), Init: "fake", Kernel: "fake",
+		MemTotalBytes: int64(s.g.Spec.MemoryMiB) << 20, Marks: []guest.Mark{{Name: "hello", MS: 1}},
+	})
+	var config guest.Config
+	select {
+	case config = <-s.config:
+	case <-ctx.Done():
+		return End{}
+	}
+	parts.Go(func() { s.heartbeat(ctx) })
+	if s.w.Fail != nil {
+		return s.report(ctx, *s.w.Fail)
+	}
+	started := time.Now()
+	s.say(guest.Started{PID: 2, StartedAt: started.UnixNano(), Marks: []guest.Mark{{Name: "exec", MS: 2}}})
+	exit := s.runProcess(ctx, &Process{Config: config, session: s})
+	switch {
+	case ctx.Err() != nil, s.w.NoReport:
+		return End{}
+	case s.w.Panic != "":
+		return End{Panic: s.w.Panic}
+	}
+	exit.StartedAt, exit.ExitedAt = started.UnixNano(), time.Now().UnixNano()
+	return s.report(ctx, exit)
+}
+
+// runProcess runs the process and stops it when the host says so.
+func (s *session) runProcess(ctx context.Context, p *Process) guest.Exit {
+	running, signal := context.WithCancelCause(ctx)
+	defer signal(nil)
+	code := make(chan int, 1)
+	go func() {
+		if s.w.Run == nil {
+			<-running.Done()
+			code <- 0
+			return
+		}
+		code <- s.w.Run(running, p)
+	}()
+	var exit guest.Exit
+	var grace <-chan time.Time
+	for {
+		select {
+		case exit.Code = <-code:
+			exit.OOM = s.w.OOM
+			if exit.OOM {
+				exit.Code, exit.Signal = 128+int(syscall.SIGKILL), "SIGKILL"
+			}
+			s.logMu.Lock()
+			exit.LastLine = s.lines
+			s.logMu.Unlock()
+			return exit
+		case stop := <-s.stops:
+			exit.Stopped = true
+			if !s.w.Stubborn {
+				signal(&StopCause{stop})
+			}
+			grace = time.After(time.Duration(stop.TimeoutMS) * time.Millisecond)
+		case <-grace:
+			signal(&StopCause{guest.Stop{Signal: "SIGKILL"}})
+			<-code
+			exit.Code, exit.Signal, exit.Killed = 128+int(syscall.SIGKILL), "SIGKILL", true
+			return exit
+		}
+	}
+}
+
+// report sends m every second until the host has acknowledged it, and resets the machine.
+func (s *session) report(ctx context.Context, m guest.Message) End {
+	again := time.NewTicker(time.Second)
+	defer again.Stop()
+	for {
+		s.say(m)
+		select {
+		case <-s.acked:
+			return End{}
+		case <-ctx.Done():
+			return End{}
+		case <-again.C:
+		}
+	}
+}
+
+// readControl handles what the host says, until the machine is off.
+func (s *session) readControl() {
+	r := guest.NewReader(s.g.Control, guest.MaxHostFrame)
+	for {
+		t, body, err := r.Next()
+		if err != nil {
+			return
+		}
+		m, err := guest.Decode(t, body)
+		if errors.Is(err, guest.ErrUnknownType) {
+			continue
+		}
+		if err != nil {
+			fmt.Fprintf(s.g.Console, "control channel: %v\r\n", err)
+			return
+		}
+		switch m := m.(type) {
+		case guest.Config:
+			offer(s.config, m)
+		case guest.Stop:
+			offer(s.stops, m)
+		case guest.AckExit:
+			s.ackOne.Do(func() { close(s.acked) })
+		case guest.Exec:
+			s.say(s.exec(m))
+		}
+	}
+}
+
+func (s *session) exec(m guest.Exec) guest.ExecResult {
+	var result guest.ExecResult
+	if s.w.Exec != nil {
+		result = s.w.Exec(m.Argv)
+	}
+	result.ID = m.ID
+	return result
+}
+
+// offer hands v over, or drops it when nobody takes what came before.
+func offer[T any](to chan<- T, v T) {
+	select {
+	case to <- v:
+	default:
+	}
+}
+
+func (s *session) heartbeat(ctx context.Context) {
+	started := time.Now()
+	tick := time.NewTicker(guest.HeartbeatInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			s.say(guest.Heartbeat{MS: time.Since(started).Milliseconds()})
+		}
+	}
+}
+
+// say sends a control message. An error means that the machine is off, which everybody learns from ctx.
+func (s *session) say(m guest.Message) {
+	s.controlMu.Lock()
+	defer s.controlMu.Unlock()
+	if err := send(s.g.Control, m); err != nil {
+		fmt.Fprintf(s.g.Console, "control channel: %v\r\n", err)
+	}
+}
+
+// send writes one frame.
+func send(to *Port, m guest.Message) error {
+	frame, err := guest.Encode(nil, m)
+	if err != nil {
+		return err
+	}
+	_, err = to.Write(frame)
+	return err
+}
+
+// discardAcks reads the acknowledgements of log lines: a fake guest keeps no lines to send again.
+func discardAcks(logs *Port) {
+	r := guest.NewReader(logs, guest.MaxHostFrame)
+	for {
+		if _, _, err := r.Next(); err != nil {
+			return
+		}
+	}
+}
