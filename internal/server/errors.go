@@ -47,6 +47,9 @@ func (s *Server) onWire(ctx context.Context, err error) error {
 	case errors.As(err, &port):
 		return refuse(connect.CodeFailedPrecondition, "%w. Choose another public_port, or stop that app", port)
 	case errors.As(err, &place):
+		if place.Hosts == 0 {
+			return connect.NewError(connect.CodeUnavailable, place)
+		}
 		if place.NotConnected == place.Hosts {
 			return refuse(connect.CodeUnavailable, "%w. Is `pinnace agent` running there?", place)
 		}

@@ -41,7 +41,8 @@ func facts(i *fleet.Instance, r *pb.InstanceReport, seen seenInstance, now time.
 	}
 	var news []fleet.Payload
 	ended := i.EndedAttempt
-	if attempt > ended+1 {
+	over := end != nil || r.GetFinal()
+	if attempt > ended+1 && !over {
 		news = append(news, &fleet.InstanceEnded{
 			Instance: i.ID, Attempt: attempt - 1, Count: attempt - 1 - ended, Cause: overtaken(seen, attempt-1),
 		})
@@ -54,11 +55,11 @@ func facts(i *fleet.Instance, r *pb.InstanceReport, seen seenInstance, now time.
 		news = append(news, &fleet.InstanceReady{Instance: i.ID, Attempt: attempt})
 	}
 	switch {
-	case attempt > ended && (end != nil || r.GetFinal()):
+	case attempt > ended && over:
 		news = append(news, &fleet.InstanceEnded{
-			Instance: i.ID, Attempt: attempt, Count: 1, Cause: causeOf(end), Planned: planned(i, end), Final: r.GetFinal(),
+			Instance: i.ID, Attempt: attempt, Count: attempt - ended, Cause: causeOf(end), Planned: planned(i, end), Final: r.GetFinal(),
 		})
-	case r.GetFinal() && attempt <= ended:
+	case r.GetFinal():
 		news = append(news, &fleet.InstanceEnded{
 			Instance: i.ID, Attempt: ended, Cause: causeOf(end), Planned: planned(i, end), Final: true,
 		})

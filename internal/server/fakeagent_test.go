@@ -1,0 +1,274 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
+	"github.com/pinnacehq/pinnace/internal/manifest"
+)
+
+// fakeAgent is a host that does as it is told, without machines. It outlives servers and keeps what it runs.
+type fakeAgent struct {
+	id     string
+	client pinnacev1connect.AgentServiceClient
+	facts  *pb.HostFacts
+	stop   context.CancelFunc
+	done   sync.WaitGroup
+	report chan struct{}
+
+	mu sync.Mutex
+	// freeze holds instances that pull; closed lets them go.
+	freeze    chan struct{}
+	instances map[string]*fakeInstance
+	revision  uint64
+	problems  []string
+}
+
+type fakeInstance struct {
+	agent *fakeAgent
+	fate  string
+	stop  chan struct{}
+	now   *pb.InstanceReport // guarded by agent.mu
+}
+
+func (p *plane) agent(id string) *fakeAgent {
+	a := &fakeAgent{
+		id: id, client: pinnacev1connect.NewAgentServiceClient(p.agentSide, p.agentAPI.URL), report: make(chan struct{}, 1),
+		freeze: make(chan struct{}), instances: map[string]*fakeInstance{},
+		facts: &pb.HostFacts{Id: id, Name: id, Architecture: "amd64", MemoryBytes: 4 << 30, CpuMilli: 2000, DiskBytes: 64 << 30, Driver: "fake"},
+	}
+	close(a.freeze)
+	ctx, stop := context.WithCancel(context.Background())
+	a.stop = stop
+	a.done.Go(func() { a.follow(ctx) })
+	a.done.Go(func() { a.reports(ctx) })
+	p.t.Cleanup(func() {
+		stop()
+		a.done.Wait()
+		for _, problem := range a.problems {
+			p.t.Errorf("agent %s: %s", id, problem)
+		}
+	})
+	p.eventually("host "+id+" is connected", func() bool {
+		on, _ := p.observed.connected(id, time.Now())
+		return on
+	})
+	return a
+}
+
+func (a *fakeAgent) problem(format string, args ...any) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.problems = append(a.problems, fmt.Sprintf(format, args...))
+}
+
+// hold makes instances that start from now on wait until release is called.
+func (a *fakeAgent) hold() (release func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	freeze := make(chan struct{})
+	a.freeze = freeze
+	return sync.OnceFunc(func() { close(freeze) })
+}
+
+// follow acts on assignments, through every restart of the server.
+func (a *fakeAgent) follow(ctx context.Context) {
+	for ctx.Err() == nil {
+		_, err := a.client.Join(ctx, connect.NewRequest(&pb.JoinRequest{Host: a.facts}))
+		if err == nil {
+			if stream, err := a.client.WatchAssignments(ctx, connect.NewRequest(&pb.WatchAssignmentsRequest{Host: a.id})); err == nil {
+				for stream.Receive() {
+					a.act(ctx, stream.Msg())
+				}
+				stream.Close()
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func (a *fakeAgent) act(ctx context.Context, msg *pb.WatchAssignmentsResponse) {
+	for _, r := range msg.GetLogRequests() {
+		a.done.Go(func() { a.sendLogs(ctx, r) })
+	}
+	if !msg.GetComplete() {
+		return
+	}
+	releases := map[string]*pb.AssignedRelease{}
+	for _, r := range msg.GetReleases() {
+		releases[r.GetId()] = r
+		if m, err := manifest.ParseCanonical(r.GetManifestCanonical()); err != nil || string(m.Hash()) != r.GetManifestHash() {
+			a.problem("release %s: its manifest is not what its hash says: %v", r.GetId(), err)
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if msg.GetRevision() < a.revision {
+		a.problems = append(a.problems, fmt.Sprintf("revision %d after %d", msg.GetRevision(), a.revision))
+	}
+	a.revision = msg.GetRevision()
+	wanted := map[string]bool{}
+	for _, asg := range msg.GetAssignments() {
+		wanted[asg.GetInstance()] = true
+		i := a.instances[asg.GetInstance()]
+		if i == nil {
+			i = a.start(ctx, asg, releases[asg.GetRelease()])
+		}
+		if asg.GetStop() {
+			i.askToStop()
+		}
+	}
+	for id, i := range a.instances {
+		if !wanted[id] {
+			i.askToStop()
+			delete(a.instances, id)
+		}
+	}
+}
+
+// start runs an instance; a.mu is held.
+func (a *fakeAgent) start(ctx context.Context, asg *pb.Assignment, r *pb.AssignedRelease) *fakeInstance {
+	var config struct{ Fate string }
+	_ = json.Unmarshal(r.GetPlatform().GetImageConfig(), &config)
+	i := &fakeInstance{agent: a, fate: config.Fate, stop: make(chan struct{}), now: &pb.InstanceReport{Instance: asg.GetInstance(), State: statePlaced}}
+	a.instances[asg.GetInstance()] = i
+	freeze := a.freeze
+	a.done.Go(func() { i.run(ctx, freeze) })
+	return i
+}
+
+func (i *fakeInstance) askToStop() {
+	select {
+	case <-i.stop:
+	default:
+		close(i.stop)
+	}
+}
+
+// say changes the report of the instance. The new one is sent soon.
+func (i *fakeInstance) say(state string, change func(*pb.InstanceReport)) {
+	i.agent.mu.Lock()
+	r := &pb.InstanceReport{
+		Instance: i.now.GetInstance(), Attempt: i.now.GetAttempt(), State: state, Booted: i.now.GetBooted(), ReadyAt: i.now.GetReadyAt(),
+		End: i.now.GetEnd(), Final: i.now.GetFinal(),
+	}
+	if change != nil {
+		change(r)
+	}
+	i.now = r
+	i.agent.mu.Unlock()
+	select {
+	case i.agent.report <- struct{}{}:
+	default:
+	}
+}
+
+func (i *fakeInstance) end(final, planned bool, cause *pb.Cause) {
+	cause.Planned, cause.At = planned, timestamppb.Now()
+	i.say(stateEnded, func(r *pb.InstanceReport) { r.End, r.Final = cause, final })
+}
+
+// run lives the life that the image's fate says.
+func (i *fakeInstance) run(ctx context.Context, freeze chan struct{}) {
+	stopped := func() { i.end(true, true, &pb.Cause{Kind: "exited"}) }
+	for attempt := uint32(1); ; attempt++ {
+		i.say("pulling", func(r *pb.InstanceReport) {
+			r.Attempt, r.Booted, r.ReadyAt, r.End, r.Message = attempt, nil, nil, nil, "layer 1 of 1"
+		})
+		select {
+		case <-freeze:
+		case <-i.stop:
+			stopped()
+			return
+		case <-ctx.Done():
+			return
+		}
+		if i.fate == "no-entrypoint" {
+			i.end(false, false, &pb.Cause{Kind: "start_failed", Stage: "exec", Detail: "/app: no such file or directory"})
+		} else {
+			i.say("started", func(r *pb.InstanceReport) { r.Booted = &pb.Booted{Driver: "fake", KernelVersion: "6.12"} })
+		}
+		switch i.fate {
+		case "final":
+			i.end(true, false, &pb.Cause{Kind: "exited", Code: 3, LogTail: []string{"last words"}})
+			return
+		case "completes":
+			i.end(true, false, &pb.Cause{Kind: "exited"})
+			return
+		case "stuck", "no-entrypoint":
+		case "crash":
+			i.end(false, false, &pb.Cause{Kind: "exited", Code: 1, LogTail: []string{"panic: oh no", fmt.Sprint("attempt ", attempt)}})
+		default:
+			i.say(stateReady, func(r *pb.InstanceReport) { r.ReadyAt = timestamppb.Now() })
+		}
+		var again <-chan time.Time
+		if i.fate == "crash" {
+			again = time.After(10 * time.Millisecond)
+		}
+		select {
+		case <-again:
+		case <-i.stop:
+			stopped()
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// reports sends what runs when it has changed, and as a heartbeat.
+func (a *fakeAgent) reports(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.report:
+		case <-time.After(100 * time.Millisecond):
+		}
+		a.mu.Lock()
+		req := &pb.ReportRequest{Host: a.id, Revision: a.revision}
+		for _, i := range a.instances {
+			req.Instances = append(req.Instances, i.now)
+		}
+		a.mu.Unlock()
+		_, _ = a.client.Report(ctx, connect.NewRequest(req)) // the server may be down
+	}
+}
+
+func (a *fakeAgent) running() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var ids []string
+	for id, i := range a.instances {
+		if i.now.GetState() != stateEnded {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func (a *fakeAgent) sendLogs(ctx context.Context, r *pb.LogRequest) {
+	stream := a.client.SendLogs(ctx)
+	for n := range 3 {
+		err := stream.Send(&pb.SendLogsRequest{Request: r.GetId(), Lines: []*pb.StreamLogsResponse{{
+			Instance: "somebody else", Seq: uint64(n), Stream: "stdout", Line: fmt.Appendf(nil, "line %d of %s", n, r.GetInstance()),
+		}}})
+		if err != nil {
+			break
+		}
+	}
+	_, _ = stream.CloseAndReceive()
+}
