@@ -127,7 +127,7 @@ func (r *reading) failure(side Side) string {
 		case i.Ended:
 			return fmt.Sprintf("instance %s ended for good: %s", i.ID, i.LastEnd)
 		case i.StartFailed && !i.EverReady:
-			return fmt.Sprintf("instance %s could not be started: %s", i.ID, i.LastEnd)
+			return fmt.Sprintf("instance %s %s", i.ID, i.LastEnd)
 		case i.Ends >= CrashLimit && !r.held(i):
 			return fmt.Sprintf("instance %s ended %d times: %s", i.ID, i.Ends, i.LastEnd)
 		case r.bootOverdue(i):

@@ -97,7 +97,7 @@ type Instance struct {
 	Ends int
 	// StartFailed is true when the last end was a VM or process that could not be started.
 	StartFailed bool
-	// LastEnd is the cause of the last end in words.
+	// LastEnd is the cause of the last end in words that follow the instance's name: "exited with code 1".
 	LastEnd string
 }
 

@@ -83,8 +83,8 @@ func TestNext(t *testing.T) {
 		},
 		{"ends for good", view(nil, old, instance("new", New, ended)), 3, turn("instance new ended for good: exited with 3"), time.Time{}},
 		{
-			"could not be started", view(nil, old, instance("new", New, ends(1), func(i *Instance) { i.StartFailed = true })), 3,
-			turn("instance new could not be started: exited with 1"),
+			"could not be started", view(nil, old, instance("new", New, ends(1), func(i *Instance) { i.StartFailed, i.LastEnd = true, "could not be started" })), 3,
+			turn("instance new could not be started"),
 			time.Time{},
 		},
 		{"two crashes are borne", view(nil, old, instance("new", New, ends(2))), 3, nil, at(60)},
