@@ -17,7 +17,7 @@ import (
 
 // A blobReader reads a blob, counts and hashes it, and refuses a byte more than the manifest declares.
 type blobReader struct {
-	ctx    context.Context //nolint:containedctx // a reader has no other way to end with its caller
+	ctx    context.Context // a reader has no other way to end with its caller
 	src    io.Reader
 	want   descriptor
 	report func(bytes int64)

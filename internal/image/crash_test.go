@@ -111,8 +111,8 @@ func thin(t *testing.T, dir string, random *rand.Rand) {
 			t.Fatal(err)
 		}
 		for _, path := range paths {
-			if strings.HasSuffix(path, ".idx") {
-				if _, err := os.Stat(strings.TrimSuffix(path, ".idx") + ".tar"); err == nil {
+			if layer, ok := strings.CutSuffix(path, ".idx"); ok {
+				if _, err := os.Stat(layer + ".tar"); err == nil {
 					continue
 				}
 			}

@@ -26,14 +26,19 @@ func (x *index) encode() []byte {
 	for i := range x.entries {
 		b = x.entries[i].append(b)
 	}
+	putHeader(b, x.size, uint64(len(x.entries)))
+	return b
+}
+
+// putHeader writes the header in front of the payload that b has already.
+func putHeader(b []byte, size int64, count uint64) {
 	payload := b[indexHeader:]
 	copy(b, indexMagic)
 	le := binary.LittleEndian
-	le.PutUint64(b[8:], uint64(x.size))
-	le.PutUint64(b[16:], uint64(len(x.entries)))
+	le.PutUint64(b[8:], uint64(size))
+	le.PutUint64(b[16:], count)
 	le.PutUint64(b[24:], uint64(len(payload)))
 	le.PutUint32(b[32:], checksum(payload))
-	return b
 }
 
 func (e *entry) append(b []byte) []byte {
@@ -133,6 +138,7 @@ func (d *decoder) entry(e *entry) {
 		e.link = d.string()
 	case kindInode:
 		e.inode = d.inode()
+	default: // whiteouts are only a path
 	}
 }
 

@@ -49,7 +49,7 @@ func (l *layerFile) check() (bool, error) {
 	}
 	size, err := checkIndex(b)
 	if err != nil || size != info.Size() {
-		return false, nil //nolint:nilerr // damaged is as good as absent: the layer is made again
+		return false, nil // damaged is as good as absent: the layer is made again
 	}
 	l.size = size
 	return true, nil

@@ -62,7 +62,7 @@ func (s *Store) lookup(manifestDigest, path string) (*Image, error) {
 	}
 	spec, err := parseSpec(manifestDigest, r.Manifest, r.Config, s.limits)
 	if err != nil {
-		return nil, nil //nolint:nilerr // the record is damaged, so the image isn't there
+		return nil, nil // the record is damaged, so the image isn't there
 	}
 	layers := make([]*layerFile, len(spec.diffIDs))
 	for i, diffID := range spec.diffIDs {

@@ -11,7 +11,7 @@ import (
 	reader "github.com/erofs/go-erofs"
 
 	"github.com/pinnacehq/pinnace/internal/image"
-	. "github.com/pinnacehq/pinnace/internal/image/imagetest" //nolint:revive,staticcheck // the tables below are listings, and read as such without a prefix on every entry
+	. "github.com/pinnacehq/pinnace/internal/image/imagetest" // the tables below are listings, and read as such without a prefix on every entry
 )
 
 type layers [][]Entry

@@ -19,7 +19,7 @@ import (
 
 	"github.com/pinnacehq/pinnace/internal/erofs/erofstest"
 	"github.com/pinnacehq/pinnace/internal/image"
-	. "github.com/pinnacehq/pinnace/internal/image/imagetest" //nolint:revive,staticcheck // see merge_test.go
+	. "github.com/pinnacehq/pinnace/internal/image/imagetest" // see merge_test.go
 )
 
 // The kernel shows the tree that GNU tar makes of the same layers, wherever the layers are: on drives of
@@ -239,6 +239,7 @@ func describe(t *testing.T, root string) []string {
 			line += "->" + target
 		case fs.ModeDevice, fs.ModeDevice | fs.ModeCharDevice:
 			line += fmt.Sprintf(" %d:%d", unix.Major(stat.Rdev), unix.Minor(stat.Rdev))
+		default: // directories and pipes have no content of their own
 		}
 		list = append(list, line+xattrs(path))
 		return nil

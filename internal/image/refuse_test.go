@@ -17,7 +17,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/pinnacehq/pinnace/internal/image"
-	. "github.com/pinnacehq/pinnace/internal/image/imagetest" //nolint:revive,staticcheck // see merge_test.go
+	. "github.com/pinnacehq/pinnace/internal/image/imagetest" // see merge_test.go
 )
 
 // small is enough for every honest layer of these tests.
@@ -38,9 +38,11 @@ func TestRefusedLayers(t *testing.T) {
 		{"R2 long name", New().Layer(File(strings.Repeat("p/", 2100)+"f", "")), "has a name of 4201 bytes"},
 		{"R2 long component", New().Layer(File(strings.Repeat("n", 256), "")), "component of 256 bytes"},
 		{"R2 deep", New().Layer(File(deep, "")), "is 258 directories deep"},
-		{"R2 deep through links", New().Layer(
-			Dir(strings.Repeat("d/", 200)), Symlink("l", strings.Repeat("d/", 200)), File("l/"+strings.Repeat("e/", 100)+"f", "")),
-			"more than 256 directories deep"},
+		{
+			"R2 deep through links", New().Layer(
+				Dir(strings.Repeat("d/", 200)), Symlink("l", strings.Repeat("d/", 200)), File("l/"+strings.Repeat("e/", 100)+"f", "")),
+			"more than 256 directories deep",
+		},
 		{"R3 whiteout of no name", New().Layer(File("d/.wh.", "")), "whiteout of no name"},
 		{"R3 whiteout of dot", New().Layer(File("d/.wh..", "")), "whiteout of no name"},
 		{"R3 whiteout of dotdot", New().Layer(File("d/.wh...", "")), "whiteout of no name"},

@@ -131,8 +131,10 @@ func Partitions(t *testing.T, device string, partitions []Partition) []string {
 }
 
 func blkpg(disk *os.File, op int32, p *unix.BlkpgPartition) error {
-	arg := unix.BlkpgIoctlArg{Op: op, Datalen: int32(unsafe.Sizeof(*p)), Data: (*byte)(unsafe.Pointer(p))}
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, disk.Fd(), unix.BLKPG, uintptr(unsafe.Pointer(&arg)))
+	data := (*byte)(unsafe.Pointer(p)) //nolint:gosec // the ioctl takes a pointer to the partition
+	arg := unix.BlkpgIoctlArg{Op: op, Datalen: int32(unsafe.Sizeof(*p)), Data: data}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, disk.Fd(), unix.BLKPG,
+		uintptr(unsafe.Pointer(&arg))) //nolint:gosec // and x/sys has no wrapper for it
 	if errno != 0 {
 		return errno
 	}
@@ -144,7 +146,7 @@ func blkpg(disk *os.File, op int32, p *unix.BlkpgPartition) error {
 func Mount(t *testing.T, metadata string, devices []string) (dir string) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), "root")
-	if err := os.Mkdir(dir, 0o755); err != nil {
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	options := make([]string, len(devices))

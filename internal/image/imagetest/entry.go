@@ -8,6 +8,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"fmt"
+	"maps"
 	"path"
 	"time"
 )
@@ -98,9 +99,7 @@ func (e Entry) Time(t time.Time) Entry {
 // Xattr adds an extended attribute.
 func (e Entry) Xattr(name, value string) Entry {
 	records := map[string]string{"SCHILY.xattr." + name: value}
-	for k, v := range e.Header.PAXRecords {
-		records[k] = v
-	}
+	maps.Copy(records, e.Header.PAXRecords)
 	e.Header.PAXRecords = records
 	return e
 }
