@@ -160,6 +160,9 @@ func KillStale(ctx context.Context, r Record) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	if gone, err := exited(fd, 0); gone || err != nil {
+		return false, err // a zombie that its parent has yet to reap
+	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
 		if errors.Is(err, unix.ESRCH) {
 			return false, nil
@@ -169,20 +172,25 @@ func KillStale(ctx context.Context, r Record) (bool, error) {
 	return true, awaitExit(ctx, fd)
 }
 
-// awaitExit returns when the process behind the pidfd is gone, or is a zombie that its parent has to reap.
+// awaitExit returns when the process behind the pidfd has ended.
 func awaitExit(ctx context.Context, pidfd int) error {
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 50)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("wait for a process: %w", err)
-		}
-		if n > 0 {
-			return nil
+		if gone, err := exited(pidfd, 50*time.Millisecond); gone || err != nil {
+			return err
 		}
 	}
+}
+
+// exited tells whether the process behind the pidfd has ended, and waits for that up to patience.
+func exited(pidfd int, patience time.Duration) (bool, error) {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(patience.Milliseconds()))
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return false, fmt.Errorf("wait for a process: %w", err)
+	}
+	return n > 0, nil
 }
 
 // startTicks reads the start time of a process from /proc/PID/stat.

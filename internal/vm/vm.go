@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"syscall"
 )
 
@@ -130,13 +131,20 @@ func (e Exit) String() string {
 	case e.Killed:
 		return "monitor killed on request"
 	case e.Signal != 0:
-		return fmt.Sprintf("monitor ended by signal %d (%v)", int(e.Signal), e.Signal)
-	case e.Code != 0 && e.Stderr != "":
-		return fmt.Sprintf("monitor ended with status %d: %s", e.Code, e.Stderr)
+		return fmt.Sprintf("monitor ended by signal %d (%v)%s", int(e.Signal), e.Signal, e.complaint())
 	case e.Code != 0:
-		return fmt.Sprintf("monitor ended with status %d", e.Code)
+		return fmt.Sprintf("monitor ended with status %d%s", e.Code, e.complaint())
 	}
 	return "guest reset or powered off"
+}
+
+// complaint is the first line of Stderr, to follow a message.
+func (e Exit) complaint() string {
+	line, _, _ := strings.Cut(e.Stderr, "\n")
+	if line == "" {
+		return ""
+	}
+	return ": " + line
 }
 
 // A MissingError means that a program which the driver needs is not on this host.
