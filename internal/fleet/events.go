@@ -3,6 +3,7 @@ package fleet
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -222,7 +223,7 @@ func Decode(typ string, version uint16, payload []byte) (Payload, error) {
 	if err := d.Decode(p); err != nil {
 		return nil, fmt.Errorf("decode %s: %w", typ, err)
 	}
-	if _, err := d.Token(); err != io.EOF { //nolint:errorlint // Token returns io.EOF itself
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("decode %s: bytes after the document", typ)
 	}
 	return p, nil

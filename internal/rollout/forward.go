@@ -2,6 +2,7 @@ package rollout
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -205,12 +206,7 @@ func (r *reading) serving(sides ...Side) bool {
 }
 
 func is(i Instance, sides []Side) bool {
-	for _, s := range sides {
-		if i.Side == s {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(sides, i.Side)
 }
 
 func plural(n int, noun string) string {

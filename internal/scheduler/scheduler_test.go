@@ -79,19 +79,20 @@ func TestRefusalCountsReasons(t *testing.T) {
 			"no host can take the instance: 1 of 5 hosts is not connected, 1 of 5 hosts is of another architecture (the release runs on amd64), 3 of 5 hosts lack memory (584 MiB needed with overhead, at most 100 MiB free)",
 		},
 		{
-			"disk", request(2, 512*mib), []Host{host("a", fullDisk)},
+			"disk", request(2, 512*mib),
+			[]Host{host("a", fullDisk)},
 			"no host can take any of the 2 instances: 1 of 1 host lacks disk (1024 MiB needed, at most 0 MiB free)",
 		},
 		{
-			"some fit", request(9, gib), []Host{host("a")},
+			"some fit", request(9, gib),
+			[]Host{host("a")},
 			"there is room for 7 of 9 instances only: 1 of 1 host lacks memory (1104 MiB needed with overhead, at most 464 MiB free)",
 		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := Place(tt.req, tt.hosts)
-			var refusal *Refusal
-			if !errors.As(err, &refusal) {
+			if _, ok := errors.AsType[*Refusal](err); !ok {
 				t.Fatalf("got %v, want a refusal", err)
 			}
 			if err.Error() != tt.want {

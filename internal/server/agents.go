@@ -31,7 +31,7 @@ func (a *agents) Join(ctx context.Context, req *connect.Request[pb.JoinRequest])
 	a.ledger.read(func(st *fleet.State) { known = st.Host(h.GetId()) })
 	// Coming back as it was is no news.
 	if known == nil || !sameHost(known, joined) {
-		if _, err := a.ledger.append(ctx, "host/"+h.GetId(), "", joined); err != nil {
+		if err := a.ledger.append(ctx, "host/"+h.GetId(), "", joined); err != nil {
 			return nil, a.onWire(ctx, err)
 		}
 	}

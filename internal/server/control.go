@@ -33,7 +33,7 @@ func (c *control) CreateEnvironment(ctx context.Context, req *connect.Request[pb
 	if !fleet.ValidName(name) {
 		return nil, refuse(connect.CodeInvalidArgument, "environment name %q: want a lower-case letter, then at most 39 lower-case letters, digits and dashes", name)
 	}
-	_, err := c.ledger.append(ctx, actorAdmin, requestKey("environment", req.Msg.GetIdempotencyKey()), &fleet.EnvironmentCreated{Name: name})
+	err := c.ledger.append(ctx, actorAdmin, requestKey("environment", req.Msg.GetIdempotencyKey()), &fleet.EnvironmentCreated{Name: name})
 	if err != nil {
 		return nil, c.onWire(ctx, err)
 	}

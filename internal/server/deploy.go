@@ -122,7 +122,7 @@ func (c *control) Stop(ctx context.Context, req *connect.Request[pb.StopRequest]
 
 // start appends the beginning of a deployment. Whatever changed since it was proposed, the fold finds out.
 func (c *control) start(ctx context.Context, e *fleet.DeploymentStarted) (d *fleet.Deployment, err error) {
-	if _, err := c.ledger.append(ctx, actorAdmin, "", e); err != nil {
+	if err := c.ledger.append(ctx, actorAdmin, "", e); err != nil {
 		return nil, err
 	}
 	c.ledger.read(func(st *fleet.State) { d = st.Deployment(e.Deployment) })

@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -122,6 +123,31 @@ func TestFailingDeployRollsBack(t *testing.T) {
 // rootLast puts a line where it belongs to no table.
 func rootLast(manifest, line string) string {
 	return strings.Replace(manifest, "\n", "\n"+line+"\n", 1)
+}
+
+// TestHold checks that the old instance serves until the new one has held.
+func TestHold(t *testing.T) {
+	p := newPlane(t)
+	p.environment("dev")
+	p.agent("h1")
+	source := strings.Replace(text("api", 80, ""), `rollout.hold = "0s"`, `rollout.hold = "500ms"`, 1)
+	p.watch(p.deploy("dev", p.release(text("api", 80, ""), "v1")).GetId())
+	story, d, lines := p.watch(p.deploy("dev", p.release(source, "v2")).GetId())
+	if d.GetState() != "succeeded" || !strings.Contains(story, ", holding for 500ms") {
+		t.Fatalf("ended %s\n%s", d.GetState(), story)
+	}
+	var ready, stop *pb.WatchDeploymentResponse
+	for _, l := range lines {
+		switch {
+		case strings.Contains(l.GetText(), " ready in "):
+			ready = l
+		case strings.Contains(l.GetText(), " is asked to stop"):
+			stop = l
+		}
+	}
+	if held := stop.GetAt().AsTime().Sub(ready.GetAt().AsTime()); held < 450*time.Millisecond {
+		t.Errorf("the old instance was stopped %s after the new one was ready", held)
+	}
 }
 
 func TestFirstDeployFails(t *testing.T) {

@@ -23,13 +23,11 @@ func (s *Server) onWire(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	var known *connect.Error
-	if errors.As(err, &known) {
+	if known, ok := errors.AsType[*connect.Error](err); ok {
 		return known
 	}
 	// The fold refuses an event in more words than a caller needs.
-	var rejected *eventlog.RejectedError
-	if errors.As(err, &rejected) {
+	if rejected, ok := errors.AsType[*eventlog.RejectedError](err); ok {
 		err = rejected.Cause
 	}
 	var (

@@ -108,7 +108,11 @@ func (s *Server) narrate(e entry) {
 			say(levelInfo, id, fmt.Sprintf("instance %s is asked to stop", id))
 		}
 	case *fleet.InstanceReady:
-		say(levelInfo, p.Instance, fmt.Sprintf("instance %s ready in %s", p.Instance, seconds(e.at.Sub(bornAt(e.instance)))))
+		text := fmt.Sprintf("instance %s ready in %s", p.Instance, seconds(e.at.Sub(bornAt(e.instance))))
+		if e.hold > 0 {
+			text += fmt.Sprintf(", holding for %s", e.hold)
+		}
+		say(levelInfo, p.Instance, text)
 	case *fleet.InstanceEnded:
 		s.narrateEnd(e, p, say)
 	case *fleet.DeploymentTurnedBack:

@@ -35,6 +35,8 @@ type entry struct {
 	// deployment is the one that the event is about, or in whose course it happened; nil when there is none.
 	deployment *fleet.Deployment
 	instance   *fleet.Instance
+	// hold is how long the instance must stay ready before the deployment goes on; 0 when it need not.
+	hold time.Duration
 }
 
 func openLedger(ctx context.Context, opts Options, follow func([]entry)) (*ledger, error) {
@@ -137,6 +139,9 @@ func (l *ledger) about(e entry) entry {
 		deployment = l.state.App(e.instance.Environment, e.instance.App).Active
 	}
 	e.deployment = l.state.Deployment(deployment)
+	if e.instance != nil && e.deployment != nil && e.instance.Planner == e.deployment.ID {
+		e.hold = l.state.Release(e.deployment.Release).Manifest.Rollout.Hold
+	}
 	return e
 }
 
@@ -166,19 +171,20 @@ func (l *ledger) read(fn func(*fleet.State)) {
 }
 
 // append adds events in one piece; key may be empty. When it returns nil they are durable and folded.
-func (l *ledger) append(ctx context.Context, actor, key string, payloads ...fleet.Payload) (eventlog.Receipt, error) {
+func (l *ledger) append(ctx context.Context, actor, key string, payloads ...fleet.Payload) error {
 	appends := make([]eventlog.Append, 0, len(payloads))
 	for _, p := range payloads {
 		b, err := fleet.Encode(p)
 		if err != nil {
-			return eventlog.Receipt{}, err
+			return err
 		}
 		appends = append(appends, eventlog.Append{
 			Stream: l.stream(p), Expect: eventlog.AnyVersion, Type: p.EventType(), TypeVersion: p.EventVersion(),
 			Actor: actor, IdempotencyKey: key, Payload: b,
 		})
 	}
-	return l.log.Append(ctx, appends...)
+	_, err := l.log.Append(ctx, appends...)
+	return err
 }
 
 // stream is what an event is about. The fold checks what an expected version would, and more, so versions

@@ -28,6 +28,8 @@ type loopState struct {
 	blocked map[string]*rollout.Blocked
 	// attended is since when at least one host has been connected without a break; zero while none is.
 	attended time.Time
+	// active is how many deployments were active when the loop looked last.
+	active int
 }
 
 func newLoopState() loopState { return loopState{blocked: map[string]*rollout.Blocked{}} }
@@ -91,7 +93,7 @@ func (s *Server) step(ctx context.Context) (time.Time, error) {
 	s.forgetFinished(active)
 	for _, d := range active {
 		wake, err := s.advance(ctx, d.ID)
-		if rejected := (*eventlog.RejectedError)(nil); errors.As(err, &rejected) {
+		if isRejected(err) {
 			s.log.WarnContext(ctx, "step refused by the state", "deployment", d.ID, "error", err)
 			wake, err = now.Add(retryAfter), nil
 		}
@@ -121,7 +123,14 @@ func (s *Server) attend(now time.Time) {
 	}
 }
 
+// forgetFinished drops what is remembered for deployments and instances that are over.
 func (s *Server) forgetFinished(active []*fleet.Deployment) {
+	if len(active) != s.loop.active {
+		s.loop.active = len(active)
+		s.ledger.read(func(st *fleet.State) {
+			s.observed.forget(func(id string) bool { return st.Instance(id) != nil })
+		})
+	}
 	still := make(map[string]bool, len(active))
 	for _, d := range active {
 		still[d.ID] = true
@@ -146,8 +155,8 @@ func (s *Server) recordReport(ctx context.Context, r *pb.ReportRequest) error {
 		if len(news) == 0 {
 			continue
 		}
-		_, err := s.ledger.append(ctx, "host/"+r.GetHost(), "", news...)
-		if rejected := (*eventlog.RejectedError)(nil); errors.As(err, &rejected) {
+		err := s.ledger.append(ctx, "host/"+r.GetHost(), "", news...)
+		if isRejected(err) {
 			s.log.WarnContext(ctx, "report refused by the state", "instance", i.ID, "host", r.GetHost(), "error", err)
 			continue
 		}
@@ -156,6 +165,12 @@ func (s *Server) recordReport(ctx context.Context, r *pb.ReportRequest) error {
 		}
 	}
 	return nil
+}
+
+// isRejected reports whether the fold refused an event. Nothing was appended then.
+func isRejected(err error) bool {
+	_, ok := errors.AsType[*eventlog.RejectedError](err)
+	return ok
 }
 
 // advance brings one deployment as far as it goes now, and returns when to look at it again.
@@ -181,7 +196,7 @@ func (s *Server) advance(ctx context.Context, deployment string) (time.Time, err
 		if len(events) == 0 {
 			return wake, nil
 		}
-		if _, err := s.ledger.append(ctx, actorServer, "", events...); err != nil {
+		if err := s.ledger.append(ctx, actorServer, "", events...); err != nil {
 			return time.Time{}, err
 		}
 	}

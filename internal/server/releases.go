@@ -29,7 +29,7 @@ func (c *control) CreateRelease(ctx context.Context, req *connect.Request[pb.Cre
 		if have != nil {
 			return c.existingRelease(ctx, have, created.Sources)
 		}
-		_, err = c.ledger.append(ctx, actorAdmin, "", created)
+		err = c.ledger.append(ctx, actorAdmin, "", created)
 		if errors.Is(err, fleet.ErrExists) {
 			continue // somebody else was faster; it is the same release
 		}
@@ -51,7 +51,7 @@ func (c *control) existingRelease(ctx context.Context, have *fleet.Release, sour
 		}
 	}
 	if !slices.Equal(merged, have.Sources) {
-		if _, err := c.ledger.append(ctx, actorAdmin, "", &fleet.ReleaseSourced{Release: string(have.ID), Sources: merged}); err != nil {
+		if err := c.ledger.append(ctx, actorAdmin, "", &fleet.ReleaseSourced{Release: string(have.ID), Sources: merged}); err != nil {
 			return nil, c.onWire(ctx, err)
 		}
 		c.ledger.read(func(st *fleet.State) { have = st.Release(have.ID) })
