@@ -20,6 +20,10 @@ func (h *Host) readControl(ctx context.Context) error {
 		if err != nil {
 			return readErr("control", err)
 		}
+		select { // whatever it is, it is a sign of life
+		case h.beat <- struct{}{}:
+		default:
+		}
 		m, err := Decode(t, body)
 		if errors.Is(err, ErrUnknownType) {
 			continue
@@ -29,10 +33,6 @@ func (h *Host) readControl(ctx context.Context) error {
 		}
 		if err != nil {
 			return brokenErr("control", err)
-		}
-		select {
-		case h.beat <- struct{}{}:
-		default:
 		}
 	}
 }
