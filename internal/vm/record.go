@@ -152,7 +152,7 @@ func KillStale(ctx context.Context, r Record) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("open process %d: %w", r.PID, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	ticks, err := startTicks(r.PID)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || (err == nil && ticks != r.StartTicks) {
 		return false, nil

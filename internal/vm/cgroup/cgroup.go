@@ -89,7 +89,7 @@ func (h Hierarchy) Create(name string, memory int64) (*Group, error) {
 			return nil, err
 		}
 	}
-	if err := os.MkdirAll(path, 0o755); err != nil {
+	if err := os.MkdirAll(path, 0o750); err != nil {
 		return nil, fmt.Errorf("create cgroup: %w", err)
 	}
 	g := &Group{path: path, version: h.Version}
@@ -113,7 +113,7 @@ func (h Hierarchy) enableMemory(name string) error {
 			return fmt.Errorf("hand the memory controller down: %w", err)
 		}
 		dir = filepath.Join(dir, part)
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := os.Mkdir(dir, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("create cgroup: %w", err)
 		}
 	}

@@ -160,11 +160,14 @@ func listenUnix(dir, name string) (*os.File, error) {
 		return nil, err
 	}
 	l.SetUnlinkOnClose(false)
-	defer l.Close()
-	if err := os.Chmod(filepath.Join(dir, name), 0o600); err != nil {
+	file, err := l.File()
+	if err := errors.Join(err, l.Close(), os.Chmod(filepath.Join(dir, name), 0o600)); err != nil {
+		if file != nil {
+			file.Close()
+		}
 		return nil, err
 	}
-	return l.File()
+	return file, nil
 }
 
 // shortPath names a file in dir through a descriptor of dir, because the address of a unix socket has room

@@ -60,17 +60,28 @@ func (j jail) enter() error {
 	if err := unix.Mount("", j.dir, "", flags, ""); err != nil {
 		return fmt.Errorf("make the jail read-only: %w", err)
 	}
-	// With one directory for both, the old root ends up on top of the new one, to be taken away.
 	if err := unix.Chdir(j.dir); err != nil {
 		return err
 	}
-	if err := unix.PivotRoot(".", "."); err != nil {
+	if err := changeRoot(); err != nil {
 		return fmt.Errorf("change the root: %w", err)
 	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("leave the old root: %w", err)
-	}
 	return unix.Chdir("/")
+}
+
+// changeRoot makes the working directory the root and takes the old root away.
+func changeRoot() error {
+	// With one directory for both, the old root ends up on top of the new one.
+	err := unix.PivotRoot(".", ".")
+	if err == nil {
+		return unix.Unmount(".", unix.MNT_DETACH)
+	}
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	// The caller runs in a chroot, whose root is no mount and cannot be pivoted away. A monitor holds no
+	// directory of it and lacks the capability that leaving a chroot takes.
+	return unix.Chroot(".")
 }
 
 func (j jail) fill(kernel, initramfs *os.File) error {
@@ -85,7 +96,7 @@ func (j jail) fill(kernel, initramfs *os.File) error {
 	if err := j.bindFile(initramfs, jailInitramfs); err != nil {
 		return err
 	}
-	if err := os.Mkdir(filepath.Join(j.dir, "dev"), 0o755); err != nil {
+	if err := os.Mkdir(filepath.Join(j.dir, "dev"), 0o755); err != nil { //nolint:gosec // the monitor, which is not root, looks in there
 		return err
 	}
 	devices := map[string]uint64{"null": unix.Mkdev(1, 3), "urandom": unix.Mkdev(1, 9)}
@@ -122,7 +133,7 @@ func (j jail) bindDir(name string) error {
 		}
 		return os.Symlink(link, target)
 	}
-	if err := os.Mkdir(target, 0o755); err != nil {
+	if err := os.Mkdir(target, 0o750); err != nil { // covered by the host's
 		return err
 	}
 	return bindReadOnly(source, target, 0)

@@ -88,12 +88,12 @@ func (d *Driver) kvmKey(h *host) (string, error) {
 
 // bootUnderKVM returns why a guest did not come up, or nothing when it did. The error is for what says
 // nothing about KVM.
-func (d *Driver) bootUnderKVM(ctx context.Context, h *host) (string, error) {
+func (d *Driver) bootUnderKVM(ctx context.Context, h *host) (reason string, err error) {
 	dir, err := os.MkdirTemp(d.opts.CacheDir, "probe-*")
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	spec := vm.Spec{
 		ID: "kvm-probe", Dir: dir, Kernel: d.opts.Kernel, Initramfs: d.opts.Initramfs,
 		VCPUs: 1, MemoryMiB: probeMemoryMiB, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()),
@@ -105,7 +105,7 @@ func (d *Driver) bootUnderKVM(ctx context.Context, h *host) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	reason, err := awaitFirstByte(ctx, m)
+	reason, err = awaitFirstByte(ctx, m)
 	killErr := m.Kill()
 	// The end is waited for even when ctx is over: nothing may be left behind.
 	waitCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killPatience)
@@ -125,10 +125,10 @@ func awaitFirstByte(ctx context.Context, m *machine) (reason string, err error) 
 	defer cancel()
 	conn, err := m.Dial(bounded, vm.Control)
 	if err == nil {
-		defer conn.Close()
-		stop := context.AfterFunc(bounded, func() { conn.Close() })
-		defer stop()
+		stop := context.AfterFunc(bounded, func() { _ = conn.Close() }) // what it says does not matter
 		_, err = io.ReadFull(conn, make([]byte, 1))
+		stop()
+		_ = conn.Close()
 	}
 	switch {
 	case err == nil:

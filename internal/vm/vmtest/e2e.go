@@ -73,7 +73,7 @@ const GuestInit = "github.com/pinnacehq/pinnace/internal/vm/vmtest/testdata/init
 // Dir makes a directory that other users can enter, with a short name, and removes it after the test.
 func Dir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "vmtest-")
+	dir, err := os.MkdirTemp("", "vmtest-") //nolint:usetesting // other users can't enter what t.TempDir makes
 	if err != nil {
 		t.Fatal(err)
 	}

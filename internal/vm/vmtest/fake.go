@@ -43,8 +43,8 @@ type Fake struct {
 
 var _ vm.Driver = (*Fake)(nil)
 
-// NewFake returns a driver whose machines run guest. A Workload's Guest method makes one that speaks the
-// guest's protocol.
+// NewFake returns a driver whose machines run guest. For one that speaks the guest's protocol see package
+// guesttest in internal/guest.
 func NewFake(guest Guest) *Fake { return &Fake{guest: guest} }
 
 // Started returns the specs of all machines that were started, in order.
@@ -160,7 +160,7 @@ func (m *fakeMachine) run(ctx context.Context, guest Guest, g *FakeGuest) {
 
 func (m *fakeMachine) unplug() {
 	for _, p := range m.ports {
-		p.close()
+		_ = p.Close() // never fails
 	}
 }
 

@@ -24,7 +24,7 @@ type Port struct {
 	off     bool
 }
 
-var _ io.ReadWriter = (*Port)(nil)
+var _ io.ReadWriteCloser = (*Port)(nil)
 
 func newPort() *Port {
 	p := &Port{}
@@ -74,7 +74,7 @@ func (p *Port) connected() (net.Conn, error) {
 }
 
 func (p *Port) drop(conn net.Conn) {
-	conn.Close()
+	_ = conn.Close() // it is broken already
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.conns) > 0 && p.conns[0] == conn {
@@ -101,16 +101,17 @@ func (p *Port) connect(ctx context.Context) (net.Conn, error) {
 	return host, nil
 }
 
-// close ends every connection and whoever waits for one.
-func (p *Port) close() {
+// Close ends every connection and whoever waits for one. It never fails.
+func (p *Port) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.off = true
 	for _, conn := range p.conns {
-		conn.Close()
+		_ = conn.Close()
 	}
 	p.conns = nil
 	p.changed.Broadcast()
+	return nil
 }
 
 // socketPair makes two connected sockets: unlike net.Pipe's, they take some bytes before somebody reads.
@@ -129,7 +130,7 @@ func socketPair() (host, guest net.Conn, err error) {
 	if err != nil {
 		for _, c := range conns {
 			if c != nil {
-				c.Close()
+				err = errors.Join(err, c.Close())
 			}
 		}
 		return nil, nil, err

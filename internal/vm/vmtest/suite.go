@@ -145,7 +145,9 @@ func (s Suite) testDialAgain(t *testing.T) {
 	if got := g.ask("echo 1"); got != "1" {
 		t.Fatalf("got %q", got)
 	}
-	g.conn.Close()
+	if err := g.conn.Close(); err != nil {
+		t.Fatal(err)
+	}
 	if got := s.dial(t, m, vm.Control).ask("echo 2"); got != "2" {
 		t.Errorf("after dialling again: got %q", got)
 	}
@@ -210,7 +212,9 @@ func (s Suite) testManyAtOnce(t *testing.T) {
 			}
 			conn, err := m.Dial(t.Context(), vm.Control)
 			if err == nil {
-				conn.SetReadDeadline(time.Now().Add(machines * s.Patience))
+				err = conn.SetReadDeadline(time.Now().Add(machines * s.Patience))
+			}
+			if err == nil {
 				_, err = bufio.NewReader(conn).ReadString('\n')
 			}
 			if err != nil {
@@ -373,7 +377,7 @@ func (s Suite) dial(t *testing.T, m vm.Machine, ch vm.Channel) *peer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() })
+	t.Cleanup(func() { _ = conn.Close() }) // the guest may have ended it
 	return &peer{t: t, conn: conn, in: bufio.NewReader(conn), patience: s.Patience}
 }
 
@@ -400,7 +404,9 @@ func (p *peer) ask(command string) string {
 
 // line reads a line; what goes wrong is its answer, too.
 func (p *peer) line() string {
-	p.conn.SetReadDeadline(time.Now().Add(p.patience))
+	if err := p.conn.SetReadDeadline(time.Now().Add(p.patience)); err != nil {
+		return err.Error()
+	}
 	line, err := p.in.ReadString('\n')
 	if err != nil {
 		return fmt.Sprintf("%s (%v)", line, err)

@@ -1,9 +1,13 @@
-package vmtest
+// Package guesttest plays the guest's end of the conversation with a host, as pinnace-init leads it, for a workload
+// that a test programs. It is imported by tests only and boots nothing: whoever uses it brings the channels, such
+// as those of the fake driver in internal/vm/vmtest.
+package guesttest
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"syscall"
 	"time"
@@ -11,8 +15,7 @@ import (
 	"github.com/pinnacehq/pinnace/internal/guest"
 )
 
-// A Workload is the programmable behaviour of a fake guest that speaks the guest's protocol as pinnace-init
-// does: hello, configuration, start, heartbeats, log lines, commands, report, reset. Its zero value is a
+// A Workload is the programmable behaviour of a guest that speaks the protocol as pinnace-init does: hello, configuration, start, heartbeats, log lines, commands, report, reset. Its zero value is a
 // process that runs until it is stopped and then exits with 0.
 type Workload struct {
 	// Silent guests never say hello.
@@ -48,7 +51,7 @@ func (p *Process) Log(stream, text string) error {
 	s.logMu.Lock()
 	defer s.logMu.Unlock()
 	s.lines++
-	return send(s.g.Logs, guest.Line{Seq: s.lines, Time: time.Now().UnixNano(), Stream: stream, Data: []byte(text)})
+	return send(s.on.Logs, guest.Line{Seq: s.lines, Time: time.Now().UnixNano(), Stream: stream, Data: []byte(text)})
 }
 
 // A StopCause is why a process' context ended.
@@ -58,18 +61,29 @@ type StopCause struct {
 
 func (c *StopCause) Error() string { return fmt.Sprintf("stopped by signal %q", c.Stop.Signal) }
 
-// Guest returns the guest that runs the workload, to give to NewFake.
-func (w Workload) Guest() Guest {
-	return func(ctx context.Context, g *FakeGuest) End {
-		s := &session{g: g, w: w, config: make(chan guest.Config, 1), stops: make(chan guest.Stop, 4), acked: make(chan struct{})}
-		return s.run(ctx)
+// A Machine is what a guest has of its machine.
+type Machine struct {
+	Control, Logs io.ReadWriteCloser
+	// Console gets the guest's complaints; nil drops them.
+	Console io.Writer
+	// MemoryBytes is what Hello tells.
+	MemoryBytes int64
+}
+
+// Boot plays a guest on the machine until that resets, panics, or ctx ends because it was killed. It closes both
+// channels and returns the message of the kernel panic in which the machine ended, or nothing.
+func (w Workload) Boot(ctx context.Context, on Machine) (panicked string) {
+	if on.Console == nil {
+		on.Console = io.Discard
 	}
+	s := &session{on: on, w: w, config: make(chan guest.Config, 1), stops: make(chan guest.Stop, 4), acked: make(chan struct{})}
+	return s.run(ctx)
 }
 
 // session is one boot of the guest.
 type session struct {
-	g *FakeGuest
-	w Workload
+	on Machine
+	w  Workload
 
 	config chan guest.Config
 	stops  chan guest.Stop
@@ -81,30 +95,32 @@ type session struct {
 	lines     uint64     // guarded by logMu
 }
 
-func (s *session) run(ctx context.Context) End {
+func (s *session) run(ctx context.Context) string {
+	defer s.on.Control.Close()
+	defer s.on.Logs.Close()
 	if s.w.Silent {
 		<-ctx.Done()
-		return End{}
+		return ""
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var parts sync.WaitGroup
 	defer parts.Wait()
-	// Ending this machine's reading means taking its ports away, which run does as the last thing.
-	defer s.g.Control.close()
-	defer s.g.Logs.close()
+	// Reading ends when the channels do.
+	defer s.on.Control.Close()
+	defer s.on.Logs.Close()
 	defer cancel()
 	parts.Go(s.readControl)
-	parts.Go(func() { discardAcks(s.g.Logs) })
+	parts.Go(func() { discardAcks(s.on.Logs) })
 
 	s.say(guest.Hello{
 		Version: guest.Version, Nonce: fmt.Sprintf("%032x", time.Now().UnixNano()), Init: "fake", Kernel: "fake",
-		MemTotalBytes: int64(s.g.Spec.MemoryMiB) << 20, Marks: []guest.Mark{{Name: "hello", MS: 1}},
+		MemTotalBytes: s.on.MemoryBytes, Marks: []guest.Mark{{Name: "hello", MS: 1}},
 	})
 	var config guest.Config
 	select {
 	case config = <-s.config:
 	case <-ctx.Done():
-		return End{}
+		return ""
 	}
 	parts.Go(func() { s.heartbeat(ctx) })
 	if s.w.Fail != nil {
@@ -115,9 +131,9 @@ func (s *session) run(ctx context.Context) End {
 	exit := s.runProcess(ctx, &Process{Config: config, session: s})
 	switch {
 	case ctx.Err() != nil, s.w.NoReport:
-		return End{}
+		return ""
 	case s.w.Panic != "":
-		return End{Panic: s.w.Panic}
+		return s.w.Panic
 	}
 	exit.StartedAt, exit.ExitedAt = started.UnixNano(), time.Now().UnixNano()
 	return s.report(ctx, exit)
@@ -165,16 +181,16 @@ func (s *session) runProcess(ctx context.Context, p *Process) guest.Exit {
 }
 
 // report sends m every second until the host has acknowledged it, and resets the machine.
-func (s *session) report(ctx context.Context, m guest.Message) End {
+func (s *session) report(ctx context.Context, m guest.Message) string {
 	again := time.NewTicker(time.Second)
 	defer again.Stop()
 	for {
 		s.say(m)
 		select {
 		case <-s.acked:
-			return End{}
+			return ""
 		case <-ctx.Done():
-			return End{}
+			return ""
 		case <-again.C:
 		}
 	}
@@ -182,7 +198,7 @@ func (s *session) report(ctx context.Context, m guest.Message) End {
 
 // readControl handles what the host says, until the machine is off.
 func (s *session) readControl() {
-	r := guest.NewReader(s.g.Control, guest.MaxHostFrame)
+	r := guest.NewReader(s.on.Control, guest.MaxHostFrame)
 	for {
 		t, body, err := r.Next()
 		if err != nil {
@@ -193,7 +209,7 @@ func (s *session) readControl() {
 			continue
 		}
 		if err != nil {
-			fmt.Fprintf(s.g.Console, "control channel: %v\r\n", err)
+			fmt.Fprintf(s.on.Console, "control channel: %v\r\n", err)
 			return
 		}
 		switch m := m.(type) {
@@ -244,13 +260,13 @@ func (s *session) heartbeat(ctx context.Context) {
 func (s *session) say(m guest.Message) {
 	s.controlMu.Lock()
 	defer s.controlMu.Unlock()
-	if err := send(s.g.Control, m); err != nil {
-		fmt.Fprintf(s.g.Console, "control channel: %v\r\n", err)
+	if err := send(s.on.Control, m); err != nil {
+		fmt.Fprintf(s.on.Console, "control channel: %v\r\n", err)
 	}
 }
 
 // send writes one frame.
-func send(to *Port, m guest.Message) error {
+func send(to io.Writer, m guest.Message) error {
 	frame, err := guest.Encode(nil, m)
 	if err != nil {
 		return err
@@ -260,7 +276,7 @@ func send(to *Port, m guest.Message) error {
 }
 
 // discardAcks reads the acknowledgements of log lines: a fake guest keeps no lines to send again.
-func discardAcks(logs *Port) {
+func discardAcks(logs io.Reader) {
 	r := guest.NewReader(logs, guest.MaxHostFrame)
 	for {
 		if _, _, err := r.Next(); err != nil {
