@@ -231,8 +231,7 @@ func readErr(channel string, err error) error {
 }
 
 func brokenErr(channel string, err error) error {
-	var keep *keepError
-	if errors.As(err, &keep) {
+	if _, ok := errors.AsType[*keepError](err); ok {
 		return err
 	}
 	return fmt.Errorf("%s channel: %w: %w", channel, ErrProtocol, err)

@@ -76,6 +76,9 @@ func (g *fakeGuest) write(c net.Conn, b []byte) {
 	}
 }
 
+// drain reads and forgets what the host sends on the control channel.
+func (g *fakeGuest) drain() { _, _ = io.Copy(io.Discard, g.control) }
+
 // next reads what the host sent on a channel.
 func (g *fakeGuest) next(r *Reader) Message {
 	g.t.Helper()
@@ -181,12 +184,14 @@ func TestSession(t *testing.T) {
 
 func TestStartFails(t *testing.T) {
 	session(t, Options{}, io.EOF, func(t *testing.T, h *Host, g *fakeGuest) {
+		acked := make(chan Message, 1)
 		go func() {
 			g.hello()
 			g.next(g.reader)
 			for range 2 { // it is sent until it is acknowledged
 				g.send(Failed{Stage: "exec", Error: "run /x: \x1b[2Jgone", Errno: "ENOENT", Code: 127})
 			}
+			acked <- g.next(g.reader)
 		}()
 		_, err := h.Configure(t.Context(), Config{})
 		var start *StartError
@@ -196,13 +201,11 @@ func TestStartFails(t *testing.T) {
 		if got, want := err.Error(), "start workload: exec: run /x:  [2Jgone"; got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
-		go func() {
-			if a := g.next(g.reader); a != (AckExit{}) {
-				t.Errorf("%+v", a)
-			}
-		}()
 		if err := h.AckExit(t.Context()); err != nil {
 			t.Error(err)
+		}
+		if m := <-acked; m != (AckExit{}) {
+			t.Errorf("%+v", m)
 		}
 	})
 }
@@ -225,13 +228,7 @@ func TestExec(t *testing.T) {
 		}
 
 		// A guest that does not answer.
-		go func() {
-			for {
-				if _, _, err := g.reader.Next(); err != nil {
-					return
-				}
-			}
-		}()
+		go g.drain()
 		began := time.Now()
 		if _, err := h.Exec(t.Context(), []string{"check"}, 2*time.Second); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("no answer: %v", err)
@@ -276,7 +273,7 @@ func TestHeartbeatLost(t *testing.T) {
 func TestStopWithoutAnswer(t *testing.T) {
 	session(t, Options{HeartbeatTimeout: time.Hour}, io.EOF, func(t *testing.T, h *Host, g *fakeGuest) {
 		g.start(t, h)
-		go g.next(g.reader)
+		go g.drain()
 		began := time.Now()
 		if err := h.Stop(t.Context(), "", 10*time.Second); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v", err)

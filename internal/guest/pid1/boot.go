@@ -63,10 +63,10 @@ func (b *Boot) Step(name string, do func() error) {
 func (b *Boot) fail(stage string, err error) {
 	b.failed = true
 	f := guest.Failed{Stage: stage, Error: err.Error(), Code: exitNotRun, Marks: b.takeMarks()}
-	if errno := unix.Errno(0); errors.As(err, &errno) {
+	if errno, ok := errors.AsType[unix.Errno](err); ok {
 		f.Errno = unix.ErrnoName(errno)
 	}
-	if start := (*execError)(nil); errors.As(err, &start) {
+	if start, ok := errors.AsType[*execError](err); ok {
 		f.Code = start.code
 	}
 	logf(logError, "%s: %v", stage, err)
@@ -142,6 +142,14 @@ func logf(level int, format string, args ...any) {
 	}
 	fmt.Fprintf(f, "<%d>pinnace-init: %s\n", level, line)
 }
+
+// makeDir makes a directory and its parents as an image expects them to be: for all to enter.
+func makeDir(path string) error {
+	return os.MkdirAll(path, 0o755) //nolint:gosec // the workload runs as any user
+}
+
+// closeFD closes a descriptor whose close can't tell anything of use.
+func closeFD(fd int) { _ = unix.Close(fd) }
 
 // waitFor polls until ready says true, and fails after limit with the error that ready gave last.
 func waitFor(limit time.Duration, ready func() (bool, error)) error {

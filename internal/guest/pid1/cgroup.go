@@ -37,7 +37,7 @@ func (b *Boot) SetUpCgroups() error {
 		return fmt.Errorf("mount cgroup2: %w", err)
 	}
 	for _, dir := range []string{"init", "workload"} {
-		if err := os.MkdirAll(filepath.Join(cgroupRoot, dir), 0o755); err != nil {
+		if err := makeDir(filepath.Join(cgroupRoot, dir)); err != nil {
 			return err
 		}
 	}

@@ -69,8 +69,7 @@ func lookUp(name, path, dir string, u user) (string, error) {
 }
 
 func lookUpError(file string, err error) error {
-	var pathErr *os.PathError
-	if errors.As(err, &pathErr) {
+	if pathErr, ok := errors.AsType[*os.PathError](err); ok {
 		err = pathErr.Err
 	}
 	code := exitNotExecutable

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -161,7 +162,7 @@ func growExt4(dir int, node string) error {
 		return err
 	}
 	blocks := uint64(size) / uint64(st.Bsize)
-	if err := ioctlUint64(dir, ext4ResizeFS, blocks); err != nil {
+	if err := ioctl(dir, ext4ResizeFS, unsafe.Pointer(&blocks)); err != nil { //nolint:gosec // __u64
 		return fmt.Errorf("grow scratch file system to %d bytes: %w", size, err)
 	}
 	return nil

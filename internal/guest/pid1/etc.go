@@ -21,7 +21,7 @@ const etcSource = "/run/pinnace"
 
 // BindEtc generates /etc/hostname, /etc/hosts and /etc/resolv.conf.
 func (b *Boot) BindEtc() error {
-	if err := os.MkdirAll(etcSource, 0o755); err != nil {
+	if err := makeDir(etcSource); err != nil {
 		return err
 	}
 	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
@@ -30,7 +30,7 @@ func (b *Boot) BindEtc() error {
 	}
 	for name, content := range etcFiles(b.config.Hostname, b.config.Network) {
 		source := filepath.Join(etcSource, name)
-		if err := os.WriteFile(source, []byte(content), 0o644); err != nil {
+		if err := os.WriteFile(source, []byte(content), 0o644); err != nil { //nolint:gosec // every user reads /etc/hosts
 			return err
 		}
 		if err := bindFile(source, "/etc/"+name); err != nil {
@@ -82,10 +82,11 @@ func bindFile(source, target string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+	if err := makeDir(filepath.Dir(target)); err != nil {
 		return err
 	}
-	made, err := os.OpenFile(target, os.O_CREATE|os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0o644)
+	const create = os.O_CREATE | os.O_RDONLY | unix.O_NONBLOCK | unix.O_NOFOLLOW
+	made, err := os.OpenFile(target, create, 0o644) //nolint:gosec // every user reads what is mounted here
 	if err != nil {
 		return err
 	}
@@ -98,12 +99,12 @@ func bindFile(source, target string) error {
 	if err != nil {
 		return &os.PathError{Op: "open", Path: target, Err: err}
 	}
-	defer unix.Close(fd)
+	defer closeFD(fd)
 	mount, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", source, err)
 	}
-	defer unix.Close(mount)
+	defer closeFD(mount)
 	return unix.MoveMount(mount, "", fd, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 }
 

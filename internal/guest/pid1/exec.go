@@ -105,7 +105,7 @@ func head(r io.Reader) guest.ExecResult {
 
 func execFailed(err error) guest.ExecResult {
 	result := guest.ExecResult{Code: exitNotRun, Error: err.Error()}
-	if start := (*execError)(nil); errors.As(err, &start) {
+	if start, ok := errors.AsType[*execError](err); ok {
 		result.Code = start.code
 	}
 	return result

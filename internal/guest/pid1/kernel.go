@@ -30,7 +30,7 @@ func (b *Boot) MountKernelFilesystems() error {
 		{"/proc", "proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
 		{"/sys", "sysfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
 	} {
-		if err := os.MkdirAll(m.target, 0o755); err != nil {
+		if err := makeDir(m.target); err != nil {
 			return err
 		}
 		// EBUSY: the kernel mounted it itself (CONFIG_DEVTMPFS_MOUNT).
@@ -172,8 +172,8 @@ func addEntropy(seed []byte) error {
 	}
 	n := copy(pool.data[:], seed)
 	pool.bits, pool.size = int32(8*n), int32(n)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&pool))); errno != 0 {
-		return fmt.Errorf("seed random numbers: %w", errno)
+	if err := ioctl(int(f.Fd()), unix.RNDADDENTROPY, unsafe.Pointer(&pool)); err != nil { //nolint:gosec // struct rand_pool_info
+		return fmt.Errorf("seed random numbers: %w", err)
 	}
 	return nil
 }

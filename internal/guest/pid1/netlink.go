@@ -28,13 +28,13 @@ func openNetlink() (*netlink, error) {
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv),
 		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
 	); err != nil {
-		unix.Close(fd)
+		closeFD(fd)
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
 	return &netlink{fd: fd}, nil
 }
 
-func (n *netlink) close() { unix.Close(n.fd) }
+func (n *netlink) close() { closeFD(n.fd) }
 
 // linkUp switches an interface on, with an MTU unless it is 0.
 func (n *netlink) linkUp(index, mtu int) error {

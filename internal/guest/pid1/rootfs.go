@@ -24,7 +24,7 @@ const (
 // MountRoot puts the workload's root file system together: the image's EROFS below, the scratch disk above.
 func (b *Boot) MountRoot() error {
 	for _, dir := range []string{lowerDir, scratchDir, newRoot} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		if err := makeDir(dir); err != nil {
 			return err
 		}
 	}
@@ -35,7 +35,7 @@ func (b *Boot) MountRoot() error {
 		return err
 	}
 	for _, dir := range []string{scratchDir + "/upper", scratchDir + "/work"} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		if err := makeDir(dir); err != nil {
 			return err
 		}
 	}
@@ -100,7 +100,7 @@ func (b *Boot) SwitchRoot() error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(root)
+	defer closeFD(root)
 	for _, name := range []string{"dev", "proc", "sys"} {
 		if err := moveInto(root, "/"+name, name); err != nil {
 			return err
@@ -137,7 +137,7 @@ func moveInto(root int, from, name string) error {
 	if err != nil {
 		return fmt.Errorf("the image's /%s can't be a mount point: %w", name, err)
 	}
-	defer unix.Close(target)
+	defer closeFD(target)
 	if err := unix.MoveMount(unix.AT_FDCWD, from, target, "", unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
 		return fmt.Errorf("move %s: %w", from, err)
 	}
@@ -156,7 +156,7 @@ func (b *Boot) PopulateDev() error {
 		{"/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777", false},
 		{"/dev/mqueue", "mqueue", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", true},
 	} {
-		if err := os.MkdirAll(m.target, 0o755); err != nil {
+		if err := makeDir(m.target); err != nil {
 			return err
 		}
 		if err := unix.Mount(m.kind, m.target, m.kind, m.flags, m.data); err != nil && !m.optional {
@@ -194,15 +194,16 @@ func (b *Boot) MakeScratchDirs() error {
 		if _, err := os.Stat(d.path); err == nil {
 			continue
 		}
-		if err := errors.Join(os.MkdirAll(d.path, 0o755), os.Chmod(d.path, d.mode)); err != nil {
+		if err := errors.Join(makeDir(d.path), os.Chmod(d.path, d.mode)); err != nil {
 			logf(logInfo, "make %s: %v", d.path, err)
 		}
 	}
 	return nil
 }
 
-func ioctlUint64(fd int, request uint, value uint64) error {
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(unsafe.Pointer(&value))); errno != 0 {
+// ioctl makes a request whose argument is a pointer, for those that package unix has no function for.
+func ioctl(fd int, request uint, arg unsafe.Pointer) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(arg)); errno != 0 {
 		return errno
 	}
 	return nil

@@ -32,7 +32,7 @@ func (b *Boot) StartWorkload() error {
 	}
 	b.env = environment(b.config.Process.Env, b.config.Hostname, b.user.home)
 	b.workdir = path.Clean("/" + b.config.Process.WorkDir)
-	if err := os.MkdirAll(b.workdir, 0o755); err != nil {
+	if err := makeDir(b.workdir); err != nil {
 		return fmt.Errorf("make working directory: %w", err)
 	}
 	file, err := lookUp(argv[0], lookEnv(b.env, "PATH"), b.workdir, b.user)
