@@ -118,9 +118,10 @@ func Write(w io.Writer, root *Inode, opts Options) error {
 
 // A writer counts, pads, and remembers the first error, so that the encoders read as a list of fields.
 type writer struct {
-	w   *bufio.Writer
-	pos uint64
-	err error
+	w     *bufio.Writer
+	pos   uint64
+	err   error
+	zeros [4096]byte
 }
 
 func (o *writer) bytes(b []byte) {
@@ -143,9 +144,8 @@ func (o *writer) string(s string) {
 
 // padTo writes zeros up to the absolute position pos.
 func (o *writer) padTo(pos uint64) {
-	var zeros [4096]byte
 	for o.err == nil && o.pos < pos {
-		o.bytes(zeros[:min(pos-o.pos, uint64(len(zeros)))])
+		o.bytes(o.zeros[:min(pos-o.pos, uint64(len(o.zeros)))])
 	}
 	if o.err == nil && o.pos > pos {
 		o.err = errors.New("erofs: wrote past the planned position")
