@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -73,7 +74,11 @@ func endpointsLine(a *pinnacev1.AppStatus) string {
 		if line != "" {
 			line += ", "
 		}
-		line += fmt.Sprintf("%s %s://%s", e.PortName, e.Protocol, e.Address)
+		address := e.Address
+		if strings.HasPrefix(address, ":") {
+			address = "*" + address // every address of every host that takes public traffic
+		}
+		line += fmt.Sprintf("%s %s %s", e.PortName, e.Protocol, address)
 		if e.Expose == "internal" {
 			line += " (internal)"
 		}

@@ -231,12 +231,12 @@ func (r *routes) names(env string) (map[string][]netip.Addr, []netip.Addr) {
 	var virtual []netip.Addr
 	for _, app := range r.apps(env) {
 		addrs := virtualAddresses(app)
-		records[app.App] = addrs
+		records[app.App+"."+proxy.Zone] = addrs
 		virtual = append(virtual, addrs...)
 	}
 	for _, m := range r.members {
 		if m.environment == env {
-			name := fmt.Sprintf("%d.%s", m.ordinal, m.app)
+			name := fmt.Sprintf("%d.%s.%s", m.ordinal, m.app, proxy.Zone)
 			// During a rollout two instances have one ordinal; the one that is ready has the name.
 			if _, taken := records[name]; !taken || m.state == routeActive {
 				records[name] = []netip.Addr{m.address}
