@@ -120,7 +120,7 @@ func sweepOne(ctx context.Context, path string) (Record, bool, error) {
 			return r, was, fmt.Errorf("clean up after machine %s: %w", r.ID, err)
 		}
 	}
-	return r, was, os.Remove(path)
+	return r, was, RemoveRecord(filepath.Dir(path))
 }
 
 func removeCgroup(name string) error {

@@ -36,7 +36,7 @@ func (j jail) enter() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWIPC); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
 	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+	if err := keepMountsPrivate(); err != nil {
 		return fmt.Errorf("keep mounts private: %w", err)
 	}
 	// Opened in this namespace, since only its own files can be shown again, and before dir is covered.
@@ -67,6 +67,45 @@ func (j jail) enter() error {
 		return fmt.Errorf("change the root: %w", err)
 	}
 	return unix.Chdir("/")
+}
+
+// keepMountsPrivate lets no mount of this namespace show in others.
+func keepMountsPrivate() error {
+	err := makePrivate()
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	// The caller runs in a chroot whose root is no mount, and only a mount can be told. So this thread leaves the
+	// chroot, as root can, for that one call.
+	root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(root) }()
+	if err := unix.Chdir("/"); err != nil {
+		return err
+	}
+	if err := unix.Chroot("/" + jailDirs[0]); err != nil {
+		return err
+	}
+	// The working directory is outside the root now, so that its parents can be walked up to the true one.
+	for range maxDepth {
+		if err := unix.Chdir(".."); err != nil {
+			return err
+		}
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	err = makePrivate()
+	return errors.Join(err, unix.Fchdir(root), unix.Chroot("."))
+}
+
+// maxDepth is more directories than a chroot is ever below the root.
+const maxDepth = 256
+
+func makePrivate() error {
+	return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
 }
 
 // changeRoot makes the working directory the root and takes the old root away.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pinnacehq/pinnace/internal/vm"
+	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
 	"github.com/pinnacehq/pinnace/internal/vm/qemu"
 	"github.com/pinnacehq/pinnace/internal/vm/vmtest"
 )
@@ -19,10 +20,20 @@ const patience = 90 * time.Second
 // guestUID is no user of the host.
 const guestUID = 870000
 
+// cgroupParent is the cgroup above those of the tests' machines.
+const cgroupParent = "pinnace-qemu-test"
+
 // specs returns a maker of specs that boot the suite's guest.
 func specs(t *testing.T) func(*testing.T) vm.Spec {
 	source := vmtest.NeedGuests(t)
 	k := vmtest.Prepare(t, source, vmtest.Build(t, vmtest.GuestInit))
+	t.Cleanup(func() {
+		if h, err := cgroup.Find(); err == nil && os.Geteuid() == 0 {
+			if err := h.Remove(cgroupParent); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 	return func(t *testing.T) vm.Spec {
 		dir := filepath.Join(vmtest.Dir(t), "m")
 		if err := os.Mkdir(dir, 0o700); err != nil {
@@ -35,7 +46,7 @@ func specs(t *testing.T) func(*testing.T) vm.Spec {
 		}
 		if os.Geteuid() == 0 {
 			spec.UID, spec.GID = guestUID, guestUID
-			spec.Cgroup = fmt.Sprintf("pinnace-test/%d", time.Now().UnixNano())
+			spec.Cgroup = fmt.Sprintf("%s/%d", cgroupParent, time.Now().UnixNano())
 		}
 		return spec
 	}
