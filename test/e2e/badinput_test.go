@@ -52,7 +52,7 @@ func TestBadInput(t *testing.T) {
 		deploy(t, 4, l.registry+"/nosuch:v1", "nosuch")
 	})
 	t.Run("registry that is down", func(t *testing.T) {
-		deploy(t, 6, freeAddr(t)+"/app:v1", "unreachable")
+		deploy(t, 6, freeAddr(t)+"/app:v1", "registry", "hint:")
 	})
 	t.Run("registry that refuses the credentials", func(t *testing.T) {
 		closed := l.closedRegistry(t)

@@ -123,8 +123,13 @@ func (l *lab) buildah(t *testing.T, base, name, dockerfile string) string {
 		return strings.TrimSpace(string(out))
 	}
 	if images := run("images", "--quiet", "--filter", "reference=localhost/base"); images == "" {
+		// An archive keeps who owns what; a folder that is copied would become root's.
+		archive := base + ".tar"
+		if out, err := exec.Command("tar", "-C", base, "-cf", archive, ".").CombinedOutput(); err != nil {
+			t.Fatalf("tar: %v\n%s", err, tail(string(out)))
+		}
 		container := run("from", "scratch")
-		run("copy", "--quiet", container, base, "/")
+		run("add", "--quiet", container, archive, "/")
 		run("commit", "--quiet", container, "base")
 	}
 	run("build", "--quiet", "--layers", "--tag", name, context)
