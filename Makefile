@@ -30,7 +30,7 @@ bin/pinnace: $(INIT)
 
 .PHONY: $(INIT)
 $(INIT):
-	go build -trimpath -buildvcs=false -ldflags '-s -w' -o $(INIT) ./cmd/pinnace-init
+	go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(INIT) ./cmd/pinnace-init
 
 .PHONY: demo
 demo: deps-demo kernel build ## show the whole path on this machine, as root; KEEP=1 leaves it running

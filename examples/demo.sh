@@ -127,12 +127,11 @@ count_load() {
 	[ "$failed" = 0 ] || exit 1
 }
 left_over() {
-	local left=0
+	local left=0 pid line
 	for pid in /proc/[0-9]*; do
-		if tr '\0' ' ' <"$pid/cmdline" 2>/dev/null | grep -q -- "$work"; then
-			echo "   left running: $(tr '\0' ' ' <"$pid/cmdline")" >&2
-			left=1
-		fi
+		# Processes come and go while one looks.
+		line=$(cat "$pid/cmdline" 2>/dev/null | tr '\0' ' ') || continue
+		case $line in *"$work"*) echo "   left running: $line" >&2; left=1 ;; esac
 	done
 	if grep -q -- "$work" /proc/mounts; then grep -- "$work" /proc/mounts >&2; left=1; fi
 	if ip -o link show | grep -E ': pin[^:]*[@:]' >&2; then left=1; fi

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"time"
 
 	"connectrpc.com/connect"
@@ -83,9 +84,17 @@ func (c *cli) printEvent(e *pinnacev1.Event) error {
 		}
 		return c.printJSON(x)
 	}
-	c.print("%6d  %s  %-20s  %-28s  %s", e.Seq, time.Unix(0, e.TimeUnixNano).UTC().Format("2006-01-02 15:04:05.000"),
-		printable(e.Type), printable(e.Stream), summary(e.Payload))
+	c.print("%6d  %s  %-20s  %s", e.Seq, time.Unix(0, e.TimeUnixNano).UTC().Format("2006-01-02 15:04:05.000"),
+		printable(e.Type), shorten(summary(e.Payload)))
 	return nil
+}
+
+// longDigest is a digest in a text for people.
+var longDigest = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
+
+// shorten cuts the digests in a line to what people compare.
+func shorten(line string) string {
+	return longDigest.ReplaceAllStringFunc(line, shortDigest)
 }
 
 // summary shows the short values of a payload, and leaves out what is long.
@@ -96,7 +105,8 @@ func summary(payload []byte) string {
 	}
 	line := ""
 	for _, name := range []string{
-		"id", "name", "kind", "app", "release", "instance", "attempt", "outcome", "reason", "cause", "start", "stop", "count",
+		"deployment", "id", "name", "kind", "environment", "app", "release", "instance", "attempt", "outcome", "reason",
+		"cause", "start", "stop", "count",
 	} {
 		value, ok := fields[name]
 		if !ok || len(value) > 200 {

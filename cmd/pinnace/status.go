@@ -177,7 +177,7 @@ func (c *cli) printWhy(i *pinnacev1.Instance) {
 	}
 	if b := i.Booted; b != nil {
 		c.print("booted image %s, root file system %s (%s), kernel %s, %s %s (%s)", shortDigest(b.ImageManifestDigest),
-			shortDigest(b.RootfsSha256), printable(b.Converter), printable(b.KernelVersion),
+			shortDigest("sha256:"+b.RootfsSha256), printable(b.Converter), printable(b.KernelVersion),
 			printable(b.Driver), printable(b.DriverVersion), printable(b.Accelerator))
 	}
 	if e := i.LastEnd; e != nil {
