@@ -59,8 +59,11 @@ restarts them, and routes connections. It needs root. "pinnace doctor" says what
 do.`,
 		Example: "  pinnace agent --token-file /var/lib/pinnace/server/keys/agent.token",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if tokenFile == "" {
+				return fail(exitInvalid, "the server keeps it in DATA_DIR/server/keys/agent.token", "--token-file is required")
+			}
 			var err error
-			if role.token, err = token(tokenFile); err != nil {
+			if role.token, err = readToken(tokenFile); err != nil {
 				return fail(exitInvalid, "the server keeps it in DATA_DIR/server/keys/agent.token", "read the agent's token: %w", err)
 			}
 			role.log, role.logLevel = c.logger("agent", level.level), level.level

@@ -56,20 +56,27 @@ func (f *logFlag) add(cmd *cobra.Command, level slog.Level) {
 	cmd.Flags().TextVar(&f.level, "log-level", level, "debug, info, warn or error")
 }
 
-// token reads the secret in the file at path, and makes it first when there is none.
-func token(path string) (string, error) {
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		made := rand.Text() + rand.Text()
-		if err := durable.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			return "", err
-		}
-		return made, durable.WriteFile(path, []byte(made+"\n"), 0o600)
+// ensureToken reads the secret in the file at path, and makes it first when there is none.
+func ensureToken(path string) (string, error) {
+	text, err := readToken(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return text, err
 	}
+	text = rand.Text() + rand.Text()
+	if err := durable.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return "", err
+	}
+	return text, durable.WriteFile(path, []byte(text+"\n"), 0o600)
+}
+
+// readToken reads the secret in the file at path.
+func readToken(path string) (string, error) {
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return "", err
 	}
 	text := strings.TrimSpace(string(b))
+	// What is shorter was not made by ensureToken; an empty file above all must not become a password.
 	if len(text) < 20 {
 		return "", fmt.Errorf("%s holds no token", path)
 	}

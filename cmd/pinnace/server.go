@@ -52,10 +52,10 @@ func (r *serverRole) add(cmd *cobra.Command) {
 }
 
 func (r *serverRole) adminToken() (string, error) {
-	return token(filepath.Join(r.dir, "keys", "admin.token"))
+	return ensureToken(filepath.Join(r.dir, "keys", "admin.token"))
 }
 func (r *serverRole) agentToken() (string, error) {
-	return token(filepath.Join(r.dir, "keys", "agent.token"))
+	return ensureToken(filepath.Join(r.dir, "keys", "agent.token"))
 }
 
 // run serves until ctx is done. ready, when not nil, is called once both ports answer.

@@ -18,9 +18,7 @@ func (a *Agent) assignmentLoop(ctx, instancesCtx context.Context) {
 	away := false
 	for ctx.Err() == nil {
 		err := a.followAssignments(ctx, instancesCtx, func() {
-			if away {
-				a.Log.Info("the server is back")
-			}
+			a.Log.Info("joined the server", "after_an_absence", away)
 			away = false
 		})
 		if ctx.Err() != nil {
