@@ -37,7 +37,7 @@ func newEngine(ctx context.Context, o Options) *engine {
 		ctx: ctx, log: o.Log, connectTimeout: o.ConnectTimeout, startedAt: time.Now(),
 		// A single listener may not starve all others.
 		defaultPlaces: max(o.MaxConns/2, 1),
-		forward:       newForwarder(o.ResolvConf),
+		forward:       newForwarder(o.ResolvConf, o.resolverPort),
 		listeners:     map[socketKey]*listener{}, servers: map[socketKey]*dnsServer{}, namespaces: map[string]*namespace{},
 	}
 	e.places.setLimit(o.MaxConns)

@@ -22,7 +22,7 @@ const (
 
 // A forwarder asks the host's resolvers, from the proxy's own namespace.
 type forwarder struct {
-	path string
+	path, port string
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -31,7 +31,7 @@ type forwarder struct {
 	looked   time.Time
 }
 
-func newForwarder(path string) *forwarder { return &forwarder{path: path} }
+func newForwarder(path, port string) *forwarder { return &forwarder{path: path, port: port} }
 
 // ask passes the question on, and nothing else of q: no option that a guest has put into it, and an id and a
 // port that it cannot know.
@@ -99,7 +99,7 @@ func (f *forwarder) resolvers() ([]string, error) {
 	}
 	f.servers = f.servers[:0:0]
 	for _, s := range c.Servers {
-		f.servers = append(f.servers, net.JoinHostPort(s, c.Port))
+		f.servers = append(f.servers, net.JoinHostPort(s, f.port))
 	}
 	f.modified = st.ModTime()
 	return f.servers, nil

@@ -35,6 +35,9 @@ type Options struct {
 	ResolvConf string
 	// Log receives what operators should know. Nil discards it.
 	Log *slog.Logger
+
+	// resolverPort is 53 but in tests.
+	resolverPort string
 }
 
 // filesPerConn is what a connection holds: two sockets and, for splice, two pipes of two ends each.
@@ -86,6 +89,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.ResolvConf == "" {
 		o.ResolvConf = "/etc/resolv.conf"
+	}
+	if o.resolverPort == "" {
+		o.resolverPort = "53"
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

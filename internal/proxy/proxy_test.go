@@ -85,24 +85,27 @@ func TestHalfCloseOfTheBackend(t *testing.T) {
 func TestEarlyAnswerArrivesWhole(t *testing.T) {
 	p := start(t, Options{})
 	at := freePort(t)
-	answer := strings.Repeat("too large ", 20000)
+	// It fits into the kernel's buffers: of a larger one, a server that closes with bytes unread throws the
+	// rest away itself.
+	answer := strings.Repeat("too large ", 2000)
 	p.apply(one(at, active("a", server(t, func(c *net.TCPConn) {
 		_, _ = io.ReadFull(c, make([]byte, 10))
 		_, _ = io.WriteString(c, answer)
 		_ = c.CloseWrite()
 	}))))
-	c := mustCall(t, at)
-	sent := make(chan struct{})
-	go func() {
-		defer close(sent)
-		_, _ = c.Write(make([]byte, 64<<20))
-	}()
-	got := make([]byte, len(answer))
-	if n, err := io.ReadFull(c, got); err != nil {
-		t.Errorf("got %d bytes of %d: %v", n, len(answer), err)
+	for range 20 {
+		c := mustCall(t, at)
+		sent := make(chan struct{})
+		go func() {
+			defer close(sent)
+			_, _ = c.Write(make([]byte, 64<<20))
+		}()
+		if got, err := io.ReadAll(c); len(got) != len(answer) {
+			t.Errorf("got %d bytes of %d: %v", len(got), len(answer), err)
+		}
+		_ = c.Close()
+		<-sent
 	}
-	_ = c.Close()
-	<-sent
 }
 
 func TestResetPassesThrough(t *testing.T) {

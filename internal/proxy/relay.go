@@ -41,6 +41,8 @@ func (r *relay) carry(dst, src *net.TCPConn) {
 		// A dst that is gone shows in the other direction.
 		_ = dst.CloseWrite()
 	case errors.Is(err, syscall.EPIPE):
+		// It can be src, too, that was done and then left.
+		_ = dst.CloseWrite()
 		_ = src.SetReadDeadline(time.Now().Add(lingerFor))
 		_, _ = io.Copy(io.Discard, src)
 	default:
