@@ -90,11 +90,11 @@ build() {
 	cp examples/hello/main.go "$context/src/"
 	sed -i "s/^var version = .*/var version = \"$version\"/" "$context/src/main.go"
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w' -o "$context/hello" "$context/src/main.go"
-	buildah "${storage[@]}" build --quiet --tag "hello:v$version" "$context" >/dev/null
+	scripts/with-own-root.sh buildah "${storage[@]}" build --quiet --tag "hello:v$version" "$context" >/dev/null
 	echo "   built hello:v$version"
 }
 push() {
-	buildah "${storage[@]}" push --quiet --tls-verify=false "hello:v$1" "docker://$registry/hello:v$1"
+	scripts/with-own-root.sh buildah "${storage[@]}" push --quiet --tls-verify=false "hello:v$1" "docker://$registry/hello:v$1"
 	echo "   $(skopeo inspect --tls-verify=false --format '{{.Name}} {{.Digest}}' "docker://$registry/hello:v$1")"
 }
 deploy() { show "$pinnace" deploy -f examples/hello/pinnace.toml --image "$registry/hello:v$1"; }

@@ -112,7 +112,7 @@ func (l *lab) buildah(t *testing.T, base, name, dockerfile string) string {
 	}
 	storage := []string{"--storage-driver", "vfs", "--root", filepath.Join(l.dir, "storage"), "--runroot", filepath.Join(l.dir, "storage-run")}
 	run := func(args ...string) string {
-		cmd := exec.Command("buildah", append(storage, args...)...)
+		cmd := exec.Command("../../scripts/with-own-root.sh", append(append([]string{"buildah"}, storage...), args...)...)
 		cmd.Env = append(os.Environ(), "BUILDAH_ISOLATION=chroot", "TMPDIR="+l.dir)
 		var stderr strings.Builder
 		cmd.Stderr = &stderr
