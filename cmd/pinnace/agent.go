@@ -205,9 +205,9 @@ func (r *agentRole) facts() (*pinnacev1.HostFacts, error) {
 	}
 	return &pinnacev1.HostFacts{
 		Id: id, Name: id, Architecture: runtime.GOARCH, Version: version, Labels: r.labels,
-		MemoryBytes: int64(info.Totalram) * int64(info.Unit), //nolint:gosec // Less than 8 EiB.
+		MemoryBytes: int64(info.Totalram) * int64(info.Unit),
 		CpuMilli:    int64(runtime.NumCPU()) * 1000,
-		DiskBytes:   int64(disk.Bavail) * disk.Bsize, //nolint:gosec // Less than 8 EiB.
+		DiskBytes:   int64(disk.Bavail) * disk.Bsize,
 	}, nil
 }
 

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"os"
 
@@ -53,8 +52,7 @@ Exit status: 0 when the chain holds, 1 when it does not.`,
 			} else {
 				head, err = c.verifyServer(ctx)
 			}
-			var broken *eventlog.VerifyError
-			if errors.As(err, &broken) {
+			if broken, ok := errors.AsType[*eventlog.VerifyError](err); ok {
 				if c.json {
 					if err := c.printJSON(map[string]any{"ok": false, "seq": broken.Seq, "reason": broken.Reason}); err != nil {
 						return err
@@ -127,7 +125,7 @@ func genesisOf(id string) (eventlog.Hash, error) {
 
 // verifyExport verifies what audit export wrote.
 func (c *cli) verifyExport(ctx context.Context, file string) (eventlog.Head, error) {
-	var r io.Reader = c.stdin
+	r := c.stdin
 	if file != "-" {
 		f, err := os.Open(file)
 		if err != nil {

@@ -91,7 +91,7 @@ func (c *cli) readManifest(file string) ([]byte, error) {
 		return nil, fail(exitInvalid, "push the image to a registry, and name it with --image",
 			"%s is an archive, not a manifest", file)
 	}
-	var r io.Reader = c.stdin
+	r := c.stdin
 	if file != "-" {
 		f, err := os.Open(file)
 		if errors.Is(err, fs.ErrNotExist) {

@@ -83,7 +83,7 @@ func (c *cli) examine(ctx context.Context, r *agentRole) []finding {
 	if err != nil {
 		return append(findings, finding{Name: "temp", Detail: err.Error(), Fix: "make room in " + os.TempDir()})
 	}
-	defer os.RemoveAll(cache)
+	defer func() { _ = os.RemoveAll(cache) }()
 	k, f := r.examineKernel(cache)
 	findings = append(findings, f)
 	if k == nil {
@@ -127,8 +127,7 @@ func (r *agentRole) examineKernel(cache string) (*kernel.Kernel, finding) {
 		return k, f
 	}
 	f.Detail = err.Error()
-	var known *failure
-	if errors.As(err, &known) {
+	if known, ok := errors.AsType[*failure](err); ok {
 		f.Fix = known.hint
 	}
 	return nil, f
@@ -144,8 +143,7 @@ func (r *agentRole) examineDriver(ctx context.Context, k *kernel.Kernel, cache s
 	can, err := driver.Probe(ctx)
 	if err != nil {
 		f.Detail = err.Error()
-		var missing *vm.MissingError
-		if errors.As(err, &missing) {
+		if missing, ok := errors.AsType[*vm.MissingError](err); ok {
 			f.Fix = "apt-get install " + missing.Package
 		}
 		return []finding{f}

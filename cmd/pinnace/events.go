@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -76,7 +77,7 @@ type exportedEvent struct {
 func (c *cli) printEvent(e *pinnacev1.Event) error {
 	if c.json {
 		x := exportedEvent{
-			Seq: e.Seq, Stream: e.Stream, Version: e.Version, Type: e.Type, TypeVersion: uint16(e.TypeVersion), //nolint:gosec // It was one.
+			Seq: e.Seq, Stream: e.Stream, Version: e.Version, Type: e.Type, TypeVersion: uint16(e.TypeVersion),
 			Time: e.TimeUnixNano, Actor: e.Actor, IdempotencyKey: e.IdempotencyKey, Payload: e.Payload, Hash: fmt.Sprintf("%x", e.Hash),
 		}
 		if json.Valid(e.Payload) {
@@ -103,7 +104,7 @@ func summary(payload []byte) string {
 	if json.Unmarshal(payload, &fields) != nil {
 		return fmt.Sprintf("%d bytes", len(payload))
 	}
-	line := ""
+	var line strings.Builder
 	for _, name := range []string{
 		"deployment", "id", "name", "kind", "environment", "app", "release", "instance", "attempt", "outcome", "reason",
 		"cause", "start", "stop", "count",
@@ -112,14 +113,14 @@ func summary(payload []byte) string {
 		if !ok || len(value) > 200 {
 			continue
 		}
-		line += fmt.Sprintf("%s=%s ", name, printable(string(value)))
+		fmt.Fprintf(&line, "%s=%s ", name, printable(string(value)))
 	}
-	return line
+	return line.String()
 }
 
 func toLogEvent(e *pinnacev1.Event) (eventlog.Event, error) {
 	out := eventlog.Event{
-		Seq: e.Seq, Stream: e.Stream, Version: e.Version, Type: e.Type, TypeVersion: uint16(e.TypeVersion), //nolint:gosec // Checked below.
+		Seq: e.Seq, Stream: e.Stream, Version: e.Version, Type: e.Type, TypeVersion: uint16(e.TypeVersion),
 		Time: e.TimeUnixNano, Actor: e.Actor, IdempotencyKey: e.IdempotencyKey, Payload: e.Payload,
 	}
 	if len(e.Hash) != len(out.Hash) || uint32(out.TypeVersion) != e.TypeVersion {

@@ -65,8 +65,7 @@ func exitStatus(stderr io.Writer, err error) int {
 	if err == nil {
 		return exitOK
 	}
-	var reported errReported
-	if errors.As(err, &reported) {
+	if reported, ok := errors.AsType[errReported](err); ok {
 		return reported.status
 	}
 	status, message, hint := describe(err)
@@ -79,16 +78,13 @@ func exitStatus(stderr io.Writer, err error) int {
 
 // describe says of an error what to print and which status it has.
 func describe(err error) (status int, message, hint string) {
-	var f *failure
-	if errors.As(err, &f) {
+	if f, ok := errors.AsType[*failure](err); ok {
 		return f.status, err.Error(), f.hint
 	}
-	var c *connect.Error
-	if errors.As(err, &c) {
+	if c, ok := errors.AsType[*connect.Error](err); ok {
 		return describeRPC(c)
 	}
-	var r *registry.Error
-	if errors.As(err, &r) {
+	if r, ok := errors.AsType[*registry.Error](err); ok {
 		return registryStatus(r), err.Error(), r.Hint
 	}
 	if errors.Is(err, context.Canceled) {

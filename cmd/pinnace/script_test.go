@@ -52,8 +52,7 @@ func status(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func statusText(err error) string {
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return strconv.Itoa(exit.ExitCode())
 	}
 	return err.Error()

@@ -54,6 +54,7 @@ func (r *serverRole) add(cmd *cobra.Command) {
 func (r *serverRole) adminToken() (string, error) {
 	return ensureToken(filepath.Join(r.dir, "keys", "admin.token"))
 }
+
 func (r *serverRole) agentToken() (string, error) {
 	return ensureToken(filepath.Join(r.dir, "keys", "agent.token"))
 }
@@ -77,12 +78,12 @@ func (r *serverRole) run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	defer api.Close()
+	defer func() { _ = api.Close() }() // again after serveHTTP has: it is for the ways out before
 	agents, err := listen(r.agentListen, "the server")
 	if err != nil {
 		return err
 	}
-	defer agents.Close()
+	defer func() { _ = agents.Close() }()
 	s, err := server.New(ctx, server.Options{
 		Engine: sqlite.New(sqlite.Options{Dir: filepath.Join(r.dir, "log")}), Logger: r.log, Version: version,
 		AdminToken: admin, AgentToken: agentToken,

@@ -40,7 +40,7 @@ func elfInterpreter(t *testing.T, path string) string {
 func asNobody(t *testing.T) func(*exec.Cmd) {
 	t.Helper()
 	// The binary may lie where others cannot go; a copy is where everybody can.
-	dir, err := os.MkdirTemp("/tmp", "pinnace-nobody-")
+	dir, err := os.MkdirTemp("/tmp", "pinnace-nobody-") //nolint:usetesting // The test's own directory is root's.
 	if err != nil {
 		t.Fatal(err)
 	}

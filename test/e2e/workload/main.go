@@ -88,7 +88,7 @@ func reach(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintln(w, "no:", err)
 		return
 	}
-	defer conn.Close()
+	_ = conn.Close()
 	fmt.Fprintln(w, "open")
 }
 
