@@ -25,10 +25,11 @@ type backendKey struct {
 
 func (b *Backend) key() backendKey { return backendKey{b.ID, b.Netns, b.Address} }
 
-// A backend is a Backend in use by one listener. Guarded by listener.mu.
+// A backend is a Backend in use by one listener. What follows key is guarded by listener.mu.
 type backend struct {
-	config Backend
-	ns     *namespace
+	key   backendKey
+	state BackendState
+	ns    *namespace
 	// nsErr says why there is no namespace to dial from.
 	nsErr error
 	// gone means that no configuration names it any more.
@@ -64,7 +65,7 @@ func (l *listener) connect(ctx context.Context, client *net.TCPConn) (*backend, 
 			_ = server.Close()
 			err = errGone
 		}
-		last = fmt.Errorf("connect to %s at %v: %w", b.config.ID, b.config.Address, err)
+		last = fmt.Errorf("connect to %s at %v: %w", b.key.id, b.key.address, err)
 		l.giveUp(b, err)
 		if ctx.Err() != nil {
 			return nil, nil, last
@@ -82,7 +83,7 @@ func (l *listener) pick(tried map[*backend]bool) *backend {
 	var bestRests bool
 	for i := range l.backends {
 		b := l.backends[(l.turn+i)%len(l.backends)]
-		if b.config.State != Active || tried[b] {
+		if b.state != Active || tried[b] {
 			continue
 		}
 		rests := now.Before(b.restsUntil)
@@ -107,7 +108,7 @@ func (l *listener) dial(ctx context.Context, b *backend) (*net.TCPConn, error) {
 	timeout := l.engine.connectTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %v", timeout))
 	defer cancel()
-	return ns.dial(ctx, b.config.Address)
+	return ns.dial(ctx, b.key.address)
 }
 
 func (l *listener) register(b *backend, r *relay) bool {

@@ -56,16 +56,16 @@ func (l *listener) update(c Listener, find func(path string) (*namespace, error)
 	l.config = c
 	old := make(map[backendKey]*backend, len(l.backends))
 	for _, b := range l.backends {
-		old[b.config.key()] = b
+		old[b.key] = b
 	}
 	l.backends = make([]*backend, len(c.Backends))
 	for i, bc := range c.Backends {
 		b, ok := old[bc.key()]
 		if !ok {
-			b = &backend{relays: map[*relay]struct{}{}}
+			b = &backend{key: bc.key(), relays: map[*relay]struct{}{}}
 		}
 		delete(old, bc.key())
-		b.config = bc
+		b.state = bc.State
 		b.ns, b.nsErr = find(bc.Netns)
 		l.backends[i] = b
 	}
@@ -196,7 +196,7 @@ func (l *listener) status() ListenerStatus {
 	}
 	for _, b := range l.backends {
 		s.Backends = append(s.Backends, BackendStatus{
-			ID: b.config.ID, State: b.config.State, Open: b.open, Total: b.total, Failed: b.failed, LastError: b.lastErr,
+			ID: b.key.id, State: b.state, Open: b.open, Total: b.total, Failed: b.failed, LastError: b.lastErr,
 		})
 	}
 	return s
