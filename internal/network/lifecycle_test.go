@@ -287,3 +287,24 @@ func TestOneManagerPerDirectoryAndPrefix(t *testing.T) {
 		t.Errorf("second manager with one prefix: %v, want an error that names %s", err, dir)
 	}
 }
+
+// Without HostNetns the host is the namespace of whoever calls New.
+func TestHostIsTheCallersNamespace(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	dir := t.TempDir()
+	var m *Manager
+	check(t, w.host.do(func() (err error) {
+		m, err = New(Options{RunDir: dir, Prefix: "tstc", Uplink: Uplink{Mode: UplinkHost}})
+		return err
+	}))
+	defer func() { check(t, m.Close()) }()
+	must[*Namespace](t)(m.EnsureEnvironment(ctx, "red"))
+	if rest := left(t, w.host, dir, "tstc"); !slices.Contains(rest, "link tstc-u0") {
+		t.Errorf("made elsewhere; the host has %q", rest)
+	}
+	check(t, m.CleanUp(ctx))
+	if rest := left(t, w.host, dir, "tstc"); len(rest) > 0 {
+		t.Errorf("left after clean-up: %q", rest)
+	}
+}
