@@ -217,6 +217,13 @@ func (a *Agent) giveUID(uid uint32) {
 	delete(a.uids, uid)
 }
 
+// has tells whether an instance is assigned to this host.
+func (a *Agent) has(instance string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.instances[instance] != nil
+}
+
 // changed asks for a report soon.
 func (a *Agent) changed() {
 	select {

@@ -49,12 +49,13 @@ func (a *Agent) followAssignments(ctx, instancesCtx context.Context, joined func
 	joined()
 	for stream.Receive() {
 		msg := stream.Msg()
-		for _, req := range msg.LogRequests {
-			a.running.Go(func() { a.sendLogs(instancesCtx, req) })
-		}
 		if msg.Complete && msg.Revision >= a.revision {
 			a.revision = msg.Revision
 			a.act(instancesCtx, msg)
+		}
+		// After the assignments: somebody may want the logs of an instance that comes with this message.
+		for _, req := range msg.LogRequests {
+			a.running.Go(func() { a.sendLogs(instancesCtx, req) })
 		}
 	}
 	return errors.Join(stream.Err(), stream.Close())

@@ -16,6 +16,8 @@ const (
 	// batchLines and batchWait bound what is sent at once.
 	batchLines = 256
 	batchWait  = 100 * time.Millisecond
+	// idleBeat is how often a follow without lines says that it lives, and finds out that nobody reads.
+	idleBeat = 5 * time.Second
 )
 
 // sendLogs answers one request for logs. The server ends a follow by breaking the stream.
@@ -25,7 +27,8 @@ func (a *Agent) sendLogs(ctx context.Context, req *pinnacev1.LogRequest) {
 	stream := a.Server.SendLogs(ctx)
 	// The first message names the request, also when there is nothing to send.
 	err := stream.Send(&pinnacev1.SendLogsRequest{Request: req.Id})
-	if err == nil && a.logs.exists(req.Instance) {
+	// An instance that has not written anything yet can be followed too.
+	if err == nil && (a.logs.exists(req.Instance) || a.has(req.Instance)) {
 		err = a.copyLogs(ctx, req, func(lines []*pinnacev1.StreamLogsResponse) error {
 			return stream.Send(&pinnacev1.SendLogsRequest{Request: req.Id, Lines: lines})
 		})
@@ -62,13 +65,22 @@ func (a *Agent) copyLogs(ctx context.Context, req *pinnacev1.LogRequest, send fu
 
 // sendBatches sends what comes through lines until it is closed: what is there at once, together.
 func sendBatches(lines <-chan *pinnacev1.StreamLogsResponse, send func([]*pinnacev1.StreamLogsResponse) error) error {
-	for line := range lines {
-		batch := collect(line, lines)
+	beat := time.NewTicker(idleBeat)
+	defer beat.Stop()
+	for {
+		var batch []*pinnacev1.StreamLogsResponse
+		select {
+		case line, ok := <-lines:
+			if !ok {
+				return nil
+			}
+			batch = collect(line, lines)
+		case <-beat.C:
+		}
 		if err := send(batch); err != nil {
 			return err
 		}
 	}
-	return nil
 }
 
 // collect waits a little for lines that come with the first one.

@@ -92,6 +92,12 @@ func (a *agents) SendLogs(ctx context.Context, stream *connect.ClientStream[pb.S
 			}
 			defer close(want.ended)
 		}
+		// An agent without lines sends empty messages: this is where it learns that nobody reads.
+		select {
+		case <-want.done:
+			return nil, refuse(connect.CodeCanceled, "nobody reads anymore")
+		default:
+		}
 		for _, line := range msg.GetLines() {
 			line.Instance = want.request.GetInstance() // an agent speaks for what it was asked for, and for nothing else
 			select {

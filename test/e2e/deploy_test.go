@@ -3,6 +3,8 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -28,6 +30,9 @@ func TestDeployUpdateRollback(t *testing.T) {
 		t.Errorf("deploying what is live: %s", again)
 	}
 
+	l.plansWithoutEffect(t, m, v2)
+	followed := l.follow(t, "app")
+
 	load := startLoad(port)
 	slow := make(chan string, 1)
 	go func() {
@@ -50,6 +55,9 @@ func TestDeployUpdateRollback(t *testing.T) {
 		t.Errorf("%d of %d requests failed during the rollouts: %v", len(failures), asked, failures)
 	}
 	t.Logf("%d requests, %d failed", asked, len(failures))
+	if lines := followed(); !strings.Contains(lines, "listening, version 2") || !strings.Contains(lines, "got SIGTERM, stopping") {
+		t.Errorf("logs -f did not show what came while it followed:\n%s", lines)
+	}
 
 	l.looksRight(t, port)
 	l.must("stop", "app")
@@ -64,6 +72,41 @@ func TestDeployUpdateRollback(t *testing.T) {
 		t.Errorf("audit verify: %q", verified)
 	}
 	l.exportVerifies(t)
+}
+
+// plansWithoutEffect checks that a plan says what would happen, that nothing does, and that a plan which is
+// not true any more is refused.
+func (l *lab) plansWithoutEffect(t *testing.T, manifest, image string) {
+	t.Helper()
+	before := l.instances()
+	plan := l.pinnace("plan", "--exit-code", "-f", manifest, "--image", image)
+	if plan.status != 10 || !strings.Contains(plan.stdout, " replaces ") || !strings.Contains(plan.stdout, "plan plan-") {
+		t.Errorf("plan: %s", plan)
+	}
+	if after := l.instances(); len(after) != 1 || after[0].ID != before[0].ID {
+		t.Errorf("a plan changed what runs: %+v, before %+v", after, before)
+	}
+	l.refuse(5, []string{"plan"}, "deploy", "-f", manifest, "--image", image, "--plan", "plan-0000000000000000")
+}
+
+// follow runs logs -f until the function that it returns is called, which returns what it has printed.
+func (l *lab) follow(t *testing.T, app string) func() string {
+	t.Helper()
+	out := &lockedBuffer{}
+	cmd := exec.Command(binary, "logs", "-f", app)
+	cmd.Env, cmd.Stdout, cmd.Stderr = l.env, out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return func() string {
+		// The last line may still be on its way.
+		time.Sleep(500 * time.Millisecond)
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Error(err)
+		}
+		_ = cmd.Wait() // that it was interrupted is known
+		return out.String()
+	}
 }
 
 // looksRight checks what the commands that show things say of one running instance.
