@@ -62,6 +62,8 @@ Release serves, 8 it failed and nothing could be restored, 9 the wait timed out.
 		Example: `  pinnace deploy --image 127.0.0.1:5000/hello:v1
   pinnace deploy rel-0123456789ab -e staging`,
 		Args: cobra.MaximumNArgs(1),
+
+		ValidArgsFunction: c.complete(c.releases),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, env, err := c.clientIn()
 			if err != nil {
@@ -100,6 +102,8 @@ func (c *cli) newPlan() *cobra.Command {
 		Use:   "plan [RELEASE | --image REFERENCE [-f FILE]]",
 		Short: "Say what deploy would do, and do nothing",
 		Args:  cobra.MaximumNArgs(1),
+
+		ValidArgsFunction: c.complete(c.releases),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, env, err := c.clientIn()
 			if err != nil {
@@ -163,6 +167,8 @@ good one before the live one, or the one named by --to. It needs no registry whe
 still in the hosts' caches.`,
 		Example: "  pinnace rollback hello\n  pinnace rollback hello --to dep-0123456789ab",
 		Args:    cobra.ExactArgs(1),
+
+		ValidArgsFunction: c.complete(c.apps),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, env, err := c.clientIn()
 			if err != nil {
@@ -189,6 +195,8 @@ func (c *cli) newStop() *cobra.Command {
 		Short:   "Stop all instances of an app; deploy or rollback start it again",
 		Example: "  pinnace stop hello",
 		Args:    cobra.ExactArgs(1),
+
+		ValidArgsFunction: c.complete(c.apps),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, env, err := c.clientIn()
 			if err != nil {

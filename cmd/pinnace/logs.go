@@ -23,6 +23,8 @@ line is preceded by its instance when an app is named. Logs are kept for 7 days 
 instance has ended, 50 MiB for each.`,
 		Example: "  pinnace logs hello -f\n  pinnace logs hello-4f2a91c0d7e3 --tail 100",
 		Args:    cobra.ExactArgs(1),
+
+		ValidArgsFunction: c.complete(c.appsAndInstances),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, env, err := c.clientIn()
 			if err != nil {

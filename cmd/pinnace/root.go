@@ -89,6 +89,10 @@ rolling back runs an earlier one again, exactly.
 	root.SetHelpCommandGroupID("operate")
 	root.SetCompletionCommandGroupID("operate")
 	checkArguments(root)
+	// It fails only when there is no such flag, and there is.
+	_ = root.RegisterFlagCompletionFunc("env", func(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return c.complete(c.environments)(cmd, nil, word)
+	})
 	return root
 }
 

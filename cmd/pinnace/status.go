@@ -20,6 +20,8 @@ func (c *cli) newStatus() *cobra.Command {
 		Short:   "Show what runs in an environment, and where it answers",
 		Example: "  pinnace status\n  pinnace status hello --json",
 		Args:    cobra.MaximumNArgs(1),
+
+		ValidArgsFunction: c.complete(c.apps),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, env, err := c.clientIn()
 			if err != nil {
@@ -96,6 +98,8 @@ func (c *cli) newInstances() *cobra.Command {
 		Short:   "List instances, where they run and what they do",
 		Example: "  pinnace instances\n  pinnace instances hello --all",
 		Args:    cobra.MaximumNArgs(1),
+
+		ValidArgsFunction: c.complete(c.apps),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, env, err := c.clientIn()
 			if err != nil {
@@ -141,6 +145,8 @@ what was booted, and, when it has ended, the proven cause. INSTANCE is an id, th
 one, or APP/ORDINAL.`,
 		Example: "  pinnace why hello/0\n  pinnace why hello-4f2a",
 		Args:    cobra.ExactArgs(1),
+
+		ValidArgsFunction: c.complete(c.instances),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, env, err := c.client()
 			if err != nil {
