@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -27,9 +28,10 @@ func TestConfigurationOutlivesTheAgent(t *testing.T) {
 	again, err := Dial(context.Background(), p.socket)
 	check(t, err)
 	p.Client = again
-	if s := p.status(); s.Revision != 7 || s.Connections != 1 {
-		t.Errorf("the new agent sees %+v", s)
-	}
+	eventually(t, "the new agent sees what is there", func() (bool, string) {
+		s := p.status()
+		return s.Revision == 7 && s.Connections == 1, fmt.Sprintf("%+v", s)
+	})
 	c.Revision = 6
 	if _, err := p.Apply(context.Background(), c); !errors.Is(err, ErrStale) {
 		t.Errorf("an older configuration: %v", err)

@@ -233,10 +233,10 @@ func TestDNSWithoutResolvers(t *testing.T) {
 
 func TestDNSPortTaken(t *testing.T) {
 	p := start(t, Options{})
-	u, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	at := freePort(t) // for TCP too
+	u, err := net.ListenPacket("udp4", at.String())
 	check(t, err)
 	defer func() { _ = u.Close() }()
-	at := u.LocalAddr().(*net.UDPAddr).AddrPort()
 	s, err := p.Apply(t.Context(), Config{DNS: []DNS{{Addresses: []netip.AddrPort{at}}}})
 	check(t, err)
 	if want := fmt.Sprintf("(pid %d)", os.Getpid()); !strings.Contains(s.DNS[0].Error, want) {

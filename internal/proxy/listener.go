@@ -214,7 +214,7 @@ func explainBind(ns *namespace, address netip.AddrPort, protocol string, err err
 	if errors.Is(err, syscall.EADDRINUSE) {
 		who := portHolder(ns, address, protocol)
 		if who == "" {
-			who = "another process"
+			who = "something that cannot be seen, or by connections that have just ended"
 		}
 		err = fmt.Errorf("port %d is in use by %s", address.Port(), who)
 	}
