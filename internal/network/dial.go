@@ -15,6 +15,9 @@ import (
 // Dial connects over TCP to address as seen inside env. The connection stays in the environment wherever it
 // is used afterwards. The error wraps ErrNotFound when env does not exist.
 func (m *Manager) Dial(ctx context.Context, env string, address netip.AddrPort) (net.Conn, error) {
+	if err := checkEnvironment(env); err != nil {
+		return nil, err
+	}
 	ns, err := os.Open(m.netnsPath(env))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("dial in environment %s: %w", env, ErrNotFound)
@@ -26,7 +29,7 @@ func (m *Manager) Dial(ctx context.Context, env string, address netip.AddrPort) 
 	var conn net.Conn
 	err = onThread(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter environment %s: %w", env, err)
+			return fmt.Errorf("enter namespace: %w", err)
 		}
 		// With an address there is no name to look up and nothing to race, so that the socket is made by
 		// this goroutine, on this thread.
@@ -34,5 +37,8 @@ func (m *Manager) Dial(ctx context.Context, env string, address netip.AddrPort) 
 		conn, err = new(net.Dialer).DialContext(ctx, "tcp", address.String())
 		return err
 	})
-	return conn, err
+	if err != nil {
+		return nil, fmt.Errorf("dial in environment %s: %w", env, err)
+	}
+	return conn, nil
 }

@@ -308,3 +308,20 @@ func TestHostIsTheCallersNamespace(t *testing.T) {
 		t.Errorf("left after clean-up: %q", rest)
 	}
 }
+
+func TestDialIsInsideTheEnvironment(t *testing.T) {
+	w := newWorld(t)
+	m := w.manager(t, t.TempDir(), "tsti")
+	at := netip.MustParseAddrPort("10.100.0.1:9000")
+	if _, err := m.Dial(t.Context(), "red", at); !errors.Is(err, ErrNotFound) {
+		t.Errorf("no environment: %v", err)
+	}
+	must[*Namespace](t)(m.EnsureEnvironment(t.Context(), "red"))
+	if _, err := m.Dial(t.Context(), "red", at); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("nobody listens: %v", err)
+	}
+	serve(t, m.envs["red"].ns, "inside", at.String())
+	c, err := m.Dial(t.Context(), "red", at)
+	check(t, err)
+	check(t, c.Close())
+}
