@@ -110,8 +110,18 @@ func (d descriptor) check(most int64) error {
 
 var digestForm = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 
-// parseDocument reads a manifest or an index. The content type is what the registry called it in the header.
+// parseDocument reads the manifest of an image, or an index. The content type is what the registry called it
+// in the header.
 func parseDocument(b []byte, contentType string) (*document, error) {
+	d, err := parseAny(b, contentType)
+	if err != nil || d.isIndex() {
+		return d, err
+	}
+	return d, d.checkManifest()
+}
+
+// parseAny reads an index or the manifest of anything.
+func parseAny(b []byte, contentType string) (*document, error) {
 	var d document
 	if err := json.Unmarshal(b, &d); err != nil {
 		return nil, &Error{Kind: ErrWrongContent, Message: "its manifest is not readable", Err: err}
@@ -132,9 +142,8 @@ func parseDocument(b []byte, contentType string) (*document, error) {
 		if d.Manifests == nil && d.Config != nil {
 			return nil, wrongContent("it calls itself an index but is a manifest")
 		}
-		return &d, nil
 	}
-	return &d, d.checkManifest()
+	return &d, nil
 }
 
 // guessType is for documents that leave out mediaType, as OCI allows.

@@ -122,6 +122,19 @@ func explainAnswer(answer *transport.Error, repo name.Repository, what, credenti
 	return e
 }
 
+// explainRefusedPush is for a registry that may be read and not written.
+func explainRefusedPush(err error, repo name.Repository, what, credential string) error {
+	e := &Error{Kind: ErrUnauthorized, Registry: repo.RegistryStr(), Message: "refuses to take " + what + " from someone without credentials"}
+	if credential != "" {
+		e.Message = "refuses to take " + what + " for the credentials that were sent, " + credential
+	}
+	e.Hint = "docker login " + repo.RegistryStr() + " as a user who may push to " + repo.RepositoryStr()
+	if known, ok := errors.AsType[*Error](err); ok {
+		e.Err = known.Err
+	}
+	return e
+}
+
 // diagnosis is what the registry says about its error, if it says it in the form of the specification.
 func diagnosis(answer *transport.Error) string {
 	for _, d := range answer.Errors {

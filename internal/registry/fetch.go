@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -59,16 +60,36 @@ func (c *Client) document(ctx context.Context, repo name.Repository, id, what st
 }
 
 // get makes a GET request below the repository and returns the answer when it is 200, and an Error otherwise.
-// It waits and tries again when that can help.
 func (c *Client) get(ctx context.Context, repo name.Repository, path, accept, what string) (*http.Response, error) {
+	return c.send(ctx, repo, call{method: http.MethodGet, path: path, accept: accept}, what, http.StatusOK)
+}
+
+// call is a request to a repository.
+type call struct {
+	method string
+	path   string   // below /v2/<repository>/
+	url    *url.URL // instead of path: where the registry sent us; the guard says whether it may
+	query  string
+	accept string
+	body   []byte
+	kind   string // media type of body
+	push   bool   // needs the right to write
+}
+
+// send makes a request and returns the answer when its status is one of good, and an Error otherwise. It
+// waits and tries again when that can help.
+func (c *Client) send(ctx context.Context, repo name.Repository, r call, what string, good ...int) (*http.Response, error) {
 	for attempt := 1; ; attempt++ {
-		res, credential, err := c.try(ctx, repo, path, accept)
+		res, credential, err := c.try(ctx, repo, r, good)
 		if err == nil {
 			return res, nil
 		}
 		explained := explain(err, repo, what, credential)
 		if errors.Is(explained, ErrUnauthorized) {
-			c.forget(repo)
+			c.forget(repo, r.push)
+			if r.push {
+				explained = explainRefusedPush(explained, repo, what, credential)
+			}
 		}
 		if attempt == maxAttempts || !temporary(err) || !c.wait(ctx, attempt, err) {
 			return nil, explained
@@ -84,25 +105,33 @@ type retryAfter struct {
 
 func (r retryAfter) Unwrap() error { return r.error }
 
-func (c *Client) try(ctx context.Context, repo name.Repository, path, accept string) (_ *http.Response, credential string, _ error) {
-	s, err := c.session(ctx, repo)
+func (c *Client) try(ctx context.Context, repo name.Repository, r call, good []int) (_ *http.Response, credential string, _ error) {
+	s, err := c.session(ctx, repo, r.push)
 	if s != nil {
 		credential = s.credential
 	}
 	if err != nil {
 		return nil, credential, err
 	}
-	u := url.URL{Scheme: repo.Scheme(), Host: repo.RegistryStr(), Path: "/v2/" + repo.RepositoryStr() + "/" + path}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	u := r.url
+	if u == nil {
+		u = &url.URL{Scheme: repo.Scheme(), Host: repo.RegistryStr(), Path: "/v2/" + repo.RepositoryStr() + "/" + r.path, RawQuery: r.query}
+	}
+	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), bytes.NewReader(r.body))
 	if err != nil {
 		return nil, credential, err
 	}
-	req.Header.Set("Accept", accept)
+	if r.accept != "" {
+		req.Header.Set("Accept", r.accept)
+	}
+	if r.kind != "" {
+		req.Header.Set("Content-Type", r.kind)
+	}
 	res, err := s.client.Do(req)
 	if err != nil {
 		return nil, credential, err
 	}
-	if err := transport.CheckError(res, http.StatusOK); err != nil {
+	if err := transport.CheckError(res, good...); err != nil {
 		err = errors.Join(err, res.Body.Close())
 		if after, ok := parseRetryAfter(res.Header.Get("Retry-After")); ok {
 			err = retryAfter{err, after}

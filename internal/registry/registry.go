@@ -1,12 +1,13 @@
 // Package registry reads images from registries: it turns a reference that a person wrote into an image
-// pinned by digest, and fetches blobs of it.
+// pinned by digest, and fetches blobs of it. It can also put a small artifact beside an image, which then
+// lists it among its referrers.
 //
 // A tag is looked up once, in Resolve; from then on every request names a digest. Registries are not
 // trusted: all bytes are checked against the digest they were asked for by, sizes are bounded before
 // anything is read, credentials go to the registry they are for and to nobody else, and a registry cannot
 // send the client to addresses that it has no business with.
 //
-// The package does not store images, choose platforms or push.
+// The package does not store images, choose platforms or push images.
 package registry
 
 import (
@@ -46,6 +47,9 @@ type Image struct {
 	Repository string // host/path, without tag
 	Digest     string // sha256:…, of the index when the image has one, of the manifest otherwise
 	Platforms  []Platform
+	// Missing are architectures that the index has an entry for and the registry no manifest: a sparse index,
+	// as mirrors of a part of an image have it. The image is good for the others.
+	Missing []string
 }
 
 // Platform is the image for one architecture, with the bytes that its digests stand for.
@@ -66,7 +70,7 @@ type Client struct {
 	limits  limits
 
 	mu       sync.Mutex
-	sessions map[string]*session // by repository; guarded by mu
+	sessions map[sessionKey]*session // guarded by mu
 }
 
 // limits are the bounds on time. Tests shorten them.
@@ -92,7 +96,7 @@ func New(o Options) *Client {
 		tokens:   set(o.TokenHosts),
 		dialers:  newDialers(o.RootCAs),
 		limits:   limits{window: 30 * time.Second, atLeast: 30 << 10, backoff: time.Second, longest: 5 * time.Minute},
-		sessions: map[string]*session{},
+		sessions: map[sessionKey]*session{},
 	}
 	return c
 }
@@ -108,6 +112,11 @@ func set(list []string) map[string]bool {
 	return m
 }
 
+type sessionKey struct {
+	repository string
+	push       bool
+}
+
 // session is the conversation with one repository: what credentials it takes and how.
 type session struct {
 	busy       chan struct{} // holds one token; whoever takes it may set up
@@ -117,12 +126,18 @@ type session struct {
 
 // session returns the set-up session of a repository. Whoever comes first does the handshake: it asks the
 // registry how it wants to be authenticated to, and gets a token if it has to.
-func (c *Client) session(ctx context.Context, repo name.Repository) (*session, error) {
+//
+// Reading and writing are two sessions: whoever only reads asks for no more than that.
+func (c *Client) session(ctx context.Context, repo name.Repository, push bool) (*session, error) {
+	key, scope := sessionKey{repo.Name(), push}, transport.PullScope
+	if push {
+		scope = transport.PushScope
+	}
 	c.mu.Lock()
-	s := c.sessions[repo.Name()]
+	s := c.sessions[key]
 	if s == nil {
 		s = &session{busy: make(chan struct{}, 1)}
-		c.sessions[repo.Name()] = s
+		c.sessions[key] = s
 	}
 	c.mu.Unlock()
 
@@ -146,7 +161,7 @@ func (c *Client) session(ctx context.Context, repo name.Repository) (*session, e
 	s.credential = describe(ctx, auth)
 	g := newGuard(c, repo.Registry)
 	tr, err := transport.NewWithContext(ctx, repo.Registry, auth,
-		transport.NewUserAgent(g, c.options.UserAgent), []string{repo.Scope(transport.PullScope)})
+		transport.NewUserAgent(g, c.options.UserAgent), []string{repo.Scope(scope)})
 	if err != nil {
 		return s, err
 	}
@@ -155,10 +170,10 @@ func (c *Client) session(ctx context.Context, repo name.Repository) (*session, e
 }
 
 // forget drops a session whose credentials were refused, so that the next attempt reads them again.
-func (c *Client) forget(repo name.Repository) {
+func (c *Client) forget(repo name.Repository, push bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.sessions, repo.Name())
+	delete(c.sessions, sessionKey{repo.Name(), push})
 }
 
 // describe says which credential is used, without saying what it is.

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -59,15 +60,21 @@ func (c *Client) resolve(ctx context.Context, ref name.Reference) (*Image, error
 	if err != nil {
 		return nil, err
 	}
+	var absent error
 	for _, arch := range slices.Sorted(maps.Keys(found.best)) {
 		p, err := found.fetch(ctx, arch)
+		if sparse, ok := errors.AsType[notPresent](err); ok {
+			image.Missing = append(image.Missing, arch)
+			absent = sparse.error
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
 		image.Platforms = append(image.Platforms, p)
 	}
 	if len(image.Platforms) == 0 {
-		return nil, found.nothing()
+		return nil, cmp.Or(absent, found.nothing())
 	}
 	return image, nil
 }
@@ -182,12 +189,20 @@ func (s *search) offer(p platform, c candidate) {
 
 func baseline(variant string) bool { return variant == "" || variant == "v1" || variant == "v8" }
 
+// notPresent is a manifest that an index names and the registry does not have.
+type notPresent struct{ error }
+
+func (n notPresent) Unwrap() error { return n.error }
+
 // fetch gets what is missing of the candidate for an architecture. The index has the last word on which
 // architecture that is: there are images built on another machine whose configuration names that one.
 func (s *search) fetch(ctx context.Context, arch string) (Platform, error) {
 	best := s.best[arch]
 	if best.manifest == nil {
 		raw, contentType, err := s.client.manifest(ctx, s.repo, best.descriptor)
+		if errors.Is(err, ErrNotFound) {
+			return Platform{}, notPresent{err}
+		}
 		if err != nil {
 			return Platform{}, err
 		}
