@@ -15,6 +15,9 @@ PKGS     ?= ./...
 # One package after the other: emulated guests that compete for two cores run into time-outs.
 TIMEOUT  ?= 25m
 
+# What the tests with real VMs need to know. Some make mount namespaces, which takes a mount at "/".
+E2E      := scripts/with-own-root.sh env PINNACE_E2E=1 PINNACE_KERNELS=$(KERNELS) PINNACE_BIN=$(CURDIR)/bin/pinnace
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -38,13 +41,11 @@ demo: deps-demo kernel build ## show the whole path on this machine, as root; KE
 
 .PHONY: test
 test: deps-test kernel build ## all tests, with real VMs: unit, script and end-to-end (as root)
-	PINNACE_E2E=1 PINNACE_KERNELS=$(KERNELS) PINNACE_BIN=$(CURDIR)/bin/pinnace \
-		go test -count=1 -p 1 -timeout $(TIMEOUT) $(PKGS)
+	$(E2E) go test -count=1 -p 1 -timeout $(TIMEOUT) $(PKGS)
 
 .PHONY: e2e
 e2e: deps-test kernel build ## the end-to-end tests only
-	PINNACE_E2E=1 PINNACE_KERNELS=$(KERNELS) PINNACE_BIN=$(CURDIR)/bin/pinnace \
-		go test -count=1 -v -timeout $(TIMEOUT) ./test/e2e/...
+	$(E2E) go test -count=1 -v -timeout $(TIMEOUT) ./test/e2e/...
 
 .PHONY: race
 race: ## the tests that need no root, under the race detector
@@ -88,8 +89,7 @@ fuzz: ## every fuzz test for FUZZTIME each
 N ?= 10
 .PHONY: torture
 torture: deps-test kernel build ## the tests that kill things, N times over
-	PINNACE_E2E=1 PINNACE_KERNELS=$(KERNELS) PINNACE_BIN=$(CURDIR)/bin/pinnace \
-		go test -count=$(N) -timeout 0 -run 'Kill|Crash' $(PKGS)
+	$(E2E) go test -count=$(N) -timeout 0 -run 'Kill|Crash' $(PKGS)
 
 .PHONY: bare
 bare: ## make demo and make test in a bare Debian (as root; needs debootstrap)
