@@ -58,26 +58,26 @@ type encoder struct {
 func (e *encoder) table(t *spec, s *scope) {
 	e.out = append(e.out, '{')
 	for _, c := range t.sorted {
-		e.member(c, s)
+		e.member(t, c, s)
 	}
 	e.out = append(e.out, '}')
 }
 
 // member writes one row, unless there is nothing to write.
-func (e *encoder) member(c *spec, s *scope) {
+func (e *encoder) member(t, c *spec, s *scope) {
 	before := len(e.out)
 	if e.out[before-1] != '{' {
 		e.out = append(e.out, ',')
 	}
 	e.string(c.name)
 	e.out = append(e.out, ':')
-	if !e.content(c, s) {
+	if !e.content(t, c, s) {
 		e.out = e.out[:before]
 	}
 }
 
 // content writes the value of a row and reports whether there is one.
-func (e *encoder) content(c *spec, s *scope) bool {
+func (e *encoder) content(t, c *spec, s *scope) bool {
 	switch c.Type {
 	case Table:
 		in := &scope{m: s.m, name: s.name}
@@ -90,7 +90,7 @@ func (e *encoder) content(c *spec, s *scope) bool {
 	case Tables:
 		return e.named(c, s)
 	default:
-		if c.applies != nil && !c.applies(s) {
+		if !c.When.holds(t, s) {
 			return false
 		}
 		if c.Since != "" && !slices.Contains(e.later, c.path(s.name)) {

@@ -95,9 +95,9 @@ func (d *decoder) member(t *spec, parent *node, c *spec, s *scope) {
 			d.absent(t, parent, c, s)
 			return
 		}
-		if c.applies != nil && !s.broken && !c.applies(s) {
+		if !s.broken && !c.When.holds(t, s) {
 			d.report(n.keyAt, c.Key, s.name, fault{
-				code: CodeNotApplicable, message: "does not apply here: only " + c.When,
+				code: CodeNotApplicable, message: "does not apply here: only " + c.When.String(),
 				fix: "remove it, or set what it goes with",
 			})
 			return
@@ -159,10 +159,10 @@ func (d *decoder) absent(t *spec, parent *node, c *spec, s *scope) {
 	if c.conditional() && s.broken {
 		return
 	}
-	if c.applies != nil && !c.applies(s) {
+	if !c.When.holds(t, s) {
 		return
 	}
-	if c.Required || c.required != nil && c.required(s) {
+	if c.Required || len(c.RequiredWhen) > 0 && c.RequiredWhen.holds(t, s) {
 		s.broken = s.broken || c.decides
 		if d.whole && !s.silent && !slices.Contains(s.excused, c.name) {
 			d.missing(t, parent, c, s)
@@ -172,10 +172,7 @@ func (d *decoder) absent(t *spec, parent *node, c *spec, s *scope) {
 	if c.Since != "" {
 		return
 	}
-	fallback := c.fallback
-	if c.defaultIn != nil {
-		fallback = defaultNode(c.Type, c.defaultIn(s))
-	}
+	fallback := c.fallbackIn(t, s)
 	if fallback == nil {
 		return
 	}
@@ -183,15 +180,14 @@ func (d *decoder) absent(t *spec, parent *node, c *spec, s *scope) {
 	d.fallback(c, fallback, s)
 }
 
-func defaultNode(t Type, text string) *node {
-	switch {
-	case text == "":
-		return nil
-	case t == Integer:
-		return &node{kind: kindInteger, text: text}
-	default:
-		return &node{kind: kindString, text: text}
+// fallbackIn gives the default of the row in the table t that s is in, or nil.
+func (c *spec) fallbackIn(t *spec, s *scope) *node {
+	for i, dependent := range c.DefaultWhen {
+		if dependent.When.holds(t, s) {
+			return c.cases[i]
+		}
 	}
+	return c.fallback
 }
 
 // fallback sets a default. Defaults are written as in TOML, also while canonical bytes are read.
@@ -206,8 +202,8 @@ func (d *decoder) missing(t *spec, parent *node, c *spec, s *scope) {
 		at = parent.keyAt
 	}
 	f := fault{code: CodeMissing, message: "is missing"}
-	if c.RequiredWhen != "" {
-		f.message = "is missing: required " + c.RequiredWhen
+	if len(c.RequiredWhen) > 0 {
+		f.message = "is missing: required " + c.RequiredWhen.String()
 	}
 	f.fix = "add " + example(t, c, parent != nil)
 	d.report(at, c.Key, s.name, f)

@@ -73,21 +73,22 @@ type Key struct {
 	// ImageDefault says what of the image is used when the key is absent. Such a default is not written into
 	// the canonical form.
 	ImageDefault string
-	// When says under which condition the key applies, and RequiredWhen when it cannot be left out, in words.
-	When, RequiredWhen string
-	// DefaultWhen describes a default that depends on other keys, in words.
-	DefaultWhen string
+	// When says under which condition the key applies, and RequiredWhen when it cannot be left out.
+	When, RequiredWhen Condition
+	// DefaultWhen gives defaults that depend on other keys.
+	DefaultWhen []Case
+	// Pattern is a regular expression for the value, for each member of a set, or for each name in a table: what
+	// is valid matches it. Except is one for what matches Pattern and is reserved. Both keep to what ECMA 262 and
+	// RE2 have in common. An editor uses them; the parser has words of its own for what is wrong.
+	Pattern, Except string
 	// Pending lists the values that this version of the platform cannot run yet; "*" stands for any value.
 	Pending []string
 
-	decides   bool              // other rows of the same table depend on it
-	applies   func(*scope) bool // what When says
-	required  func(*scope) bool // what RequiredWhen says
-	defaultIn func(*scope) string
-	check     func(string) fault      // for strings, set and list members, and the names in Tables and StringMap
-	ref       func(*scope) any        // pointer to the field
-	elements  *elements               // for Tables
-	present   func(*scope, bool) bool // for tables that may be absent: is it there; with true: make it
+	decides  bool                    // other rows of the same table depend on it
+	check    func(string) fault      // for strings, set and list members, and the names in Tables and StringMap
+	ref      func(*scope) any        // pointer to the field
+	elements *elements               // for Tables
+	present  func(*scope, bool) bool // for tables that may be absent: is it there; with true: make it
 }
 
 // scope is where the fields of a row are found: the manifest, and the named table that is being read.
@@ -112,7 +113,7 @@ type elements struct {
 
 // conditional tells whether other keys of the same table decide about this one.
 func (k *Key) conditional() bool {
-	return k.applies != nil || k.required != nil || k.defaultIn != nil
+	return len(k.When) > 0 || len(k.RequiredWhen) > 0 || len(k.DefaultWhen) > 0
 }
 
 // path gives the key path with the name filled in.
@@ -143,6 +144,7 @@ type spec struct {
 	*Key
 	name     string
 	fallback *node   // the parsed Default
+	cases    []*node // the parsed values of DefaultWhen
 	children []*spec // in the order of the table
 	byName   map[string]*spec
 	sorted   []*spec // children in canonical order
@@ -158,6 +160,9 @@ func compile(keys []Key) *spec {
 	for i := range keys {
 		k := &keys[i]
 		s := &spec{Key: k, name: k.last(), fallback: constant(k.Default)}
+		for _, c := range k.DefaultWhen {
+			s.cases = append(s.cases, constant(c.Value))
+		}
 		nodes[k.Path] = s
 		parent := nodes[k.table()]
 		parent.children = append(parent.children, s)

@@ -56,17 +56,3 @@ func beforePresence(s *scope, create bool) bool {
 	}
 	return s.m.Rollout.Before != nil
 }
-
-func defaultEdge(s *scope) string {
-	if s.port.Protocol == ProtocolUDP {
-		return EdgeRaw
-	}
-	return EdgeSNI
-}
-
-func defaultPublicPort(s *scope) string {
-	if s.port.Edge == EdgeSNI {
-		return "443"
-	}
-	return ""
-}

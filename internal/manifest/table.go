@@ -46,7 +46,7 @@ func workloadKeys() []Key {
 		}, {
 			Path: "name", Type: String, Example: `"api"`, Required: true, Bounds: "`[a-z][a-z0-9-]{0,39}`", Effect: EffectReplace,
 			Doc:   "The app. It is `<name>.internal` in the environment's DNS; another name is another app.",
-			check: appName, ref: func(s *scope) any { return &s.m.Name },
+			check: appName, Pattern: patternName, ref: func(s *scope) any { return &s.m.Name },
 		}, {
 			Path: "entrypoint", Type: Argv, Min: 1, Max: 256, Effect: EffectReplace, ImageDefault: "the image's Entrypoint",
 			Doc: "The program and its first arguments. No shell is involved. Setting it clears the image's Cmd.",
@@ -58,11 +58,11 @@ func workloadKeys() []Key {
 		}, {
 			Path: "workdir", Type: String, Bounds: "absolute path", Effect: EffectReplace, ImageDefault: "the image's WorkingDir, else `/`",
 			Doc:   "Directory that the process starts in. Made if it does not exist.",
-			check: absolutePath, ref: func(s *scope) any { return &s.m.Workdir },
+			check: absolutePath, Pattern: patternPath, ref: func(s *scope) any { return &s.m.Workdir },
 		}, {
 			Path: "user", Type: String, Bounds: "`uid[:gid]` or names", Effect: EffectReplace, ImageDefault: "the image's User, else 0",
 			Doc:   "Who the process runs as. Names are looked up in the image.",
-			check: userSpec, ref: func(s *scope) any { return &s.m.User },
+			check: userSpec, Pattern: patternUser(), ref: func(s *scope) any { return &s.m.User },
 		}, {
 			Path: "arch", Type: StringSet, Min: 1, Max: 8, Values: []string{"amd64", "arm64"}, Effect: EffectReplace, ImageDefault: "every architecture that the image has",
 			Doc:   "Architectures to run on. Each must be in the image's index.",
@@ -74,11 +74,11 @@ func workloadKeys() []Key {
 		}, {
 			Path: "vars", Type: StringSet, Default: `[]`, Max: 256, Bounds: "names as in `env`", Effect: EffectReplace, Pending: []string{"*"},
 			Doc:   "Names of variables that the environment must supply. They are not secret. Nothing else is injected.",
-			check: variableName, ref: func(s *scope) any { return &s.m.Vars },
+			check: variableName, Pattern: patternVariable, Except: patternReserved, ref: func(s *scope) any { return &s.m.Vars },
 		}, {
 			Path: "env", Type: StringMap, Max: 256, Bounds: "names `[A-Za-z_][A-Za-z0-9_]*`, not `PINNACE_*`; 128 KiB in all", Effect: EffectReplace,
 			Doc:   "Variables of the process, string to string, taken literally. They are added to the image's Env.",
-			check: variableName, ref: func(s *scope) any { return &s.m.Env },
+			check: variableName, Pattern: patternVariable, Except: patternReserved, ref: func(s *scope) any { return &s.m.Env },
 		},
 	}
 }
@@ -121,11 +121,12 @@ func resourceKeys() []Key {
 }
 
 func portKeys() []Key {
+	public := Condition{{Key: "expose", Values: []string{ExposePublic}}}
 	return []Key{
 		{
 			Path: "ports", Type: Tables, Max: 32, Bounds: "names `[a-z][a-z0-9-]{0,14}`", Effect: EffectRouting,
 			Doc:   "Ports that the process listens on.",
-			check: portName, elements: portElements(),
+			check: portName, Pattern: patternPort, elements: portElements(),
 		}, {
 			Path: "ports.*.port", Type: Integer, Example: `8080`, Required: true, Min: 1, Max: 65535, Effect: EffectReplace,
 			Doc: "Number that the process listens on, unique per protocol.",
@@ -141,32 +142,30 @@ func portKeys() []Key {
 		}, {
 			Path: "ports.*.edge", decides: true, Type: String, Values: []string{EdgeSNI, EdgeRaw}, Effect: EffectRouting, Pending: []string{EdgeSNI},
 			Doc:  "How a public port is shared: `sni` passes TLS through by host name, `raw` is a port of its own. `tls` is reserved.",
-			When: "with `expose = \"public\"`", applies: func(s *scope) bool { return s.port.Expose == ExposePublic },
-			DefaultWhen: "`\"sni\"` for tcp, `\"raw\"` for udp", defaultIn: defaultEdge,
+			When: public,
+			DefaultWhen: []Case{
+				{When: Condition{{Key: "protocol", Values: []string{ProtocolUDP}}}, Value: `"raw"`},
+				{Value: `"sni"`},
+			},
 			check: edgeValue, ref: func(s *scope) any { return &s.port.Edge },
 		}, {
 			Path: "ports.*.public_port", Type: Integer, Example: `80`, Min: 1, Max: 65535, Effect: EffectRouting,
-			Doc:  "Port that the world connects to. A default: a route of the environment may override it.",
-			When: "with `expose = \"public\"`", applies: func(s *scope) bool { return s.port.Expose == ExposePublic },
-			RequiredWhen: "with `edge = \"raw\"`", required: func(s *scope) bool { return s.port.Edge == EdgeRaw },
-			DefaultWhen: "443 with `edge = \"sni\"`", defaultIn: defaultPublicPort,
-			ref: func(s *scope) any { return &s.port.PublicPort },
+			Doc:          "Port that the world connects to. A default: a route of the environment may override it.",
+			When:         public,
+			RequiredWhen: Condition{{Key: "edge", Values: []string{EdgeRaw}}},
+			DefaultWhen:  []Case{{When: Condition{{Key: "edge", Values: []string{EdgeSNI}}}, Value: `443`}},
+			ref:          func(s *scope) any { return &s.port.PublicPort },
 		}, {
 			Path: "ports.*.proxy_protocol", Type: String, Default: `"none"`, Values: []string{ProxyProtocolNone, ProxyProtocolV2}, Effect: EffectReplace, Pending: []string{ProxyProtocolV2},
 			Doc:  "Whether connections begin with a PROXY protocol header that carries the client's address.",
-			When: "with `protocol = \"tcp\"` and `expose = \"public\"`",
-			applies: func(s *scope) bool {
-				return s.port.Protocol == ProtocolTCP && s.port.Expose == ExposePublic
-			},
-			ref: func(s *scope) any { return &s.port.ProxyProtocol },
+			When: slices.Concat(Condition{{Key: "protocol", Values: []string{ProtocolTCP}}}, public),
+			ref:  func(s *scope) any { return &s.port.ProxyProtocol },
 		},
 	}
 }
 
 func probeKeys(at, doc string, probe func(*Manifest) **Probe) []Key {
-	is := func(types ...string) func(*scope) bool {
-		return func(s *scope) bool { return slices.Contains(types, s.probe.Type) }
-	}
+	is := func(types ...string) Condition { return Condition{{Key: "type", Values: types}} }
 	return []Key{
 		{Path: at, Type: Table, Effect: EffectInPlace, Doc: doc, present: probePresence(probe)},
 		{
@@ -177,27 +176,25 @@ func probeKeys(at, doc string, probe func(*Manifest) **Probe) []Key {
 		{
 			Path: at + ".port", Type: String, Example: `"web"`, Bounds: "name of a port in `ports`", Effect: EffectInPlace,
 			Doc:  "Name, not number, of the TCP port to probe. A port with `proxy_protocol` gets a LOCAL header.",
-			When: "with `type = \"http\"` or `\"tcp\"`", applies: is(ProbeHTTP, ProbeTCP),
-			RequiredWhen: "with `type = \"http\"` or `\"tcp\"`", required: is(ProbeHTTP, ProbeTCP),
-			check: portReference, ref: func(s *scope) any { return &s.probe.Port },
+			When: is(ProbeHTTP, ProbeTCP), RequiredWhen: is(ProbeHTTP, ProbeTCP),
+			check: portReference, Pattern: patternPort, ref: func(s *scope) any { return &s.probe.Port },
 		},
 		{
 			Path: at + ".path", Type: String, Default: `"/"`, Bounds: "begins with `/`", Effect: EffectInPlace,
-			Doc:  "Path to GET, with a query if need be.",
-			When: "with `type = \"http\"`", applies: is(ProbeHTTP),
-			check: requestPath, ref: func(s *scope) any { return &s.probe.Path },
+			Doc:   "Path to GET, with a query if need be.",
+			When:  is(ProbeHTTP),
+			check: requestPath, Pattern: patternRequest, ref: func(s *scope) any { return &s.probe.Path },
 		},
 		{
 			Path: at + ".status", Type: IntegerSet, Default: `[200]`, Min: 1, Max: 64, Bounds: "each 200..599, no 3xx", Effect: EffectInPlace,
 			Doc:  "Status codes that pass. Redirects are not followed: they fail.",
-			When: "with `type = \"http\"`", applies: is(ProbeHTTP),
-			ref: func(s *scope) any { return &s.probe.Status },
+			When: is(ProbeHTTP),
+			ref:  func(s *scope) any { return &s.probe.Status },
 		},
 		{
 			Path: at + ".command", Type: Argv, Example: `["/app/server", "ping"]`, Min: 1, Max: 256, Effect: EffectInPlace,
 			Doc:  "Program and arguments; exit code 0 passes. No shell is involved.",
-			When: "with `type = \"exec\"`", applies: is(ProbeExec),
-			RequiredWhen: "with `type = \"exec\"`", required: is(ProbeExec),
+			When: is(ProbeExec), RequiredWhen: is(ProbeExec),
 			ref: func(s *scope) any { return &s.probe.Command },
 		},
 		{

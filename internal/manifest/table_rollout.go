@@ -39,8 +39,8 @@ func rolloutKeys() []Key {
 		{
 			Path: "rollout.canary", Type: Integer, Default: `1`, Min: 1, Max: 100, Effect: EffectNone,
 			Doc:  "Instances of the new release to try first.",
-			When: "with `strategy = \"canary\"`", applies: func(s *scope) bool { return s.m.Rollout.Strategy == StrategyCanary },
-			ref: func(s *scope) any { return &s.m.Rollout.Canary },
+			When: Condition{{Key: "strategy", Values: []string{StrategyCanary}}},
+			ref:  func(s *scope) any { return &s.m.Rollout.Canary },
 		},
 		{
 			Path: "rollout.before", Type: Table, Effect: EffectNone, Pending: []string{"*"}, present: beforePresence,
@@ -60,44 +60,44 @@ func rolloutKeys() []Key {
 }
 
 func secretKeys() []Key {
-	files := func(s *scope) bool { return s.secret.Path != "" }
+	files := Condition{{Key: "path"}}
 	return []Key{
 		{
 			Path: "secrets", Type: Tables, Max: 16, Bounds: "names `[a-z][a-z0-9-]{0,39}`", Effect: EffectReplace, Pending: []string{"*"},
 			Doc:   "Bundles of the environment that this workload gets. Values are never in a manifest.",
-			check: entryName, elements: secretElements(),
+			check: entryName, Pattern: patternName, elements: secretElements(),
 		}, {
 			Path: "secrets.*.path", decides: true, Type: String, Example: `"/run/secrets/api"`, Bounds: "absolute path, apart from every other mount", Effect: EffectReplace,
 			Doc:          "Where the bundle appears as a file or a directory, in memory only.",
-			RequiredWhen: "unless `env` is set", required: func(s *scope) bool { return len(s.secret.Env) == 0 },
-			check: absolutePath, ref: func(s *scope) any { return &s.secret.Path },
+			RequiredWhen: Condition{{Key: "env", Not: true}},
+			check:        absolutePath, Pattern: patternPath, ref: func(s *scope) any { return &s.secret.Path },
 		}, {
 			Path: "secrets.*.env", decides: true, Type: StringSet, Default: `[]`, Max: 256, Bounds: "names as in `env`", Effect: EffectReplace,
 			Doc:   "Keys of the bundle that become variables of the process.",
-			check: variableName, ref: func(s *scope) any { return &s.secret.Env },
+			check: variableName, Pattern: patternVariable, Except: patternReserved, ref: func(s *scope) any { return &s.secret.Env },
 		}, {
 			Path: "secrets.*.format", Type: String, Default: `"dir"`, Values: []string{FormatJSON, FormatDotenv, FormatDir}, Effect: EffectReplace,
 			Doc:  "One JSON file, one dotenv file, or a directory with one file per key.",
-			When: "with `path`", applies: files,
-			ref: func(s *scope) any { return &s.secret.Format },
+			When: files,
+			ref:  func(s *scope) any { return &s.secret.Format },
 		}, {
 			Path: "secrets.*.mode", Type: Mode, Default: `"0400"`, Min: 0, Max: 0o777, Effect: EffectReplace,
 			Doc:  "Permissions of the files: four octal digits, no setuid, setgid or sticky bit.",
-			When: "with `path`", applies: files,
-			ref: func(s *scope) any { return &s.secret.Mode },
+			When: files,
+			ref:  func(s *scope) any { return &s.secret.Mode },
 		}, {
 			Path: "secrets.*.owner", Type: String, Bounds: "`uid[:gid]` or names", Effect: EffectReplace, ImageDefault: "the user of the process",
-			Doc:  "Owner of the files.",
-			When: "with `path`", applies: files,
-			check: userSpec, ref: func(s *scope) any { return &s.secret.Owner },
+			Doc:   "Owner of the files.",
+			When:  files,
+			check: userSpec, Pattern: patternUser(), ref: func(s *scope) any { return &s.secret.Owner },
 		}, {
 			Path: "secrets.*.require", Type: StringSet, Default: `[]`, Max: 256, Bounds: "`[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}`", Effect: EffectNone,
 			Doc:   "Keys that must be in the bundle. A deploy is refused before anything starts when one is missing.",
-			check: bundleKey, ref: func(s *scope) any { return &s.secret.Require },
+			check: bundleKey, Pattern: patternBundleKey, ref: func(s *scope) any { return &s.secret.Require },
 		}, {
 			Path: "secrets.*.on_change", Type: String, Default: `"rollout"`, Bounds: "`rollout`, `none`, or `signal:` and a signal as in `stop.signal`", Effect: EffectInPlace,
 			Doc:   "What a new version of the bundle does: the same gated rollout as a deploy, a signal to the process, or nothing.",
-			check: onChange, ref: func(s *scope) any { return &s.secret.OnChange },
+			check: onChange, Pattern: patternOnChange(), ref: func(s *scope) any { return &s.secret.OnChange },
 		},
 	}
 }
@@ -107,11 +107,11 @@ func volumeKeys() []Key {
 		{
 			Path: "volumes", Type: Tables, Max: 8, Bounds: "names `[a-z][a-z0-9-]{0,39}`", Effect: EffectData, Pending: []string{"*"},
 			Doc:   "Disks that outlive their instance.",
-			check: entryName, elements: volumeElements(),
+			check: entryName, Pattern: patternName, elements: volumeElements(),
 		}, {
 			Path: "volumes.*.path", Type: String, Example: `"/data"`, Required: true, Bounds: "absolute path, not `/` and not in `/proc`, `/sys`, `/dev`, `/run`; apart from every other mount", Effect: EffectReplace,
 			Doc:   "Where it is mounted.",
-			check: absolutePath, ref: func(s *scope) any { return &s.volume.Path },
+			check: absolutePath, Pattern: patternPath, ref: func(s *scope) any { return &s.volume.Path },
 		}, {
 			Path: "volumes.*.size", Type: Size, Example: `"10GiB"`, Required: true, Min: 64 * mib, Max: 16 * tib, Effect: EffectData,
 			Doc: "Can grow later, never shrink.",

@@ -24,8 +24,21 @@ func TestTable(t *testing.T) {
 		if k.Effect == "" {
 			t.Errorf("%s: no effect class", k.Path)
 		}
-		if (k.applies == nil) != (k.When == "") || (k.required == nil) != (k.RequiredWhen == "") || (k.defaultIn == nil) != (k.DefaultWhen == "") {
-			t.Errorf("%s: a condition without words, or words without a condition", k.Path)
+		conditions := slices.Concat(k.When, k.RequiredWhen)
+		for _, c := range k.DefaultWhen {
+			conditions = slices.Concat(conditions, c.When)
+		}
+		for _, c := range conditions {
+			other := rowAt(strings.TrimSuffix(k.Path, k.last()) + c.Key)
+			if other == nil || !other.decides || other.Type != String && other.Type != StringSet {
+				t.Errorf("%s: depends on %s, which is not there or does not decide", k.Path, c.Key)
+				continue
+			}
+			for _, v := range c.Values {
+				if !slices.Contains(other.Values, v) {
+					t.Errorf("%s: depends on %s = %q, which does not exist", k.Path, c.Key, v)
+				}
+			}
 		}
 		if k.Type.holdsValue() != (k.ref != nil) || (k.Type == Tables) != (k.elements != nil) {
 			t.Errorf("%s: no way to its field", k.Path)
@@ -41,8 +54,11 @@ func TestTable(t *testing.T) {
 				t.Errorf("%s: pending value %q does not exist", k.Path, v)
 			}
 		}
-		if (k.Required || k.required != nil) && k.Example == "" && len(k.Values) == 0 {
+		if (k.Required || len(k.RequiredWhen) > 0) && k.Example == "" && len(k.Values) == 0 {
 			t.Errorf("%s: no example for those who have to add it", k.Path)
+		}
+		if (k.Pattern != "") != (k.check != nil && len(k.Values) == 0) {
+			t.Errorf("%s: a check without a pattern, or a pattern without a check", k.Path)
 		}
 		if k.Type == String && (&spec{Key: &k}).judgeString("").code == "" {
 			t.Errorf("%s: accepts the empty string, which the canonical form takes for absent", k.Path)
@@ -66,6 +82,16 @@ func TestTable(t *testing.T) {
 	if values > 60 {
 		t.Errorf("%d keys; v1 has at most 60", values)
 	}
+}
+
+// rowAt finds a row by its path.
+func rowAt(path string) *Key {
+	for _, k := range Keys() {
+		if k.Path == path {
+			return &k
+		}
+	}
+	return nil
 }
 
 // TestGrowth adds a key to v1 as a later release would: what is there keeps its bytes, and the new key is in

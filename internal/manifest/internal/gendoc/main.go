@@ -138,19 +138,14 @@ func parent(path string) string {
 
 func fallback(k manifest.Key) string {
 	var parts []string
-	switch {
-	case k.Required:
+	if k.Required {
 		parts = append(parts, "**required**")
-	case k.Default != "":
-		parts = append(parts, "`"+k.Default+"`")
-	case k.ImageDefault != "":
-		parts = append(parts, k.ImageDefault)
 	}
-	if k.RequiredWhen != "" {
-		parts = append(parts, "**required** "+k.RequiredWhen)
+	if len(k.RequiredWhen) > 0 {
+		parts = append(parts, "**required** "+k.RequiredWhen.String())
 	}
-	if k.DefaultWhen != "" {
-		parts = append(parts, k.DefaultWhen)
+	if text := k.DefaultText(); text != "" {
+		parts = append(parts, text)
 	}
 	if len(parts) == 0 {
 		return "none"
@@ -174,8 +169,8 @@ func bounds(k manifest.Key) string {
 
 func meaning(k manifest.Key) string {
 	text := k.Doc
-	if k.When != "" {
-		text += " Only " + k.When + "."
+	if len(k.When) > 0 {
+		text += " Only " + k.When.String() + "."
 	}
 	if k.Since != "" {
 		text += " Since " + k.Since + "."
