@@ -78,25 +78,18 @@ type Options struct {
 	Log      *slog.Logger
 }
 
-// Timing of the agent's loops. None of it is a promise to users.
-const (
-	heartbeatEvery = 2 * time.Second
-	reportSpacing  = 50 * time.Millisecond
-	reconnectAfter = time.Second
-	resyncEvery    = 5 * time.Second
-	// stopOnExit bounds how long the agent waits for its machines when it ends itself.
-	stopOnExit = 20 * time.Second
-)
-
 // Agent runs the instances of one host.
 type Agent struct {
 	Options
 
+	timing   timing
 	logs     *logStore
 	routes   *routes
 	reportc  chan struct{} // has room for one: something changed that the server should know
 	running  sync.WaitGroup
-	revision uint64 // owned by the assignment loop
+	logSlots chan struct{} // holds one for each request for logs that is being answered
+
+	revision uint64 // owned by the assignment loop: of the newest set in this stream
 
 	mu        sync.Mutex // guards what follows
 	instances map[string]*instance
@@ -118,8 +111,10 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 	}
 	a := &Agent{
 		Options:   opts,
+		timing:    defaultTiming(),
 		logs:      logs,
 		reportc:   make(chan struct{}, 1),
+		logSlots:  make(chan struct{}, maxLogRequests),
 		instances: map[string]*instance{},
 		uids:      map[uint32]string{},
 	}
@@ -168,38 +163,38 @@ func (a *Agent) sweep(ctx context.Context) error {
 // Run joins the server and acts on its assignments until ctx is done. Then it stops the machines, tells the
 // server, and returns when everything that it started has ended.
 func (a *Agent) Run(ctx context.Context) error {
-	var loops sync.WaitGroup
-	loopCtx, endLoops := context.WithCancel(context.WithoutCancel(ctx))
+	// What serves the instances outlives ctx, because they are stopped in order after it is done.
+	after := context.WithoutCancel(ctx)
+	loopCtx, endLoops := context.WithCancel(after)
 	defer endLoops()
+	var loops sync.WaitGroup
 	loops.Go(func() { a.reportLoop(loopCtx) })
 	loops.Go(func() { a.routes.run(loopCtx) })
 	loops.Go(func() { a.logs.run(loopCtx) })
 
-	// Instances outlive the assignment loop: they are stopped below, while reports still flow.
-	instancesCtx, stopInstances := context.WithCancel(context.WithoutCancel(ctx))
+	instancesCtx, stopInstances := context.WithCancel(after)
 	defer stopInstances()
 	a.assignmentLoop(ctx, instancesCtx)
 
 	stopInstances()
 	a.running.Wait()
-	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-	defer cancel()
-	if err := a.report(flush); err != nil {
-		a.Log.Warn("could not send the last report", "err", err)
-	}
 	endLoops()
 	loops.Wait()
-	if errors.Is(context.Cause(ctx), context.Canceled) {
-		return nil
+	// Nobody else reports any more, so that nothing older can arrive after this.
+	if err := a.report(after, lastReport); err != nil {
+		a.Log.Warn("could not send the last report", "err", err)
 	}
-	return context.Cause(ctx)
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
 }
 
 // takeUID gives instance an identity that no other machine of this host has. It is the lowest free one, so
 // that the numbers in use stay few.
 func (a *Agent) takeUID(instance string) uint32 {
 	if a.FirstUID == 0 {
-		return uint32(os.Getuid()) //nolint:gosec // A uid fits.
+		return uint32(os.Getuid())
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -12,57 +14,88 @@ import (
 	"github.com/pinnacehq/pinnace/internal/manifest"
 )
 
+// errQuiet ends a stream of assignments that has been silent for too long: its other end may be gone without
+// this end being told.
+var errQuiet = errors.New("the server has said nothing for too long")
+
 // assignmentLoop keeps a stream of assignments from the server and acts on what comes, until ctx is done.
 // Instances run under instancesCtx. When the server is away, nothing that runs is touched.
 func (a *Agent) assignmentLoop(ctx, instancesCtx context.Context) {
 	away := false
 	for ctx.Err() == nil {
 		err := a.followAssignments(ctx, instancesCtx, func() {
-			a.Log.Info("joined the server", "after_an_absence", away)
+			if away {
+				a.Log.Info("the server is back")
+			}
 			away = false
 		})
 		if ctx.Err() != nil {
 			return
 		}
 		if !away {
-			a.Log.Warn("lost the server; what runs goes on, and the agent keeps trying", "err", err)
+			a.Log.Warn("the server is away; what runs goes on, and the agent keeps trying", "err", err)
 		}
 		away = true
-		select {
-		case <-ctx.Done():
-		case <-time.After(reconnectAfter):
-		}
+		sleep(ctx, a.timing.reconnect)
 	}
 }
 
-// followAssignments joins the server and acts on one stream until it breaks. joined is called once it has.
+// followAssignments joins the server and acts on one stream until it breaks, and returns why. joined is called
+// once it has.
 func (a *Agent) followAssignments(ctx, instancesCtx context.Context, joined func()) error {
-	if _, err := a.Server.Join(ctx, connect.NewRequest(&pinnacev1.JoinRequest{Host: a.Host})); err != nil {
-		return fmt.Errorf("join: %w", err)
+	if err := a.join(ctx); err != nil {
+		return err
 	}
-	stream, err := a.Server.WatchAssignments(ctx, connect.NewRequest(&pinnacev1.WatchAssignmentsRequest{Host: a.Host.Id}))
+	streamCtx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	quiet := time.AfterFunc(a.timing.silence, func() { cancel(errQuiet) })
+	defer quiet.Stop()
+	stream, err := a.Server.WatchAssignments(streamCtx, connect.NewRequest(&pinnacev1.WatchAssignmentsRequest{Host: a.Host.Id}))
 	if err != nil {
 		return fmt.Errorf("watch assignments: %w", err)
 	}
-	// A server that was restored or restarted counts its revisions anew.
+	// A server that was restored from a backup counts its revisions from an earlier one.
 	a.revision = 0
 	joined()
 	for stream.Receive() {
-		msg := stream.Msg()
-		if msg.Complete && msg.Revision >= a.revision {
-			a.revision = msg.Revision
-			a.act(instancesCtx, msg)
-		}
-		// After the assignments: somebody may want the logs of an instance that comes with this message.
-		for _, req := range msg.LogRequests {
-			a.running.Go(func() { a.sendLogs(instancesCtx, req) })
-		}
+		quiet.Reset(a.timing.silence)
+		a.receive(instancesCtx, stream.Msg())
 	}
-	return errors.Join(stream.Err(), stream.Close())
+	err = errors.Join(stream.Err(), stream.Close())
+	switch {
+	case errors.Is(context.Cause(streamCtx), errQuiet):
+		return errQuiet
+	case err == nil:
+		return errors.New("the server ended the stream of assignments")
+	}
+	return fmt.Errorf("watch assignments: %w", err)
 }
 
-// act makes the set of instances that run follow the assignments.
-func (a *Agent) act(ctx context.Context, msg *pinnacev1.WatchAssignmentsResponse) {
+func (a *Agent) join(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, a.timing.call)
+	defer cancel()
+	if _, err := a.Server.Join(ctx, connect.NewRequest(&pinnacev1.JoinRequest{Host: a.Host})); err != nil {
+		return fmt.Errorf("join: %w", err)
+	}
+	return nil
+}
+
+// receive acts on one message of the stream.
+func (a *Agent) receive(ctx context.Context, msg *pinnacev1.WatchAssignmentsResponse) {
+	if msg.Complete && msg.Revision >= a.revision {
+		first := a.revision == 0
+		a.revision = msg.Revision
+		a.act(ctx, msg, first)
+	}
+	// After the assignments: somebody may want the logs of an instance that comes with this message.
+	for _, req := range msg.LogRequests {
+		a.running.Go(func() { a.answerLogRequest(ctx, req) })
+	}
+}
+
+// act makes the set of instances that run follow the assignments. first tells that it is the first set of a
+// stream, so that others may have been missed.
+func (a *Agent) act(ctx context.Context, msg *pinnacev1.WatchAssignmentsResponse, first bool) {
 	releases := map[string]*pinnacev1.AssignedRelease{}
 	for _, r := range msg.Releases {
 		releases[r.Id] = r
@@ -82,22 +115,44 @@ func (a *Agent) act(ctx context.Context, msg *pinnacev1.WatchAssignmentsResponse
 			inst.requestStop()
 		}
 	}
-
+	a.dropOthers(wanted)
+	if first {
+		a.forgetOthers(wanted)
+	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	for id, inst := range a.instances {
-		if wanted[id] {
-			continue
-		}
-		// The server has heard of the end, or never wants to hear of this instance again.
-		inst.requestStop()
-		if inst.gone() {
-			delete(a.instances, id)
-			a.forget(inst)
+	a.acted = msg.Revision
+	a.mu.Unlock()
+	a.changed()
+}
+
+// dropOthers stops the instances that are not in wanted: the server has heard of their end, or never wants to
+// hear of them again.
+func (a *Agent) dropOthers(wanted map[string]bool) {
+	a.mu.Lock()
+	all := slices.Collect(maps.Values(a.instances))
+	for _, inst := range all {
+		inst.unwanted = !wanted[inst.id]
+		if inst.unwanted {
+			inst.requestStop()
 		}
 	}
-	a.acted = msg.Revision
-	a.changed()
+	a.mu.Unlock()
+	for _, inst := range all {
+		a.reap(inst)
+	}
+}
+
+// reap forgets an instance that nobody wants and of which nothing runs.
+func (a *Agent) reap(inst *instance) {
+	a.mu.Lock()
+	over := inst.unwanted && inst.gone() && a.instances[inst.id] == inst
+	if over {
+		delete(a.instances, inst.id)
+	}
+	a.mu.Unlock()
+	if over {
+		a.forget(inst)
+	}
 }
 
 // startInstance makes the instance of an assignment and runs it. What cannot be run becomes an instance
@@ -108,10 +163,15 @@ func (a *Agent) startInstance(ctx context.Context, asg *pinnacev1.Assignment, re
 	a.mu.Lock()
 	a.instances[asg.Instance] = inst
 	a.mu.Unlock()
+	if err == nil {
+		a.logs.begin(asg.Instance)
+	}
 	a.running.Go(func() {
+		defer a.reap(inst)
 		defer close(inst.done)
+		defer a.logs.end(asg.Instance)
 		if err != nil {
-			inst.refuse(err)
+			inst.refuse(1, err)
 			return
 		}
 		inst.run(ctx)
@@ -129,6 +189,9 @@ type workload struct {
 // newWorkload reads the Release of an assignment with the code that the server used, and refuses bytes that
 // are not what their hash says.
 func newWorkload(asg *pinnacev1.Assignment, rel *pinnacev1.AssignedRelease) (*workload, error) {
+	if !instanceName.MatchString(asg.Instance) {
+		return nil, fmt.Errorf("%q cannot be the name of an instance", asg.Instance)
+	}
 	if rel == nil {
 		return nil, fmt.Errorf("the server sent no release %s", asg.Release)
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,15 +31,11 @@ const (
 	causeLost        = "lost"
 )
 
+// tailLines is how much of an attempt's output goes into its cause, and tailBytes how much of each line: causes
+// travel with every report.
 const (
-	// helloWait is how long a guest may take from the start of its monitor to init's first word.
-	helloWait = 90 * time.Second
-	// startWait is how long init may take to run the workload once it has its configuration.
-	startWait = 90 * time.Second
-	// resetWait is how long the guest may take to shut down after its report was acknowledged.
-	resetWait = 10 * time.Second
-	// tailLines is how much of an attempt's output goes into its cause.
 	tailLines = 10
+	tailBytes = 1 << 10
 )
 
 // attempt is one start of an instance: one microVM with a fresh scratch disk. run owns it.
@@ -55,12 +52,29 @@ type attempt struct {
 	dir        string
 	machine    vm.Machine
 	guest      *guest.Host
-	guestDone  chan struct{}
-	cleanUps   []func(context.Context) error // undone in reverse order
+	session    chan struct{} // closed when the conversation with the guest is over
+	sessionErr error         // why it is; set before session is closed
+	bootedAt   time.Time     // when init said hello
+	startedAt  time.Time     // when the workload's process ran
+	exit       *guest.Exit   // the guest's report, once it was taken from the session
+	grace      time.Duration // what a stop gave the workload before it is killed
+	cleanUps   []func(context.Context) error
+
+	// judge, when set, says what the agent knows of an end that it has caused itself. It is applied before
+	// the end is kept.
+	judge func(*pinnacev1.Cause)
 }
 
 func newAttempt(i *instance, number uint32) *attempt {
 	return &attempt{instance: i, number: number, log: i.log.With("attempt", number)}
+}
+
+// ran is for how long the workload has been running, or had when it ended.
+func (t *attempt) ran() time.Duration {
+	if t.startedAt.IsZero() {
+		return 0
+	}
+	return time.Since(t.startedAt)
 }
 
 // stageError says at which stage an attempt failed to start.
@@ -136,50 +150,77 @@ func (t *attempt) endStage(name, detail string) {
 		Name: name, StartedAt: timestamppb.New(t.began), DurationMs: now.Sub(t.began).Milliseconds(), Detail: detail,
 	})
 	t.began = now
-	stages := t.stages[:len(t.stages):len(t.stages)]
+	stages := slices.Clip(t.stages)
 	t.set(func(r *pinnacev1.InstanceReport) { r.Stages = stages })
 }
 
 // startFailed is the cause of an attempt that did not get as far as running its workload.
 func (t *attempt) startFailed(ctx context.Context, err error, interrupted error) *pinnacev1.Cause {
 	cause := &pinnacev1.Cause{Kind: causeStartFailed, Detail: err.Error(), At: timestamppb.Now()}
+	if stage, ok := errors.AsType[*stageError](err); ok {
+		cause.Stage, cause.Detail = stage.stage, stage.err.Error()
+	}
 	if interrupted != nil {
-		cause.Planned = true
-		cause.Detail = "stopped while it was starting"
-	}
-	var stage *stageError
-	if errors.As(err, &stage) {
-		cause.Stage = stage.stage
-		if interrupted == nil {
-			cause.Detail = stage.err.Error()
-		}
-	}
-	var failed *guest.StartError
-	if errors.As(err, &failed) {
-		cause.Stage, cause.Detail, cause.Code = failed.Stage, failed.Message, int32(failed.Code) //nolint:gosec // 125 to 127.
-		if err := t.guest.AckExit(ctx); err == nil {
-			t.awaitReset(ctx)
-		}
+		cause.Planned, cause.Detail = true, errStopped.Error()
 		return cause
 	}
-	// A guest that went away while it was starting says more than the time-out that noticed it.
-	if t.machine != nil && interrupted == nil {
-		if exit, ended := t.machineExit(ctx, time.Second); ended {
-			t.blameMachine(cause, exit)
-			if cause.Kind == causeLost {
-				cause.Kind = causeStartFailed
-			}
+	if failed, ok := errors.AsType[*guest.StartError](err); ok {
+		cause.Stage, cause.Detail, cause.Code = failed.Stage, failed.Message, int32(failed.Code)
+		t.letGo(ctx)
+		return cause
+	}
+	if t.machine == nil {
+		return cause
+	}
+	// A machine that ended by itself says more than the time-out that noticed it, and if it did not end, its
+	// console may tell where the boot stands.
+	exit, known, byItself := t.postMortem(ctx)
+	if byItself {
+		t.blameMachine(cause, exit)
+		if cause.Kind == causeLost {
+			cause.Kind = causeStartFailed
 		}
+	} else if known {
+		cause.LogTail = lastLines(exit.ConsoleTail, tailLines)
 	}
 	return cause
 }
 
+// letGo acknowledges the guest's report and waits until it has brought its file systems down. Clean-up kills
+// what is left.
+func (t *attempt) letGo(ctx context.Context) {
+	if err := t.guest.AckExit(ctx); err != nil {
+		if !errors.Is(err, guest.ErrClosed) {
+			t.log.Warn("acknowledge the guest's report", "err", err)
+		}
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, t.agent.timing.reset)
+	defer cancel()
+	if _, err := t.machine.Wait(ctx); err != nil {
+		t.log.Warn("the guest did not shut down after its report", "err", err)
+	}
+}
+
+// postMortem finds out how the machine ended, and whether by itself; one that has not is killed. known is false
+// when it does not end at all.
+func (t *attempt) postMortem(ctx context.Context) (exit vm.Exit, known, byItself bool) {
+	exit, err := t.machineExit(ctx, t.agent.timing.obituary)
+	if err == nil {
+		return exit, true, true
+	}
+	if err := t.machine.Kill(); err != nil {
+		t.log.Error("kill the machine", "err", err)
+	}
+	exit, err = t.machineExit(ctx, t.agent.timing.reset)
+	return exit, err == nil, false
+}
+
 // machineExit is how the machine ended, if it ends within patience.
-func (t *attempt) machineExit(ctx context.Context, patience time.Duration) (vm.Exit, bool) {
+func (t *attempt) machineExit(ctx context.Context, patience time.Duration) (vm.Exit, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	exit, err := t.machine.Wait(ctx)
-	return exit, err == nil
+	return t.machine.Wait(ctx)
 }
 
 // blameMachine fills in the cause of a machine that ended without a report from its init.
@@ -206,22 +247,31 @@ func lastLines(text string, n int) []string {
 		lines = lines[len(lines)-n:]
 	}
 	for i, line := range lines {
-		lines[i] = strings.ToValidUTF8(line, "\uFFFD")
+		lines[i] = tailLine(line)
 	}
 	return lines
+}
+
+// tailLine makes a line of output fit for a cause.
+func tailLine(line string) string {
+	if len(line) > tailBytes {
+		line = line[:tailBytes] + "…"
+	}
+	return strings.ToValidUTF8(line, "\uFFFD")
 }
 
 // onCleanUp remembers what undoes a step.
 func (t *attempt) onCleanUp(undo func(context.Context) error) { t.cleanUps = append(t.cleanUps, undo) }
 
-// cleanUp undoes the steps, the last first.
+// cleanUp undoes the steps, the last first. Each has time of its own, so that one that hangs does not take the
+// others with it.
 func (t *attempt) cleanUp(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	for n := len(t.cleanUps) - 1; n >= 0; n-- {
-		if err := t.cleanUps[n](ctx); err != nil {
+	for _, undo := range slices.Backward(t.cleanUps) {
+		step, cancel := context.WithTimeout(ctx, t.agent.timing.cleanUp)
+		if err := undo(step); err != nil {
 			t.log.Error("clean up after an attempt", "err", err)
 		}
+		cancel()
 	}
 }
 

@@ -2,23 +2,9 @@ package agent
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io"
-	"net"
-	"net/http"
-	"net/netip"
-	"slices"
-	"strings"
 	"sync"
 	"time"
-
-	"github.com/pinnacehq/pinnace/internal/manifest"
 )
-
-// startInterval is the longest pause between two checks of an instance that has never been ready: a long
-// interval is for what runs, not for waiting until it does.
-const startInterval = 500 * time.Millisecond
 
 // What a health loop finds out.
 const (
@@ -32,17 +18,32 @@ type verdict struct {
 	why  string
 }
 
-// health checks one attempt, from the host or through its guest.
+// health checks one attempt until it is ended.
 type health struct {
 	*attempt
 	verdicts chan verdict
+	cancel   context.CancelFunc
+	done     chan struct{} // closed when nothing is checked any more
 
 	mu      sync.Mutex
 	failure string // guarded by mu: what the last failed check said
 }
 
-func newHealth(t *attempt) *health {
-	return &health{attempt: t, verdicts: make(chan verdict)}
+// watchHealth begins to check an attempt whose workload runs. Whoever calls it reads the verdicts and ends it.
+func watchHealth(ctx context.Context, t *attempt) *health {
+	ctx, cancel := context.WithCancel(ctx)
+	h := &health{attempt: t, verdicts: make(chan verdict), cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(h.done)
+		h.run(ctx)
+	}()
+	return h
+}
+
+// end stops the checks. When it has returned they say nothing more of the instance, whatever was under way.
+func (h *health) end() {
+	h.cancel()
+	<-h.done
 }
 
 func (h *health) lastFailure() string {
@@ -56,7 +57,8 @@ func (h *health) run(ctx context.Context) {
 	var live sync.WaitGroup
 	defer live.Wait()
 	ready := h.readyCheck()
-	passes, fails, isReady, wasReady := 0, 0, false, false
+	var passes, fails int
+	var isReady, wasReady bool
 	for {
 		err := ready.once(ctx)
 		if ctx.Err() != nil {
@@ -64,12 +66,7 @@ func (h *health) run(ctx context.Context) {
 		}
 		if err != nil {
 			passes, fails = 0, fails+1
-			h.mu.Lock()
-			h.failure = err.Error()
-			h.mu.Unlock()
-			if !wasReady {
-				h.setState(stateStarted, "not ready yet: %s", err)
-			}
+			h.failed(err, wasReady)
 		} else {
 			passes, fails = passes+1, 0
 		}
@@ -91,11 +88,21 @@ func (h *health) run(ctx context.Context) {
 		}
 		pause := ready.interval
 		if !wasReady {
-			pause = min(pause, startInterval)
+			pause = min(pause, h.agent.timing.startInterval)
 		}
 		if !sleep(ctx, pause) {
 			return
 		}
+	}
+}
+
+// failed notes what a failed check said. Before the first pass it is what people wait for.
+func (h *health) failed(err error, wasReady bool) {
+	h.mu.Lock()
+	h.failure = err.Error()
+	h.mu.Unlock()
+	if !wasReady {
+		h.setState(stateStarted, "not ready yet: %s", err)
 	}
 }
 
@@ -130,6 +137,7 @@ func (h *health) tell(ctx context.Context, v verdict) bool {
 	}
 }
 
+// sleep waits for d, or less when ctx is done; then it returns false.
 func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -139,124 +147,4 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// check is one probe with its pace.
-type check struct {
-	interval, timeout time.Duration
-	pass, fail        int
-	probe             func(ctx context.Context) error
-}
-
-func (c *check) once(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
-	return c.probe(ctx)
-}
-
-// readyCheck is the manifest's ready check, or the default one: every TCP port accepts a connection. With
-// no TCP port there is nothing to ask; the instance is ready when its process runs, and the rollout's hold
-// shows whether it stays alive.
-func (h *health) readyCheck() *check {
-	m := h.workload.manifest
-	if m.Health.Ready != nil {
-		return h.check(m.Health.Ready)
-	}
-	return &check{interval: 5 * time.Second, timeout: 2 * time.Second, pass: 1, fail: 3, probe: func(ctx context.Context) error {
-		for name, port := range m.Ports {
-			if port.Protocol != "tcp" {
-				continue
-			}
-			if err := h.dialPort(ctx, port); err != nil {
-				return fmt.Errorf("port %s (%d): %w", name, port.Port, err)
-			}
-		}
-		return nil
-	}}
-}
-
-func (h *health) check(p *manifest.Probe) *check {
-	c := &check{interval: p.Interval, timeout: p.Timeout, pass: p.Pass, fail: p.Fail}
-	port := h.workload.manifest.Ports[p.Port]
-	switch p.Type {
-	case "exec":
-		c.probe = func(ctx context.Context) error { return h.exec(ctx, p) }
-	case "http":
-		c.probe = func(ctx context.Context) error { return h.get(ctx, port, p) }
-	default:
-		c.probe = func(ctx context.Context) error { return h.dialPort(ctx, port) }
-	}
-	return c
-}
-
-func (h *health) address(port manifest.Port) netip.AddrPort {
-	return netip.AddrPortFrom(h.attachment.IPv4.Addr(), uint16(port.Port)) //nolint:gosec // The manifest bounds it.
-}
-
-func (h *health) dialPort(ctx context.Context, port manifest.Port) error {
-	conn, err := h.agent.Network.Dial(ctx, h.assignment.Environment, h.address(port))
-	if err != nil {
-		return shortDialError(err)
-	}
-	return conn.Close()
-}
-
-func (h *health) get(ctx context.Context, port manifest.Port, p *manifest.Probe) error {
-	transport := &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return h.agent.Network.Dial(ctx, h.assignment.Environment, h.address(port))
-		},
-		MaxResponseHeaderBytes: 64 << 10,
-	}
-	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error {
-		return http.ErrUseLastResponse // A redirect is a failure; its status says so.
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+h.address(port).String()+p.Path, nil)
-	if err != nil {
-		return err
-	}
-	req.Header.Set("User-Agent", "pinnace-health")
-	res, err := client.Do(req)
-	if err != nil {
-		return shortDialError(err)
-	}
-	_, readErr := io.Copy(io.Discard, io.LimitReader(res.Body, 64<<10))
-	if err := errors.Join(readErr, res.Body.Close()); err != nil {
-		return err
-	}
-	if !slices.Contains(p.Status, res.StatusCode) {
-		return fmt.Errorf("GET %s answered %d, not %s", p.Path, res.StatusCode, strings.Trim(fmt.Sprint(p.Status), "[]"))
-	}
-	return nil
-}
-
-func (h *health) exec(ctx context.Context, p *manifest.Probe) error {
-	res, err := h.guest.Exec(ctx, p.Command, p.Timeout)
-	switch {
-	case err != nil:
-		return err
-	case res.Error != "":
-		return errors.New(res.Error)
-	case res.TimedOut:
-		return fmt.Errorf("%s did not end within %s", p.Command[0], p.Timeout)
-	case res.Code != 0:
-		return fmt.Errorf("%s exited with status %d", p.Command[0], res.Code)
-	}
-	return nil
-}
-
-// shortDialError leaves out what a person who reads it knows already.
-func shortDialError(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) && op.Err != nil {
-		if op.Timeout() {
-			return errors.New("no answer")
-		}
-		return op.Err
-	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		return errors.New("no answer in time")
-	}
-	return err
 }

@@ -2,20 +2,15 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
-	"github.com/pinnacehq/pinnace/internal/durable"
+	"github.com/pinnacehq/pinnace/internal/manifest"
 )
 
 // The states of an instance, as they are on the wire.
@@ -31,14 +26,6 @@ const (
 	stateEnded    = "ended"
 )
 
-// Back-off between the attempts of an instance.
-const (
-	backoffFirst = time.Second
-	backoffMax   = time.Minute
-	// backoffReset is how long an attempt must have run for the next failure to count as a first one.
-	backoffReset = 10 * time.Minute
-)
-
 // instance is one assignment being acted on. run owns everything but the fields behind mu.
 type instance struct {
 	agent      *Agent
@@ -49,10 +36,11 @@ type instance struct {
 
 	stopOnce sync.Once
 	stopc    chan struct{} // closed when the instance is to stop for good
-	done     chan struct{} // closed when run has returned
+	done     chan struct{} // closed when nothing of the instance runs any more
+	unwanted bool          // guarded by agent.mu: no assignment names it any more
 
 	mu     sync.Mutex
-	status pinnacev1.InstanceReport // guarded by mu; what reports and routes read
+	status pinnacev1.InstanceReport // guarded by mu; what reports read
 }
 
 func newInstance(a *Agent, asg *pinnacev1.Assignment, w *workload) *instance {
@@ -71,19 +59,14 @@ func newInstance(a *Agent, asg *pinnacev1.Assignment, w *workload) *instance {
 // requestStop asks for the end of the instance; more calls do nothing.
 func (i *instance) requestStop() { i.stopOnce.Do(func() { close(i.stopc) }) }
 
-func (i *instance) stopRequested() bool {
-	select {
-	case <-i.stopc:
-		return true
-	default:
-		return false
-	}
-}
+func (i *instance) stopRequested() bool { return isClosed(i.stopc) }
 
 // gone tells that nothing of the instance runs any more.
-func (i *instance) gone() bool {
+func (i *instance) gone() bool { return isClosed(i.done) }
+
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-i.done:
+	case <-c:
 		return true
 	default:
 		return false
@@ -110,15 +93,23 @@ func (i *instance) set(change func(r *pinnacev1.InstanceReport)) {
 	i.agent.changed()
 }
 
+// setState changes what the instance is doing. Saying the same again is no news.
 func (i *instance) setState(state, format string, args ...any) {
-	i.set(func(r *pinnacev1.InstanceReport) { r.State, r.Message = state, fmt.Sprintf(format, args...) })
+	message := fmt.Sprintf(format, args...)
+	i.mu.Lock()
+	same := i.status.State == state && i.status.Message == message
+	i.status.State, i.status.Message = state, message
+	i.mu.Unlock()
+	if !same {
+		i.agent.changed()
+	}
 }
 
 // refuse ends an instance that cannot be run because of what was assigned.
-func (i *instance) refuse(err error) {
+func (i *instance) refuse(attempt uint32, err error) {
 	i.log.Error("refused an assignment", "err", err)
 	i.set(func(r *pinnacev1.InstanceReport) {
-		r.Attempt = 1
+		r.Attempt = attempt
 		r.State, r.Message, r.Final = stateEnded, err.Error(), true
 		r.End = &pinnacev1.Cause{Kind: causeStartFailed, Stage: "assignment", Detail: err.Error(), At: timestamppb.Now()}
 	})
@@ -127,57 +118,98 @@ func (i *instance) refuse(err error) {
 // run makes attempt after attempt until the instance has ended for good: because it was asked to stop,
 // because its restart policy says so, or because the agent ends, which is when ctx is done.
 func (i *instance) run(ctx context.Context) {
-	backoff := backoffFirst
-	number, err := i.loadAttempt()
+	number, last, err := i.loadRecord()
 	if err != nil {
-		i.refuse(err)
+		i.refuse(number+1, err)
 		return
 	}
-	for {
-		if i.stopRequested() || ctx.Err() != nil {
-			i.end(&pinnacev1.Cause{Kind: causeExited, Planned: true, Detail: "stopped before it was started", At: timestamppb.Now()}, i.stopRequested())
-			return
-		}
+	if last != nil {
+		// It ended under an earlier run of the agent, and the server has not taken note yet.
+		i.set(func(r *pinnacev1.InstanceReport) { r.Attempt = number })
+		i.end(last, true)
+		return
+	}
+	pause := i.agent.timing.backoffFirst
+	for !i.stopRequested() && ctx.Err() == nil {
 		number++
-		if err := i.saveAttempt(number); err != nil {
-			i.refuse(fmt.Errorf("keep the attempt's number: %w", err))
-			return
+		cause, ran := i.attempt(ctx, number)
+		final := i.isFinal(cause)
+		if final {
+			i.keepEnd(number, cause)
 		}
-		began := time.Now()
-		i.set(func(r *pinnacev1.InstanceReport) {
-			r.Attempt, r.State, r.Message = number, statePlaced, ""
-			r.Stages, r.Booted, r.ReadyAt, r.End, r.Address = nil, nil, nil, nil, ""
-		})
-		cause := newAttempt(i, number).run(ctx)
-
-		final := i.stopRequested() || !i.restarts(cause)
 		i.end(cause, final)
 		if final || ctx.Err() != nil {
 			return
 		}
-		if time.Since(began) >= backoffReset {
-			backoff = backoffFirst
+		if ran >= i.agent.timing.backoffReset {
+			pause = i.agent.timing.backoffFirst
 		}
-		i.setState(stateBackoff, "starting again in %s", backoff)
-		select {
-		case <-time.After(backoff):
-		case <-i.stopc:
-		case <-ctx.Done():
-		}
-		backoff = min(backoff*2, backoffMax)
+		i.backOff(ctx, pause)
+		pause = min(pause*2, i.agent.timing.backoffMax)
+	}
+	// Stopped while nothing ran: before the first attempt, which is no end of anything, or after an attempt
+	// whose end stays what it was.
+	i.set(func(r *pinnacev1.InstanceReport) { r.State, r.Message, r.Final = stateEnded, "", i.stopRequested() })
+}
+
+// attempt makes one attempt and returns why it ended, and for how long its workload ran.
+func (i *instance) attempt(ctx context.Context, number uint32) (*pinnacev1.Cause, time.Duration) {
+	t := newAttempt(i, number)
+	err := i.keepRecord(number, nil)
+	i.set(func(r *pinnacev1.InstanceReport) {
+		r.Attempt, r.State, r.Message = number, statePlaced, ""
+		r.Stages, r.Booted, r.ReadyAt, r.End, r.Address = nil, nil, nil, nil, ""
+	})
+	if err != nil {
+		// An attempt whose number is not safe does not begin. The disk may have room again for the next.
+		err = fmt.Errorf("keep the number of the attempt: %w", err)
+		return &pinnacev1.Cause{Kind: causeStartFailed, Stage: "record", Detail: err.Error(), At: timestamppb.Now()}, 0
+	}
+	cause := t.run(ctx)
+	return cause, t.ran()
+}
+
+func (i *instance) backOff(ctx context.Context, pause time.Duration) {
+	i.setState(stateBackoff, "starting again in %s", pause)
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-i.stopc:
+	case <-ctx.Done():
 	}
 }
 
-// restarts says whether the manifest wants another attempt after one that ended with cause.
-func (i *instance) restarts(cause *pinnacev1.Cause) bool {
-	succeeded := cause.Kind == causeExited && cause.Code == 0
-	switch i.workload.manifest.Restart {
-	case "never":
+// isFinal tells whether an attempt that ended with cause was the last one.
+func (i *instance) isFinal(cause *pinnacev1.Cause) bool {
+	switch {
+	case i.stopRequested():
+		return true
+	case cause.Planned:
+		// The agent ends, and with it what it runs. That is no end that the workload or its policy has
+		// anything to do with: the next agent starts the instance again.
 		return false
-	case "on-failure":
-		return !succeeded
+	}
+	return !restarts(i.workload.manifest.Restart, cause)
+}
+
+// restarts tells whether the policy wants another attempt after an end that nobody had asked for.
+func restarts(policy manifest.Restart, cause *pinnacev1.Cause) bool {
+	switch policy {
+	case manifest.RestartNever:
+		return false
+	case manifest.RestartOnFailure:
+		return cause.Kind != causeExited || cause.Code != 0
+	case manifest.RestartAlways:
 	}
 	return true
+}
+
+// keepEnd makes the end of the instance survive the agent.
+func (i *instance) keepEnd(number uint32, cause *pinnacev1.Cause) {
+	if err := i.keepRecord(number, cause); err != nil {
+		i.log.Error("keep the end of the instance; after a restart the agent would start it again", "err", err)
+	}
 }
 
 func (i *instance) end(cause *pinnacev1.Cause, final bool) {
@@ -185,48 +217,4 @@ func (i *instance) end(cause *pinnacev1.Cause, final bool) {
 	i.set(func(r *pinnacev1.InstanceReport) {
 		r.State, r.End, r.Final, r.Message = stateEnded, cause, final, ""
 	})
-}
-
-// attemptRecord is what the agent keeps of an instance: a number is never used twice, so that logs and
-// events of two attempts cannot be mistaken for one another.
-type attemptRecord struct {
-	Attempt uint32 `json:"attempt"`
-}
-
-func (i *instance) recordPath() string {
-	return filepath.Join(i.agent.instancesDir(), i.id+".json")
-}
-
-func (i *instance) loadAttempt() (uint32, error) {
-	if !filepath.IsLocal(i.id) || filepath.Base(i.id) != i.id {
-		return 0, fmt.Errorf("%q cannot be the name of an instance", i.id)
-	}
-	b, err := os.ReadFile(i.recordPath())
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	var rec attemptRecord
-	if err := json.Unmarshal(b, &rec); err != nil {
-		return 0, fmt.Errorf("read %s: %w", i.recordPath(), err)
-	}
-	return rec.Attempt, nil
-}
-
-func (i *instance) saveAttempt(n uint32) error {
-	b, err := json.Marshal(attemptRecord{Attempt: n})
-	if err != nil {
-		return err
-	}
-	return durable.WriteFile(i.recordPath(), b, 0o600)
-}
-
-// forget removes what the agent keeps of an instance that is gone. Its logs stay for their time.
-func (a *Agent) forget(i *instance) {
-	if err := os.Remove(i.recordPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		i.log.Warn("remove the instance's record", "err", err)
-	}
-	a.logs.closeInstance(i.id)
 }

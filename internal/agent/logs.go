@@ -1,16 +1,16 @@
 package agent
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,44 +19,43 @@ import (
 )
 
 const (
-	// segmentBytes is when a log file is put aside. An instance has two: what is older is dropped, so that
-	// it never holds more than 50 MiB.
+	// segmentBytes is how large a log file gets. An instance has two: what is older is dropped, so that it
+	// never holds more than 50 MiB.
 	segmentBytes = 25 << 20
 	// keepLogs is how long the logs of an instance stay after its last line.
 	keepLogs = 7 * 24 * time.Hour
-	// recentLines is how much of an instance's output is kept in memory for the cause of its end.
-	recentLines = 64
 	// maxRecord bounds one stored line: guest.MaxLine in base64, and what goes around it.
 	maxRecord = 32 << 10
 )
 
-// Names of an instance's log files, in its directory.
-const (
-	currentLog = "current.ndjson"
-	olderLog   = "older.ndjson"
-)
+// segmentSuffix ends the names of log files; before it comes their number.
+const segmentSuffix = ".ndjson"
 
-// logRecord is one stored line. Lines are kept as JSON, one a line, so that a file that was cut by a crash
-// loses its last line at most.
+// logRecord is one stored line.
 type logRecord struct {
 	Attempt uint32 `json:"attempt"`
 	guest.Line
 }
 
-// logStore keeps the output of the instances of a host.
+// logStore keeps the output of the instances of a host: a directory for each, with numbered files that hold a
+// line of JSON for each line of output. Files are only ever appended to, and the newest two are kept.
+//
+// A line that was stored survives the end of the agent's process. When the host itself crashes, the lines of its
+// last seconds may be missing, and the last one may be cut; a line that is not whole is skipped.
 type logStore struct {
-	dir string
-	now func() time.Time
+	dir     string
+	now     func() time.Time
+	segment int64
 
 	mu   sync.Mutex
-	open map[string]*instanceLog // guarded by mu
+	open map[string]*instanceLog // guarded by mu: of the instances that can write
 }
 
 func openLogStore(dir string, now func() time.Time) (*logStore, error) {
 	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory for logs: %w", err)
 	}
-	return &logStore{dir: dir, now: now, open: map[string]*instanceLog{}}, nil
+	return &logStore{dir: dir, now: now, segment: segmentBytes, open: map[string]*instanceLog{}}, nil
 }
 
 // run removes logs whose time is over, until ctx is done.
@@ -69,76 +68,55 @@ func (s *logStore) run(ctx context.Context) {
 	}
 }
 
-// expire removes the logs of instances that have been silent and closed for keepLogs.
+// expire removes the logs of instances that have been silent for keepLogs and can write no more.
 func (s *logStore) expire() {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return // The next hour tries again; nothing depends on it.
 	}
 	for _, e := range entries {
-		s.mu.Lock()
-		_, inUse := s.open[e.Name()]
-		s.mu.Unlock()
-		info, err := os.Stat(filepath.Join(s.dir, e.Name(), currentLog))
-		if inUse || err != nil || s.now().Sub(info.ModTime()) < keepLogs {
-			continue
-		}
-		_ = os.RemoveAll(filepath.Join(s.dir, e.Name())) // likewise
+		s.expireOne(e.Name())
 	}
 }
 
-// of is the log of an instance, opened when it is not.
-func (s *logStore) of(instance string) (*instanceLog, error) {
+func (s *logStore) expireOne(instance string) {
+	// With mu held nobody begins to write what is removed.
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if l := s.open[instance]; l != nil {
-		return l, nil
-	}
 	dir := filepath.Join(s.dir, instance)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
+	if s.open[instance] != nil || s.now().Sub(lastWrite(dir)) < keepLogs {
+		return
 	}
-	f, err := os.OpenFile(filepath.Join(dir, currentLog), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	l := &instanceLog{dir: dir, f: f, size: info.Size(), grown: make(chan struct{})}
-	s.open[instance] = l
-	return l, nil
+	_ = os.RemoveAll(dir) // as above
 }
 
-// append keeps one line. When it returns nil the line survives the end of this process.
-func (s *logStore) append(instance string, attempt uint32, line guest.Line) error {
-	l, err := s.of(instance)
-	if err != nil {
-		return err
-	}
-	return l.append(logRecord{Attempt: attempt, Line: line})
-}
-
-// tail are the last n lines that an attempt has written, for people.
-func (s *logStore) tail(instance string, attempt uint32, n int) []string {
-	l, err := s.of(instance)
-	if err != nil {
-		return nil
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var lines []string
-	for _, r := range l.recent {
-		if r.Attempt == attempt && r.Dropped == 0 {
-			lines = append(lines, string(bytes.ToValidUTF8(r.Data, []byte("\uFFFD"))))
+// lastWrite is when something in dir was last written. What cannot be looked at counts as written just now.
+func lastWrite(dir string) time.Time {
+	var last time.Time
+	paths, err := filepath.Glob(filepath.Join(dir, "*"))
+	for _, path := range append(paths, dir) {
+		info, statErr := os.Stat(path)
+		if err = errors.Join(err, statErr); err != nil {
+			return time.Now()
+		}
+		if info.ModTime().After(last) {
+			last = info.ModTime()
 		}
 	}
-	return lines[max(0, len(lines)-n):]
+	return last
 }
 
-// closeInstance lets go of the files of an instance that is gone.
-func (s *logStore) closeInstance(instance string) {
+// begin lets an instance write, until end. Nothing is made on disk before its first line.
+func (s *logStore) begin(instance string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open[instance] == nil {
+		s.open[instance] = &instanceLog{dir: filepath.Join(s.dir, instance), segment: s.segment, grown: make(chan struct{})}
+	}
+}
+
+// end lets go of the files of an instance that has ended for good. Those who follow it come to the end.
+func (s *logStore) end(instance string) {
 	s.mu.Lock()
 	l := s.open[instance]
 	delete(s.open, instance)
@@ -148,23 +126,52 @@ func (s *logStore) closeInstance(instance string) {
 	}
 }
 
-// exists tells whether there are logs of an instance.
-func (s *logStore) exists(instance string) bool {
-	_, err := os.Stat(filepath.Join(s.dir, instance, currentLog))
-	return err == nil
+func (s *logStore) of(instance string) *instanceLog {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open[instance]
 }
 
-// instanceLog is the log of one instance.
+// append keeps one line of an instance that has begun. When it returns nil the line survives the end of this
+// process; after an error it can be appended again.
+func (s *logStore) append(instance string, attempt uint32, line guest.Line) error {
+	l := s.of(instance)
+	if l == nil {
+		return fs.ErrClosed
+	}
+	return l.append(logRecord{Attempt: attempt, Line: line})
+}
+
+// tail are the last lines that an attempt of an instance that has begun has written, for people.
+func (s *logStore) tail(instance string, attempt uint32) []string {
+	l := s.of(instance)
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var lines []string
+	for _, r := range l.recent {
+		if r.Attempt == attempt && r.Dropped == 0 {
+			lines = append(lines, tailLine(string(r.Data)))
+		}
+	}
+	return lines
+}
+
+// instanceLog is the log of one instance that can write.
 type instanceLog struct {
-	dir string
+	dir     string
+	segment int64
 
 	mu     sync.Mutex // guards what follows
-	f      *os.File
-	size   int64
+	f      *os.File   // nil before the first line
+	number int        // of f
+	size   int64      // of f
+	torn   bool       // f may end within a line
 	recent []logRecord
-	grown  chan struct{} // closed and replaced when there is more to read, or nothing more will come
+	grown  chan struct{} // closed and replaced when there is more to read; closed for good with the log
 	closed bool
-	turned int // how often the file was put aside
 }
 
 func (l *instanceLog) append(r logRecord) error {
@@ -172,168 +179,137 @@ func (l *instanceLog) append(r logRecord) error {
 	if err != nil {
 		return err
 	}
+	b = append(b, '\n')
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return fs.ErrClosed
 	}
-	if l.size >= segmentBytes {
-		if err := l.turn(); err != nil {
-			return fmt.Errorf("put a full log file aside: %w", err)
-		}
+	if err := l.makeRoom(int64(len(b))); err != nil {
+		return fmt.Errorf("open log: %w", err)
 	}
-	n, err := l.f.Write(append(b, '\n'))
+	if l.torn {
+		b = append([]byte{'\n'}, b...)
+	}
+	n, err := l.f.Write(b)
 	l.size += int64(n)
 	if err != nil {
+		l.torn = l.torn || n > 0
 		return fmt.Errorf("write log: %w", err)
 	}
-	l.recent = append(l.recent, r)
-	if len(l.recent) > recentLines {
-		l.recent = l.recent[len(l.recent)-recentLines:]
+	l.torn = false
+	if l.recent = append(l.recent, r); len(l.recent) > tailLines {
+		l.recent = slices.Delete(l.recent, 0, 1)
 	}
-	l.wake()
+	close(l.grown)
+	l.grown = make(chan struct{})
 	return nil
 }
 
-// turn begins a new file. It is called with mu held.
-func (l *instanceLog) turn() error {
-	if err := l.f.Close(); err != nil {
-		return err
+// makeRoom sees to it that f is open and takes n bytes more. It is called with mu held.
+func (l *instanceLog) makeRoom(n int64) error {
+	if l.f == nil {
+		if err := l.openNewest(); err != nil {
+			return err
+		}
 	}
-	path := filepath.Join(l.dir, currentLog)
-	if err := os.Rename(path, filepath.Join(l.dir, olderLog)); err != nil {
-		return err
+	if l.size == 0 || l.size+n <= l.segment {
+		return nil
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	next, err := os.OpenFile(segmentPath(l.dir, l.number+1), os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
-	l.f, l.size = f, 0
-	l.turned++
+	// Nothing is lost by these: every line was written already, and a file that stays is removed the next time.
+	_ = l.f.Close()
+	l.f, l.size, l.torn = next, 0, false
+	l.number++
+	l.removeOld()
 	return nil
 }
 
-func (l *instanceLog) wake() {
-	close(l.grown)
-	l.grown = make(chan struct{})
+// openNewest opens the file that an earlier run wrote last, or the first one.
+func (l *instanceLog) openNewest() error {
+	if err := os.MkdirAll(l.dir, 0o700); err != nil {
+		return err
+	}
+	numbers, err := segments(l.dir)
+	if err != nil {
+		return err
+	}
+	number := 1
+	if len(numbers) > 0 {
+		number = numbers[len(numbers)-1]
+	}
+	f, err := os.OpenFile(segmentPath(l.dir, number), os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	last := []byte{'\n'}
+	if info.Size() > 0 {
+		if _, err := f.ReadAt(last, info.Size()-1); err != nil {
+			return errors.Join(err, f.Close())
+		}
+	}
+	l.f, l.number, l.size, l.torn = f, number, info.Size(), last[0] != '\n'
+	l.removeOld()
+	return nil
+}
+
+// removeOld keeps the newest two files.
+func (l *instanceLog) removeOld() {
+	numbers, err := segments(l.dir)
+	if err != nil {
+		return // The next file tries again.
+	}
+	for _, n := range numbers {
+		if n < l.number-1 {
+			_ = os.Remove(segmentPath(l.dir, n)) // likewise
+		}
+	}
 }
 
 func (l *instanceLog) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.closed {
-		l.closed = true
-		_ = l.f.Close() // everything was written already
-		l.wake()
+	if l.closed {
+		return
 	}
+	l.closed = true
+	if l.f != nil {
+		_ = l.f.Close() // everything was written already
+	}
+	close(l.grown)
 }
 
 // look is what a reader needs to know to wait for more.
-func (l *instanceLog) look() (grown <-chan struct{}, turned int, closed bool) {
+func (l *instanceLog) look() (grown <-chan struct{}, closed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.grown, l.turned, l.closed
+	return l.grown, l.closed
 }
 
-// read gives the stored lines of an instance to emit in order, only the last tail ones unless that is 0,
-// and with follow those that come until ctx is done or the instance is gone.
-func (s *logStore) read(ctx context.Context, instance string, tail int, follow bool, emit func(logRecord) error) error {
-	l, err := s.of(instance)
-	if err != nil {
-		return err
-	}
-	_, turned, _ := l.look()
-	current, err := os.Open(filepath.Join(l.dir, currentLog))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = current.Close() }()
-	past := newPast(tail, emit)
-	if older, err := os.Open(filepath.Join(l.dir, olderLog)); err == nil {
-		err = readRecords(bufio.NewReader(older), past.add)
-		if err := errors.Join(err, older.Close()); err != nil {
-			return err
-		}
-	}
-	r := bufio.NewReader(current)
-	if err := readRecords(r, past.add); err != nil {
-		return err
-	}
-	if err := past.flush(); err != nil || !follow {
-		return err
-	}
-	for {
-		// The order matters: look, then read, then wait for what look saw to change.
-		grown, nowTurned, closed := l.look()
-		if err := readRecords(r, emit); err != nil {
-			return err
-		}
-		if nowTurned != turned {
-			next, err := os.Open(filepath.Join(l.dir, currentLog))
-			if err != nil {
-				return err
-			}
-			_ = current.Close() // it was only read
-			current, r, turned = next, bufio.NewReader(next), nowTurned
-			continue
-		}
-		if closed {
-			return nil
-		}
-		select {
-		case <-grown:
-		case <-ctx.Done():
-			return nil
-		}
-	}
+func segmentPath(dir string, number int) string {
+	return filepath.Join(dir, fmt.Sprintf("%08d%s", number, segmentSuffix))
 }
 
-// readRecords gives every whole line that there is to emit.
-func readRecords(r *bufio.Reader, emit func(logRecord) error) error {
-	for {
-		line, err := r.ReadBytes('\n')
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		var rec logRecord
-		if len(line) > maxRecord || json.Unmarshal(line, &rec) != nil {
-			continue // the end of a line that a crash had cut, with the next one behind it
-		}
-		if err := emit(rec); err != nil {
-			return err
+// segments are the numbers of the log files in dir, in order. A directory that is not there has none.
+func segments(dir string) ([]int, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var numbers []int
+	for _, e := range entries {
+		text, ok := strings.CutSuffix(e.Name(), segmentSuffix)
+		if n, err := strconv.Atoi(text); ok && err == nil && n > 0 {
+			numbers = append(numbers, n)
 		}
 	}
-}
-
-// past keeps the last n records until they are all there, or passes everything on when n is 0.
-type past struct {
-	n    int
-	ring []logRecord
-	emit func(logRecord) error
-}
-
-func newPast(n int, emit func(logRecord) error) *past { return &past{n: n, emit: emit} }
-
-func (p *past) add(r logRecord) error {
-	if p.n == 0 {
-		return p.emit(r)
-	}
-	p.ring = append(p.ring, r)
-	if len(p.ring) > 2*p.n {
-		p.ring = append(p.ring[:0], p.ring[len(p.ring)-p.n:]...)
-	}
-	return nil
-}
-
-func (p *past) flush() error {
-	for _, r := range p.ring[max(0, len(p.ring)-p.n):] {
-		if err := p.emit(r); err != nil {
-			return err
-		}
-	}
-	p.ring = nil
-	return nil
+	slices.Sort(numbers)
+	return numbers, nil
 }

@@ -2,7 +2,8 @@ package agent
 
 import (
 	"context"
-	"sort"
+	"slices"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -22,34 +23,37 @@ func (a *Agent) reportLoop(ctx context.Context) {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(reportSpacing):
+			case <-time.After(a.timing.reportSpacing):
 			}
-		case <-time.After(heartbeatEvery):
+		case <-time.After(a.timing.heartbeat):
 		}
-		callCtx, cancel := context.WithTimeout(ctx, 10*time.Second)
-		err := a.report(callCtx)
-		cancel()
+		err := a.report(ctx, a.timing.call)
 		if err != nil && ctx.Err() == nil {
 			a.Log.Debug("report", "err", err)
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(reconnectAfter):
+			case <-time.After(a.timing.reconnect):
 				a.changed()
 			}
 		}
 	}
 }
 
-// report sends the state of all instances.
-func (a *Agent) report(ctx context.Context) error {
+// lastReport bounds the report with which an agent takes its leave: nobody waits long for a server that is away.
+const lastReport = 2 * time.Second
+
+// report sends the state of all instances. It takes patience at most.
+func (a *Agent) report(ctx context.Context, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	a.mu.Lock()
 	req := &pinnacev1.ReportRequest{Host: a.Host.Id, Revision: a.acted}
 	for _, inst := range a.instances {
 		req.Instances = append(req.Instances, inst.report())
 	}
 	a.mu.Unlock()
-	sort.Slice(req.Instances, func(i, j int) bool { return req.Instances[i].Instance < req.Instances[j].Instance })
+	slices.SortFunc(req.Instances, func(x, y *pinnacev1.InstanceReport) int { return strings.Compare(x.Instance, y.Instance) })
 	_, err := a.Server.Report(ctx, connect.NewRequest(req))
 	return err
 }

@@ -1,20 +1,17 @@
 package agent
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/manifest"
-	"github.com/pinnacehq/pinnace/internal/network"
 	"github.com/pinnacehq/pinnace/internal/proxy"
 )
 
@@ -35,61 +32,129 @@ type member struct {
 	address                    netip.Addr
 	ports                      map[string]manifest.Port
 	state                      routeState
+	joined                     uint64 // orders the members by when they joined
 }
 
-// routes keeps the proxy and the virtual addresses in step with what is ready.
+// routes keeps the proxy, the virtual addresses and the networks of environments in step with what runs.
 type routes struct {
-	agent *Agent
+	agent   *Agent
+	changed chan struct{} // has room for one: something changed that the next sync should act on
 
 	applying sync.Mutex // held while a configuration is on its way, so that an older one cannot overtake
 
-	changed chan struct{} // has room for one: what the server says of names has changed
+	networks sync.Mutex     // held while a network is made or removed; guards users
+	users    map[string]int // of the network of an environment: attempts that are in it or about to be
 
 	mu           sync.Mutex // guards what follows
 	members      map[string]*member
+	joins        uint64
 	environments []*pinnacev1.AssignedEnvironment
+	told         bool // the server has said what environments there are
 	status       *proxy.Status
 }
 
 func newRoutes(a *Agent) *routes {
-	return &routes{agent: a, changed: make(chan struct{}, 1), members: map[string]*member{}}
+	return &routes{agent: a, changed: make(chan struct{}, 1), members: map[string]*member{}, users: map[string]int{}}
 }
 
-// run keeps the proxy up to date until ctx is done: when names change, and from time to time, because a
+// run keeps everything up to date until ctx is done: when names change, and from time to time, because a
 // proxy that was started anew has no configuration.
 func (r *routes) run(ctx context.Context) {
-	for ctx.Err() == nil {
+	for {
+		if err := r.sync(ctx).all(); err != nil && ctx.Err() == nil {
+			r.agent.Log.Warn("bring the routing up to date", "err", err)
+		}
+		r.removeUnused(ctx)
+		timer := time.NewTimer(r.agent.timing.resync)
 		select {
 		case <-ctx.Done():
-			return
 		case <-r.changed:
-		case <-time.After(resyncEvery):
+		case <-timer.C:
 		}
-		if err := r.sync(ctx); err != nil && ctx.Err() == nil {
-			r.agent.Log.Warn("bring the routing up to date", "err", err)
+		timer.Stop()
+		if ctx.Err() != nil {
+			return
 		}
 	}
 }
 
-// setEnvironments takes over what the server says of names and virtual addresses. The next sync acts on it.
-func (r *routes) setEnvironments(envs []*pinnacev1.AssignedEnvironment) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.environments = envs
+func (r *routes) wake() {
 	select {
 	case r.changed <- struct{}{}:
 	default:
 	}
 }
 
-// join makes an attempt known, without traffic.
-func (r *routes) join(t *attempt) {
+// setEnvironments takes over what the server says of names and virtual addresses. The next sync acts on it.
+func (r *routes) setEnvironments(envs []*pinnacev1.AssignedEnvironment) {
+	r.mu.Lock()
+	r.environments, r.told = envs, true
+	r.mu.Unlock()
+	r.wake()
+}
+
+// enter makes the network of an environment, which then stays until as many have exited as have entered.
+func (r *routes) enter(ctx context.Context, env string) error {
+	r.networks.Lock()
+	defer r.networks.Unlock()
+	if _, err := r.agent.Network.EnsureEnvironment(ctx, env); err != nil {
+		return err
+	}
+	r.users[env]++
+	return nil
+}
+
+func (r *routes) exit(env string) {
+	r.networks.Lock()
+	defer r.networks.Unlock()
+	if r.users[env]--; r.users[env] <= 0 {
+		delete(r.users, env)
+	}
+	r.wake()
+}
+
+// removeUnused removes the networks in which nothing runs or is about to.
+func (r *routes) removeUnused(ctx context.Context) {
+	r.networks.Lock()
+	defer r.networks.Unlock()
+	for _, env := range r.agent.Network.Environments() {
+		if r.users[env] > 0 || r.assigned(env) {
+			continue
+		}
+		if err := r.agent.Network.RemoveEnvironment(ctx, env); err != nil && ctx.Err() == nil {
+			r.agent.Log.Warn("remove the network of an environment", "environment", env, "err", err)
+		}
+	}
+}
+
+// assigned tells whether the environment has, or may have, instances here. An agent that has just started does
+// not know yet, and will need the networks that an earlier run has made.
+func (r *routes) assigned(env string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.members[t.id] = &member{
+	return !r.told || slices.ContainsFunc(r.environments, func(e *pinnacev1.AssignedEnvironment) bool { return e.Name == env })
+}
+
+// join makes an attempt known, without traffic. It refuses one that wants a public port of another app: the two
+// would get each other's connections.
+func (r *routes) join(t *attempt) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.joins++
+	m := &member{
 		instance: t.id, environment: t.assignment.Environment, app: t.assignment.App, ordinal: t.assignment.Ordinal,
 		netns: t.attachment.Netns, address: t.attachment.IPv4.Addr(), ports: t.workload.manifest.Ports, state: routeNone,
+		joined: r.joins,
 	}
+	for _, port := range m.publicPorts() {
+		for _, other := range r.members {
+			if slices.Contains(other.publicPorts(), port) && (other.environment != m.environment || other.app != m.app) {
+				return fmt.Errorf("public port %d is taken by app %s of environment %s", port, other.app, other.environment)
+			}
+		}
+	}
+	r.members[t.id] = m
+	return nil
 }
 
 // leave forgets an instance; its connections end.
@@ -97,7 +162,7 @@ func (r *routes) leave(ctx context.Context, instance string) error {
 	r.mu.Lock()
 	delete(r.members, instance)
 	r.mu.Unlock()
-	return r.sync(ctx)
+	return r.sync(ctx).all()
 }
 
 // set changes what connections an instance gets, and returns when the proxy acts on it.
@@ -112,7 +177,7 @@ func (r *routes) set(ctx context.Context, instance string, state routeState) err
 	if same {
 		return nil
 	}
-	return r.sync(ctx)
+	return r.sync(ctx).of(m.environment)
 }
 
 func (r *routes) state(instance string) routeState {
@@ -126,6 +191,8 @@ func (r *routes) state(instance string) routeState {
 
 // openConnections counts the live connections to an instance.
 func (r *routes) openConnections(ctx context.Context, instance string) (int, error) {
+	ctx, cancel := r.exchange(ctx)
+	defer cancel()
 	status, err := r.agent.Proxy.Status(ctx)
 	if err != nil {
 		return 0, err
@@ -133,43 +200,57 @@ func (r *routes) openConnections(ctx context.Context, instance string) (int, err
 	return status.OpenTo(instance), nil
 }
 
+// exchange is the context of one exchange with the proxy. It does not end with ctx, because an exchange that is
+// given up half way costs the connection to the proxy, which all instances share.
+func (r *routes) exchange(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), r.agent.timing.routing)
+}
+
+// applied is what became of a sync.
+type applied struct {
+	proxy        error
+	environments map[string]error
+}
+
+// of says what went wrong for one environment.
+func (a applied) of(env string) error {
+	return inOneLine([]error{a.environments[env], a.proxy})
+}
+
+// all says everything that went wrong.
+func (a applied) all() error {
+	errs := []error{a.proxy}
+	for _, env := range slices.Sorted(maps.Keys(a.environments)) {
+		errs = append(errs, a.environments[env])
+	}
+	return inOneLine(errs)
+}
+
 // sync makes the proxy and the virtual addresses what they should be.
-func (r *routes) sync(ctx context.Context) error {
+func (r *routes) sync(ctx context.Context) applied {
 	r.applying.Lock()
 	defer r.applying.Unlock()
+	ctx, cancel := r.exchange(ctx)
+	defer cancel()
 	r.mu.Lock()
 	cfg, virtual := r.config()
 	r.mu.Unlock()
 
-	var errs []error
-	for _, env := range slices.Sorted(maps.Keys(virtual)) {
-		if err := r.agent.Network.SetVirtualAddresses(ctx, env, virtual[env]); err != nil {
-			errs = append(errs, fmt.Errorf("virtual addresses of %s: %w", env, err))
+	result := applied{environments: map[string]error{}}
+	for env, addresses := range virtual {
+		if err := r.agent.Network.SetVirtualAddresses(ctx, env, addresses); err != nil {
+			result.environments[env] = fmt.Errorf("virtual addresses of %s: %w", env, err)
 		}
 	}
 	status, err := r.agent.Proxy.Apply(ctx, cfg)
 	if err != nil {
-		return errors.Join(append(errs, fmt.Errorf("configure the proxy: %w", err))...)
+		result.proxy = err
+		return result
 	}
 	r.mu.Lock()
 	r.status = status
 	r.mu.Unlock()
-	for _, env := range r.unused(virtual) {
-		if err := r.agent.Network.RemoveEnvironment(ctx, env); err != nil {
-			errs = append(errs, fmt.Errorf("remove the network of %s: %w", env, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// unused are the environments with a network here in which nothing runs or is about to.
-func (r *routes) unused(used map[string][]netip.Addr) []string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.DeleteFunc(r.agent.Network.Environments(), func(env string) bool {
-		_, runs := used[env]
-		return runs || slices.ContainsFunc(r.environments, func(e *pinnacev1.AssignedEnvironment) bool { return e.Name == env })
-	})
+	return result
 }
 
 // bindError says why a port of the instance cannot be listened on, or nil.
@@ -186,121 +267,5 @@ func (r *routes) bindError(instance string) error {
 			errs = append(errs, errors.New(status.Error))
 		}
 	}
-	return errors.Join(errs...)
-}
-
-// config builds the proxy's configuration, and the virtual addresses of each environment in use here.
-func (r *routes) config() (proxy.Config, map[string][]netip.Addr) {
-	listeners := map[string]*proxy.Listener{}
-	netns := map[string]string{}
-	for _, id := range slices.Sorted(maps.Keys(r.members)) {
-		m := r.members[id]
-		netns[m.environment] = m.netns
-		for _, l := range r.listeners(m) {
-			have := listeners[l.ID]
-			if have == nil {
-				have = &l
-				listeners[l.ID] = have
-			} else {
-				have.Backends = append(have.Backends, l.Backends...)
-			}
-		}
-	}
-	var cfg proxy.Config
-	for _, id := range slices.Sorted(maps.Keys(listeners)) {
-		cfg.Listeners = append(cfg.Listeners, *listeners[id])
-	}
-	virtual := map[string][]netip.Addr{}
-	for _, env := range slices.Sorted(maps.Keys(netns)) {
-		records, addresses := r.names(env)
-		virtual[env] = addresses
-		cfg.DNS = append(cfg.DNS, proxy.DNS{
-			Netns:     netns[env],
-			Addresses: []netip.AddrPort{netip.AddrPortFrom(network.Gateway4, 53), netip.AddrPortFrom(network.Gateway6, 53)},
-			Records:   records,
-			Reverse:   []netip.Prefix{network.Subnet4, network.Virtual4, network.Subnet6, network.Virtual6},
-			Forward:   true,
-		})
-	}
-	return cfg, virtual
-}
-
-// names are the DNS records of an environment and the virtual addresses of its apps.
-func (r *routes) names(env string) (map[string][]netip.Addr, []netip.Addr) {
-	records := map[string][]netip.Addr{}
-	var virtual []netip.Addr
-	for _, app := range r.apps(env) {
-		addrs := virtualAddresses(app)
-		records[app.App+"."+proxy.Zone] = addrs
-		virtual = append(virtual, addrs...)
-	}
-	for _, m := range r.members {
-		if m.environment == env {
-			name := fmt.Sprintf("%d.%s.%s", m.ordinal, m.app, proxy.Zone)
-			// During a rollout two instances have one ordinal; the one that is ready has the name.
-			if _, taken := records[name]; !taken || m.state == routeActive {
-				records[name] = []netip.Addr{m.address}
-			}
-		}
-	}
-	return records, virtual
-}
-
-func (r *routes) apps(env string) []*pinnacev1.AssignedApp {
-	for _, e := range r.environments {
-		if e.Name == env {
-			return e.Apps
-		}
-	}
-	return nil
-}
-
-func virtualAddresses(app *pinnacev1.AssignedApp) []netip.Addr {
-	var addrs []netip.Addr
-	for _, text := range []string{app.VirtualAddress, app.VirtualAddressV6} {
-		if addr, err := netip.ParseAddr(text); err == nil {
-			addrs = append(addrs, addr)
-		}
-	}
-	return addrs
-}
-
-// listeners are what one member's ports need, with the member as the only backend.
-func (r *routes) listeners(m *member) []proxy.Listener {
-	var out []proxy.Listener
-	add := func(id, netns string, address netip.AddrPort, port int) {
-		l := proxy.Listener{ID: id, Netns: netns, Address: address, Protocol: proxy.TCP}
-		if m.state != routeNone {
-			state := proxy.Active
-			if m.state == routeDraining {
-				state = proxy.Draining
-			}
-			l.Backends = []proxy.Backend{{
-				ID: m.instance, Netns: m.netns, State: state,
-				Address: netip.AddrPortFrom(m.address, uint16(port)), //nolint:gosec // The manifest bounds it.
-			}}
-		}
-		out = append(out, l)
-	}
-	for _, name := range slices.Sorted(maps.Keys(m.ports)) {
-		port := m.ports[name]
-		if port.Protocol != "tcp" || port.Expose == "none" {
-			continue
-		}
-		for _, app := range r.apps(m.environment) {
-			if app.App != m.app {
-				continue
-			}
-			for _, addr := range virtualAddresses(app) {
-				at := netip.AddrPortFrom(addr, uint16(port.Port)) //nolint:gosec // The manifest bounds it.
-				add(strings.Join([]string{"internal", m.environment, m.app, at.String()}, "/"), m.netns, at, port.Port)
-			}
-		}
-		if port.Expose == "public" && port.Edge == "raw" {
-			at := netip.AddrPortFrom(r.agent.PublicAddress, uint16(port.PublicPort)) //nolint:gosec // The manifest bounds it.
-			add("public/"+at.String(), "", at, port.Port)
-		}
-	}
-	slices.SortFunc(out, func(a, b proxy.Listener) int { return cmp.Compare(a.ID, b.ID) })
-	return out
+	return inOneLine(errs)
 }

@@ -13,23 +13,34 @@ import (
 )
 
 const (
-	// batchLines and batchWait bound what is sent at once.
+	// maxLogRequests is how many requests for logs are answered at a time.
+	maxLogRequests = 64
+	// batchLines, batchBytes and batchWait bound what is sent at once.
 	batchLines = 256
+	batchBytes = 256 << 10
 	batchWait  = 100 * time.Millisecond
-	// idleBeat is how often a follow without lines says that it lives, and finds out that nobody reads.
-	idleBeat = 5 * time.Second
 )
 
-// sendLogs answers one request for logs. The server ends a follow by breaking the stream.
-func (a *Agent) sendLogs(ctx context.Context, req *pinnacev1.LogRequest) {
+// streamPlatform is the stream of what the platform itself has to say between the lines of a workload.
+const streamPlatform = "platform"
+
+// answerLogRequest sends the logs of a request, or why it does not. The server ends a follow by breaking the
+// stream.
+func (a *Agent) answerLogRequest(ctx context.Context, req *pinnacev1.LogRequest) {
+	send := a.copyLogs
+	select {
+	case a.logSlots <- struct{}{}:
+		defer func() { <-a.logSlots }()
+	default:
+		send = a.refuseLogs
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream := a.Server.SendLogs(ctx)
 	// The first message names the request, also when there is nothing to send.
 	err := stream.Send(&pinnacev1.SendLogsRequest{Request: req.Id})
-	// An instance that has not written anything yet can be followed too.
-	if err == nil && (a.logs.exists(req.Instance) || a.has(req.Instance)) {
-		err = a.copyLogs(ctx, req, func(lines []*pinnacev1.StreamLogsResponse) error {
+	if err == nil {
+		err = send(ctx, req, func(lines []*pinnacev1.StreamLogsResponse) error {
 			return stream.Send(&pinnacev1.SendLogsRequest{Request: req.Id, Lines: lines})
 		})
 	}
@@ -39,6 +50,14 @@ func (a *Agent) sendLogs(ctx context.Context, req *pinnacev1.LogRequest) {
 	if err != nil && !errors.Is(err, io.EOF) && ctx.Err() == nil {
 		a.Log.Debug("send logs", "instance", req.Instance, "err", err)
 	}
+}
+
+// refuseLogs says that too many are reading.
+func (a *Agent) refuseLogs(_ context.Context, req *pinnacev1.LogRequest, send func([]*pinnacev1.StreamLogsResponse) error) error {
+	text := fmt.Sprintf("host %s answers %d requests for logs already; end one of them and try again", a.Host.Id, maxLogRequests)
+	return send([]*pinnacev1.StreamLogsResponse{{
+		Instance: req.Instance, Stream: streamPlatform, At: timestamppb.Now(), Line: []byte(text),
+	}})
 }
 
 // copyLogs reads the logs of a request and sends them in batches.
@@ -58,14 +77,15 @@ func (a *Agent) copyLogs(ctx context.Context, req *pinnacev1.LogRequest, send fu
 			}
 		})
 	}()
-	err := sendBatches(lines, send)
+	err := sendBatches(lines, a.timing.logBeat, send)
 	cancel()
 	return errors.Join(err, <-read)
 }
 
-// sendBatches sends what comes through lines until it is closed: what is there at once, together.
-func sendBatches(lines <-chan *pinnacev1.StreamLogsResponse, send func([]*pinnacev1.StreamLogsResponse) error) error {
-	beat := time.NewTicker(idleBeat)
+// sendBatches sends what comes through lines until it is closed: what is there at once, together. Without lines
+// it sends an empty batch now and then, which finds out whether somebody still reads.
+func sendBatches(lines <-chan *pinnacev1.StreamLogsResponse, every time.Duration, send func([]*pinnacev1.StreamLogsResponse) error) error {
+	beat := time.NewTicker(every)
 	defer beat.Stop()
 	for {
 		var batch []*pinnacev1.StreamLogsResponse
@@ -88,13 +108,14 @@ func collect(first *pinnacev1.StreamLogsResponse, lines <-chan *pinnacev1.Stream
 	batch := []*pinnacev1.StreamLogsResponse{first}
 	late := time.NewTimer(batchWait)
 	defer late.Stop()
-	for len(batch) < batchLines {
+	for bytes := len(first.Line); len(batch) < batchLines && bytes < batchBytes; {
 		select {
 		case line, ok := <-lines:
 			if !ok {
 				return batch
 			}
 			batch = append(batch, line)
+			bytes += len(line.Line)
 		case <-late.C:
 			return batch
 		}
@@ -108,7 +129,7 @@ func wireLine(instance string, r logRecord) *pinnacev1.StreamLogsResponse {
 		At: timestamppb.New(time.Unix(0, r.Time)), Line: r.Data,
 	}
 	if r.Dropped > 0 {
-		line.Stream = "platform"
+		line.Stream = streamPlatform
 		line.Line = fmt.Appendf(nil, "%d lines were lost here: they came faster than they could be kept", r.Dropped)
 	}
 	return line

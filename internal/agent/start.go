@@ -13,38 +13,14 @@ import (
 	"github.com/pinnacehq/pinnace/internal/vm"
 )
 
-// pull makes the image complete in the host's store. A cached one makes no request.
-func (t *attempt) pull(ctx context.Context) (string, error) {
-	p := t.workload.release.Platform
-	img, cached, err := t.agent.Images.Lookup(p.ManifestDigest)
-	if err != nil {
-		return "", err
-	}
-	if !cached {
-		show := throttle(250*time.Millisecond, func(p image.Progress) {
-			t.setState(statePulling, "pulling layer %d of %d: %s of %s", p.Layer+1, p.Layers, mib(p.Bytes), mib(p.Total))
-		})
-		img, err = t.agent.Images.Pull(ctx, t.agent.source(t.workload.release.Sources), p.ManifestDigest,
-			p.ImageManifest, p.ImageConfig, show)
-		if err != nil {
-			return "", err
-		}
-	}
-	t.image = img
-	detail := fmt.Sprintf("%d layers", len(img.Layers))
-	if cached {
-		detail += ", cached"
-	}
-	return detail, nil
-}
-
 // attach makes the instance's place in its environment's network, and sees that its ports can be bound
 // before anything is started.
 func (t *attempt) attach(ctx context.Context) (string, error) {
-	env := t.assignment.Environment
-	if _, err := t.agent.Network.EnsureEnvironment(ctx, env); err != nil {
+	env, routes := t.assignment.Environment, t.agent.routes
+	if err := routes.enter(ctx, env); err != nil {
 		return "", err
 	}
+	t.onCleanUp(func(context.Context) error { routes.exit(env); return nil })
 	t.uid = t.agent.takeUID(t.id)
 	t.onCleanUp(func(context.Context) error { t.agent.giveUID(t.uid); return nil })
 	at, err := t.agent.Network.Attach(ctx, env, t.id, t.uid)
@@ -55,12 +31,14 @@ func (t *attempt) attach(ctx context.Context) (string, error) {
 	t.onCleanUp(func(ctx context.Context) error { return t.agent.Network.Detach(ctx, env, t.id) })
 	t.set(func(r *pinnacev1.InstanceReport) { r.Address = at.IPv4.Addr().String() })
 
-	t.agent.routes.join(t)
-	t.onCleanUp(func(ctx context.Context) error { return t.agent.routes.leave(ctx, t.id) })
-	if err := t.agent.routes.sync(ctx); err != nil {
+	if err := routes.join(t); err != nil {
 		return "", err
 	}
-	if err := t.agent.routes.bindError(t.id); err != nil {
+	t.onCleanUp(func(ctx context.Context) error { return routes.leave(ctx, t.id) })
+	if err := routes.sync(ctx).of(env); err != nil {
+		return "", err
+	}
+	if err := routes.bindError(t.id); err != nil {
 		return "", err
 	}
 	return at.IPv4.Addr().String(), nil
@@ -103,32 +81,63 @@ func (t *attempt) startMachine(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", errors.Join(err, control.Close())
 	}
-	t.guest = guest.NewHost(control, logs, guest.Options{Logs: func(l guest.Line) error {
-		return t.agent.logs.append(t.id, t.number, l)
-	}})
-	t.guestDone = make(chan struct{})
-	sessionCtx, endSession := context.WithCancel(context.WithoutCancel(ctx))
-	go func() {
-		defer close(t.guestDone)
-		t.log.Debug("the session with the guest ended", "err", t.guest.Run(sessionCtx))
-	}()
-	t.onCleanUp(func(context.Context) error {
-		endSession()
-		<-t.guestDone
-		return nil
-	})
+	t.converse(ctx, control, logs)
 	rec := m.Record()
 	return fmt.Sprintf("%s, pid %d", rec.Driver, m.PID()), nil
 }
 
+// converse begins the conversation with the guest. It ends with the attempt, whatever becomes of ctx.
+func (t *attempt) converse(ctx context.Context, control, logs guest.Conn) {
+	ctx, end := context.WithCancel(context.WithoutCancel(ctx))
+	t.guest = guest.NewHost(control, logs, guest.Options{Logs: func(l guest.Line) error { return t.keepLine(ctx, l) }})
+	t.session = make(chan struct{})
+	go func() {
+		defer close(t.session)
+		t.sessionErr = t.guest.Run(ctx)
+	}()
+	t.onCleanUp(func(context.Context) error {
+		end()
+		<-t.session
+		return nil
+	})
+}
+
+// keepLine stores a line of output. While that cannot be done, because the disk is full for instance, the guest
+// keeps its lines and counts those that it must drop: a host that cannot write logs still runs its workloads.
+func (t *attempt) keepLine(ctx context.Context, l guest.Line) error {
+	for first := true; ; first = false {
+		err := t.agent.logs.append(t.id, t.number, l)
+		if err == nil {
+			return nil
+		}
+		if first {
+			t.log.Error("keep the output of an instance; trying until it works", "err", err)
+		}
+		timer := time.NewTimer(t.agent.timing.keepLine)
+		select {
+		case <-timer.C:
+			continue
+		case <-ctx.Done():
+		case <-t.guest.Done():
+		}
+		timer.Stop()
+		return err
+	}
+}
+
 // awaitHello waits for the guest's kernel to boot as far as init's first word.
 func (t *attempt) awaitHello(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, helloWait)
+	patience := t.agent.timing.hello
+	waitCtx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	hello, err := t.guest.Hello(ctx)
+	hello, err := t.guest.Hello(waitCtx)
 	if err != nil {
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("the guest did not come up: init has said nothing within %s", patience)
+		}
 		return "", err
 	}
+	t.bootedAt = time.Now()
 	booted, err := t.booted(ctx)
 	if err != nil {
 		return "", err
@@ -165,38 +174,17 @@ func (t *attempt) configure(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(ctx, startWait)
+	patience := t.agent.timing.start
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	started, err := t.guest.Configure(ctx, t.guestConfig(set))
 	if err != nil {
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("init has not run the workload within %s", patience)
+		}
 		return "", err
 	}
+	t.startedAt = time.Now()
 	t.setState(stateStarted, "waiting to become ready")
 	return fmt.Sprintf("process %d in the guest", started.PID), nil
-}
-
-// throttle calls f at most once per interval.
-func throttle[T any](interval time.Duration, f func(T)) func(T) {
-	gate := make(chan time.Time, 1)
-	gate <- time.Time{}
-	return func(v T) {
-		select {
-		case last := <-gate:
-			now := time.Now()
-			if now.Sub(last) < interval {
-				gate <- last
-				return
-			}
-			f(v)
-			gate <- now
-		default: // somebody else is showing something just now
-		}
-	}
-}
-
-func mib(bytes int64) string {
-	if bytes < 10<<20 {
-		return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20))
-	}
-	return fmt.Sprintf("%d MiB", bytes>>20)
 }

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -14,51 +13,73 @@ import (
 
 // supervise watches an attempt whose workload runs, until it has ended, and returns why.
 func (t *attempt) supervise(ctx context.Context) *pinnacev1.Cause {
-	// Health is watched until the attempt ends; a stop does without it.
-	healthCtx, endHealth := context.WithCancel(ctx)
-	health := newHealth(t)
-	healthDone := make(chan struct{})
-	go func() { defer close(healthDone); health.run(healthCtx) }()
-	defer func() { endHealth(); <-healthDone }()
-
-	bootDeadline := time.NewTimer(t.workload.manifest.Rollout.BootTimeout)
+	health := watchHealth(ctx, t)
+	defer health.end()
+	bootTimeout := t.workload.manifest.Rollout.BootTimeout
+	bootDeadline := time.NewTimer(time.Until(t.bootedAt.Add(bootTimeout)))
 	defer bootDeadline.Stop()
+	drain := t.workload.manifest.Stop.Drain
 	for {
 		select {
 		case exit := <-t.guest.Exit():
 			return t.exited(ctx, exit)
 		case <-t.guest.Done():
-			return t.lostGuest(ctx)
+			return t.sessionOver(ctx)
 		case verdict := <-health.verdicts:
 			switch verdict.kind {
 			case verdictReady:
 				bootDeadline.Stop()
 				t.becomeReady(ctx)
 			case verdictUnready:
+				// Connections that are there stay: whether they still work is theirs to find out.
+				t.route(ctx, routeDraining)
 				t.setState(stateUnready, "%s", verdict.why)
-				t.route(ctx, routeNone)
 			case verdictDead:
-				cause := t.stopWorkload(ctx, t.workload.manifest.Stop.Drain)
-				cause.Planned = false
-				cause.Detail = joinDetail("restarted because health.live failed: "+verdict.why, cause.Detail)
-				return cause
+				health.end()
+				t.judge = t.judgeDead(verdict.why)
+				return t.stop(ctx, drain)
 			}
 		case <-bootDeadline.C:
-			why := health.lastFailure()
-			cause := t.stopWorkload(ctx, 0)
-			cause.Kind, cause.Stage, cause.Planned = causeStartFailed, "ready", false
-			cause.Detail = fmt.Sprintf("not ready within boot_timeout (%s)", t.workload.manifest.Rollout.BootTimeout)
-			if why != "" {
-				cause.Detail += ": " + why
-			}
-			cause.LogTail = t.agent.logs.tail(t.id, t.number, tailLines)
-			return cause
+			health.end()
+			t.judge = t.judgeLate(bootTimeout, health.lastFailure())
+			return t.stop(ctx, 0)
 		case <-t.stopc:
-			return t.stopWorkload(ctx, t.workload.manifest.Stop.Drain)
+			health.end()
+			t.judge = judgePlanned
+			return t.stop(ctx, drain)
 		case <-ctx.Done():
 			// The agent itself ends: there is nobody left to keep connections for.
-			return t.stopWorkload(ctx, 0)
+			health.end()
+			t.judge = judgePlanned
+			return t.stop(ctx, 0)
 		}
+	}
+}
+
+func judgePlanned(cause *pinnacev1.Cause) { cause.Planned = true }
+
+// judgeDead is for a workload that was stopped because health.live failed. One that then exits with 0 has not
+// done what it had to do: the platform's signal ended it.
+func (t *attempt) judgeDead(why string) func(*pinnacev1.Cause) {
+	return func(cause *pinnacev1.Cause) {
+		detail := "health.live failed: " + why
+		if cause.Kind == causeExited && cause.Code == 0 {
+			detail += "; exited with code 0 when it was told to stop"
+			cause.Kind, cause.Signal = causeSignalled, t.stopSignal()
+		}
+		cause.Detail = joinDetail(detail, cause.Detail)
+	}
+}
+
+// judgeLate is for a workload that was stopped because it did not become ready in time.
+func (t *attempt) judgeLate(timeout time.Duration, failure string) func(*pinnacev1.Cause) {
+	return func(cause *pinnacev1.Cause) {
+		cause.Kind, cause.Stage = causeStartFailed, "ready"
+		cause.Detail = fmt.Sprintf("not ready within boot_timeout (%s)", timeout)
+		if failure != "" {
+			cause.Detail += ": " + failure
+		}
+		cause.LogTail = t.tail()
 	}
 }
 
@@ -87,113 +108,64 @@ func (t *attempt) route(ctx context.Context, state routeState) {
 	}
 }
 
-// stopWorkload ends the workload in order: leave the routing, drain, signal, time-out, kill.
-func (t *attempt) stopWorkload(ctx context.Context, drain time.Duration) *pinnacev1.Cause {
-	agentEnds := ctx.Err() != nil
-	ctx = context.WithoutCancel(ctx)
-	timeout := t.workload.manifest.Stop.Timeout
-	if agentEnds {
-		timeout = min(timeout, stopOnExit/2)
-	}
-	t.setState(stateStopping, "leaving the routing")
-	began := time.Now()
-	t.began = began
-	if exit, ended := t.drain(ctx, drain); ended {
-		cause := t.exited(ctx, exit)
-		cause.Planned = true
-		return cause
-	}
-	detail := ""
-	if drained := time.Since(began); drained >= 10*time.Millisecond {
-		detail = fmt.Sprintf("drained for %s", drained.Round(10*time.Millisecond))
-	}
-	t.setState(stateStopping, "stopping; %s at most", timeout)
-	cause := t.signalWorkload(ctx, timeout)
-	cause.Planned = true
-	t.endStage("stop", joinDetail(detail, cause.Detail))
-	return cause
-}
-
-// drain waits until the connections to the instance have ended, for at most patience. It returns the exit
-// report when the workload ended meanwhile.
-func (t *attempt) drain(ctx context.Context, patience time.Duration) (guest.Exit, bool) {
-	routed := t.agent.routes.state(t.id) == routeActive
-	t.route(ctx, routeDraining)
-	if !routed || patience <= 0 {
-		return guest.Exit{}, false
-	}
-	deadline := time.NewTimer(patience)
-	defer deadline.Stop()
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		open, err := t.agent.routes.openConnections(ctx, t.id)
-		if err == nil && open == 0 {
-			return guest.Exit{}, false
-		}
-		t.setState(stateStopping, "draining %d connections", open)
+// reported is the guest's report, if there is one.
+func (t *attempt) reported() (guest.Exit, bool) {
+	if t.exit == nil {
 		select {
 		case exit := <-t.guest.Exit():
-			return exit, true
-		case <-t.guest.Done():
+			t.exit = &exit
+		default:
 			return guest.Exit{}, false
-		case <-deadline.C:
-			return guest.Exit{}, false
-		case <-tick.C:
 		}
 	}
+	return *t.exit, true
 }
 
-// signalWorkload sends the stop signal and returns how the workload ended.
-func (t *attempt) signalWorkload(ctx context.Context, timeout time.Duration) *pinnacev1.Cause {
-	err := t.guest.Stop(ctx, "", timeout)
-	select {
-	case exit := <-t.guest.Exit():
-		cause := t.exited(ctx, exit)
-		if exit.Killed {
-			cause.Detail = joinDetail(cause.Detail, fmt.Sprintf("killed after stop.timeout (%s)", timeout))
-		}
-		return cause
-	default:
+// sessionOver is the cause of an attempt whose guest has gone silent: what it reported before, or that it is
+// lost.
+func (t *attempt) sessionOver(ctx context.Context) *pinnacev1.Cause {
+	if exit, ok := t.reported(); ok {
+		return t.exited(ctx, exit)
 	}
-	cause := t.lostGuest(ctx)
-	if err != nil {
-		cause.Detail = joinDetail(cause.Detail, "the guest did not stop: "+err.Error())
-	}
-	return cause
+	return t.lostGuest(ctx)
 }
 
 // exited is the cause of an end that the guest has reported. It lets the guest shut down.
 func (t *attempt) exited(ctx context.Context, exit guest.Exit) *pinnacev1.Cause {
 	ctx = context.WithoutCancel(ctx)
 	t.route(ctx, routeNone)
-	cause := &pinnacev1.Cause{Kind: causeExited, Code: int32(exit.Code), At: timestamppb.Now()} //nolint:gosec // An exit status fits.
-	if exit.ExitedAt > 0 {
-		cause.At = timestamppb.New(time.Unix(0, exit.ExitedAt))
-	}
+	cause := &pinnacev1.Cause{Kind: causeExited, Code: int32(exit.Code), At: timestamppb.New(t.exitTime(exit))}
 	switch {
 	case exit.OOM:
 		cause.Kind, cause.Signal = causeGuestOOM, exit.Signal
 	case exit.Signal != "":
 		cause.Kind, cause.Signal = causeSignalled, exit.Signal
 	}
-	if err := t.guest.AckExit(ctx); err != nil && !errors.Is(err, guest.ErrClosed) {
-		t.log.Warn("acknowledge the exit report", "err", err)
+	if exit.Killed {
+		cause.Detail = fmt.Sprintf("killed, because it had not stopped within %s", t.grace)
 	}
-	t.awaitReset(ctx)
+	if t.judge != nil {
+		t.judge(cause)
+	}
+	// The acknowledgement is the guest's permission to forget the report.
+	if t.isFinal(cause) {
+		t.keepEnd(t.number, cause)
+	}
+	t.letGo(ctx)
 	if cause.Kind != causeExited || cause.Code != 0 {
-		cause.LogTail = t.agent.logs.tail(t.id, t.number, tailLines)
+		cause.LogTail = t.tail()
 	}
 	return cause
 }
 
-// awaitReset gives the guest time to bring its file systems down; clean-up kills what is left.
-func (t *attempt) awaitReset(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, resetWait)
-	defer cancel()
-	if _, err := t.machine.Wait(ctx); err != nil {
-		t.log.Warn("the guest did not shut down after its report", "err", err)
+// exitTime is when the workload ended: by the guest's clock, which only a guest that tells the truth can say,
+// unless that cannot be.
+func (t *attempt) exitTime(exit guest.Exit) time.Time {
+	now := time.Now()
+	if at := time.Unix(0, exit.ExitedAt); at.After(t.startedAt) && at.Before(now) {
+		return at
 	}
+	return now
 }
 
 // lostGuest is the cause of an end without a report: never a success, whatever the monitor's status is.
@@ -201,16 +173,28 @@ func (t *attempt) lostGuest(ctx context.Context) *pinnacev1.Cause {
 	ctx = context.WithoutCancel(ctx)
 	t.route(ctx, routeNone)
 	cause := &pinnacev1.Cause{Kind: causeLost, At: timestamppb.Now()}
-	exit, ended := t.machineExit(ctx, 3*time.Second)
-	if !ended {
-		// The monitor lives and the guest does not answer.
-		cause.Detail = "the guest stopped answering"
-		cause.LogTail = t.agent.logs.tail(t.id, t.number, tailLines)
-		return cause
+	if exit, _, byItself := t.postMortem(ctx); byItself {
+		t.blameMachine(cause, exit)
+	} else {
+		cause.Detail = t.silence()
+		cause.LogTail = t.tail()
 	}
-	t.blameMachine(cause, exit)
+	if t.judge != nil {
+		t.judge(cause)
+	}
 	return cause
 }
+
+// silence says why nothing is heard of a guest whose machine had to be killed.
+func (t *attempt) silence() string {
+	if isClosed(t.session) {
+		return t.sessionErr.Error()
+	}
+	return "the guest does not answer"
+}
+
+// tail are the last lines of the attempt's output.
+func (t *attempt) tail() []string { return t.agent.logs.tail(t.id, t.number) }
 
 func joinDetail(a, b string) string {
 	if a == "" || b == "" {

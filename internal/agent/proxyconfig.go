@@ -1,0 +1,166 @@
+package agent
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/manifest"
+	"github.com/pinnacehq/pinnace/internal/network"
+	"github.com/pinnacehq/pinnace/internal/proxy"
+)
+
+// config builds the proxy's configuration, and the virtual addresses of each environment in use here. Two
+// instances of an app share a listener where their ports have the same number, whatever they listen on
+// themselves; while a release changes the number, there are two listeners. It is called with mu held.
+func (r *routes) config() (proxy.Config, map[string][]netip.Addr) {
+	listeners := map[string]*proxy.Listener{}
+	netns := map[string]string{}
+	for _, id := range slices.Sorted(maps.Keys(r.members)) {
+		m := r.members[id]
+		netns[m.environment] = m.netns
+		for _, l := range r.listeners(m) {
+			if have := listeners[l.ID]; have != nil {
+				have.Backends = append(have.Backends, l.Backends...)
+				continue
+			}
+			listeners[l.ID] = &l
+		}
+	}
+	var cfg proxy.Config
+	for _, id := range slices.Sorted(maps.Keys(listeners)) {
+		cfg.Listeners = append(cfg.Listeners, *listeners[id])
+	}
+	virtual := map[string][]netip.Addr{}
+	for _, env := range slices.Sorted(maps.Keys(netns)) {
+		records, addresses := r.names(env)
+		virtual[env] = addresses
+		cfg.DNS = append(cfg.DNS, proxy.DNS{
+			Netns:     netns[env],
+			Addresses: []netip.AddrPort{netip.AddrPortFrom(network.Gateway4, 53), netip.AddrPortFrom(network.Gateway6, 53)},
+			Records:   records,
+			Reverse:   []netip.Prefix{network.Subnet4, network.Virtual4, network.Subnet6, network.Virtual6},
+			Forward:   true,
+		})
+	}
+	return cfg, virtual
+}
+
+// names are the DNS records of an environment and the virtual addresses of its apps.
+func (r *routes) names(env string) (map[string][]netip.Addr, []netip.Addr) {
+	records := map[string][]netip.Addr{}
+	var virtual []netip.Addr
+	for _, app := range r.apps(env) {
+		addrs := virtualAddresses(app)
+		records[app.App+"."+proxy.Zone] = addrs
+		virtual = append(virtual, addrs...)
+	}
+	holders := map[string]*member{}
+	for _, m := range r.members {
+		if m.environment != env {
+			continue
+		}
+		name := fmt.Sprintf("%d.%s.%s", m.ordinal, m.app, proxy.Zone)
+		if held := holders[name]; held == nil || m.outranks(held) {
+			holders[name] = m
+			records[name] = []netip.Addr{m.address}
+		}
+	}
+	return records, virtual
+}
+
+// outranks tells which of two members with the same ordinal has its name, as there are during a rollout: the
+// one that gets connections, the newer one when both do.
+func (m *member) outranks(other *member) bool {
+	if active := m.state == routeActive; active != (other.state == routeActive) {
+		return active
+	}
+	return m.joined > other.joined
+}
+
+func (r *routes) apps(env string) []*pinnacev1.AssignedApp {
+	for _, e := range r.environments {
+		if e.Name == env {
+			return e.Apps
+		}
+	}
+	return nil
+}
+
+func virtualAddresses(app *pinnacev1.AssignedApp) []netip.Addr {
+	var addrs []netip.Addr
+	for _, text := range []string{app.VirtualAddress, app.VirtualAddressV6} {
+		if addr, err := netip.ParseAddr(text); err == nil {
+			addrs = append(addrs, addr)
+		}
+	}
+	return addrs
+}
+
+// listeners are what one member's ports need, with the member as the only backend.
+func (r *routes) listeners(m *member) []proxy.Listener {
+	var out []proxy.Listener
+	add := func(id, netns string, address netip.AddrPort, port int) {
+		out = append(out, proxy.Listener{
+			ID: id, Netns: netns, Address: address, Protocol: proxy.TCP, Backends: m.backends(port),
+		})
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.ports)) {
+		port := m.ports[name]
+		if port.Protocol != "tcp" || port.Expose == "none" {
+			continue
+		}
+		for _, app := range r.apps(m.environment) {
+			if app.App != m.app {
+				continue
+			}
+			for _, addr := range virtualAddresses(app) {
+				at := addrPort(addr, port.Port)
+				add(strings.Join([]string{"internal", m.environment, m.app, at.String()}, "/"), m.netns, at, port.Port)
+			}
+		}
+		if isRawPublic(port) {
+			at := addrPort(r.agent.PublicAddress, port.PublicPort)
+			add("public/"+at.String(), "", at, port.Port)
+		}
+	}
+	slices.SortFunc(out, func(a, b proxy.Listener) int { return cmp.Compare(a.ID, b.ID) })
+	return out
+}
+
+// backends is the member as a backend at one of its ports, or nothing while it gets no connections.
+func (m *member) backends(port int) []proxy.Backend {
+	b := proxy.Backend{ID: m.instance, Netns: m.netns, Address: addrPort(m.address, port)}
+	switch m.state {
+	case routeActive:
+		b.State = proxy.Active
+	case routeDraining:
+		b.State = proxy.Draining
+	default:
+		return nil
+	}
+	return []proxy.Backend{b}
+}
+
+// publicPorts are the ports of the host that the member needs.
+func (m *member) publicPorts() []int {
+	var ports []int
+	for _, port := range m.ports {
+		if isRawPublic(port) {
+			ports = append(ports, port.PublicPort)
+		}
+	}
+	return ports
+}
+
+func isRawPublic(p manifest.Port) bool {
+	return p.Protocol == "tcp" && p.Expose == "public" && p.Edge == "raw"
+}
+
+func addrPort(addr netip.Addr, port int) netip.AddrPort {
+	return netip.AddrPortFrom(addr, uint16(port))
+}

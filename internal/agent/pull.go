@@ -1,0 +1,72 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pinnacehq/pinnace/internal/image"
+)
+
+// pull makes the image complete in the host's store. A cached one makes no request.
+//
+// A failure that may pass is tried again within the attempt, because the end of an attempt during a rollout is
+// the end of the rollout: a registry that restarts just now is not worth that.
+func (t *attempt) pull(ctx context.Context) (string, error) {
+	img, cached, err := t.agent.Images.Lookup(t.workload.release.Platform.ManifestDigest)
+	if err == nil && !cached {
+		img, err = t.pullPatiently(ctx)
+	}
+	if err != nil {
+		return "", err
+	}
+	t.image = img
+	detail := fmt.Sprintf("%d layers", len(img.Layers))
+	if cached {
+		detail += ", cached"
+	}
+	return detail, nil
+}
+
+func (t *attempt) pullPatiently(ctx context.Context) (*image.Image, error) {
+	pauses := t.agent.timing.pullPauses
+	for try := 0; ; try++ {
+		img, err := t.pullOnce(ctx)
+		if err == nil || errors.Is(err, image.ErrRefused) || ctx.Err() != nil || try == len(pauses) {
+			return img, err
+		}
+		t.log.Warn("the image could not be pulled; trying again", "in", pauses[try], "err", err)
+		t.setState(statePulling, "try %d of %d failed, trying again in %s: %s", try+1, len(pauses)+1, pauses[try], err)
+		if !sleep(ctx, pauses[try]) {
+			return nil, err
+		}
+	}
+}
+
+func (t *attempt) pullOnce(ctx context.Context) (*image.Image, error) {
+	release := t.workload.release
+	show := throttle(250*time.Millisecond, func(p image.Progress) {
+		t.setState(statePulling, "pulling layer %d of %d: %s of %s", p.Layer+1, p.Layers, mib(p.Bytes), mib(p.Total))
+	})
+	return t.agent.Images.Pull(ctx, t.agent.source(release.Sources), release.Platform.ManifestDigest,
+		release.Platform.ImageManifest, release.Platform.ImageConfig, show)
+}
+
+// throttle calls f at most once per interval. It is not for concurrent calls.
+func throttle[T any](interval time.Duration, f func(T)) func(T) {
+	var last time.Time
+	return func(v T) {
+		if now := time.Now(); now.Sub(last) >= interval {
+			last = now
+			f(v)
+		}
+	}
+}
+
+func mib(bytes int64) string {
+	if bytes < 10<<20 {
+		return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20))
+	}
+	return fmt.Sprintf("%d MiB", bytes>>20)
+}
