@@ -52,6 +52,10 @@ case $want in build) ;; demo | test)
 	need ps procps "shows that nothing is left running"
 	# Buildah wants a runtime on the machine even when it isolates by chroot only.
 	need crun crun "buildah refuses to work without a container runtime"
+	if [ "${VERSION_ID:-0}" -ge 13 ] && [ ! -e /usr/lib/podman/netavark ]; then
+		say "netavark is missing: buildah refuses to work without it since Debian 13"
+		missing="$missing netavark"
+	fi
 	;;
 *) die "usage: scripts/deps.sh build|demo|test" ;;
 esac
