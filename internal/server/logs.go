@@ -145,6 +145,24 @@ func (c *control) StreamLogs(ctx context.Context, req *connect.Request[pb.Stream
 	}
 }
 
+// appLogs are the instances whose logs are meant by the name of an app: those that run, or, when none does,
+// the last that did, because what it said last is what somebody wants to know.
+func appLogs(st *fleet.State, environment, app string) []*fleet.Instance {
+	if running := st.Instances(environment, app); len(running) > 0 {
+		return running
+	}
+	var last *fleet.Instance
+	for _, i := range st.EndedInstances(environment, app) {
+		if last == nil || i.PlacedAt.After(last.PlacedAt) {
+			last = i
+		}
+	}
+	if last == nil {
+		return nil
+	}
+	return []*fleet.Instance{last}
+}
+
 // logTargets are the instances that a request means: one, or all of an app.
 func (c *control) logTargets(req *pb.StreamLogsRequest) (targets []*fleet.Instance, err error) {
 	c.ledger.read(func(st *fleet.State) {
@@ -152,7 +170,7 @@ func (c *control) logTargets(req *pb.StreamLogsRequest) (targets []*fleet.Instan
 			return
 		}
 		if st.App(req.GetEnvironment(), req.GetTarget()) != nil {
-			targets = st.Instances(req.GetEnvironment(), req.GetTarget())
+			targets = appLogs(st, req.GetEnvironment(), req.GetTarget())
 			return
 		}
 		var i *fleet.Instance

@@ -67,6 +67,9 @@ func TestDeployUpdateRollback(t *testing.T) {
 	if list := l.instances(); len(list) != 0 {
 		t.Errorf("instances after stop: %v", list)
 	}
+	if logs := l.must("logs", "app"); !strings.Contains(logs, "got SIGTERM, stopping") {
+		t.Errorf("the logs of the last instance cannot be read by the app's name: %q", logs)
+	}
 	verified := l.must("audit", "verify")
 	if !strings.HasPrefix(verified, "ok ") {
 		t.Errorf("audit verify: %q", verified)
