@@ -1,0 +1,466 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
+	"github.com/pinnacehq/pinnace/internal/guest/guesttest"
+	"github.com/pinnacehq/pinnace/internal/image"
+	"github.com/pinnacehq/pinnace/internal/image/imagetest"
+	"github.com/pinnacehq/pinnace/internal/kernel"
+	"github.com/pinnacehq/pinnace/internal/manifest"
+	"github.com/pinnacehq/pinnace/internal/release"
+	"github.com/pinnacehq/pinnace/internal/vm"
+	"github.com/pinnacehq/pinnace/internal/vm/vmtest"
+)
+
+// patience bounds every wait of the tests.
+const patience = 20 * time.Second
+
+// lab is a host with everything around it that an agent needs: the image store and the agent's own files are
+// real, the rest keeps state and does what a test says.
+type lab struct {
+	t      *testing.T
+	dir    string
+	server *fakeServer
+	net    *fakeNetwork
+	proxy  *fakeProxy
+	driver *vmtest.Fake
+	image  *imagetest.Image
+	store  *image.Store
+	timing timing
+
+	agent *Agent
+	end   func() // ends the agent and waits until it has
+
+	mu       sync.Mutex
+	play     map[string]vmtest.Guest // guarded by mu: what the machines of an app do
+	source   image.Source            // guarded by mu
+	running  map[string]int          // guarded by mu: machines, by id
+	overlaps []string                // guarded by mu: instances that had two machines at once
+}
+
+func newLab(t *testing.T) *lab {
+	t.Parallel()
+	l := &lab{
+		t: t, dir: t.TempDir(), server: newFakeServer(t), net: newFakeNetwork(), proxy: newFakeProxy(),
+		image: imagetest.New().Layer(imagetest.Dir("app"), imagetest.File("app/server", "#!/bin/true\n").Mode(0o755)).
+			Config(func(c map[string]any) {
+				c["Entrypoint"] = []string{"/app/server"}
+				c["Env"] = []string{"FROM=image", "BOTH=image"}
+				c["StopSignal"] = "SIGINT"
+			}).Build(),
+		play: map[string]vmtest.Guest{}, running: map[string]int{},
+		timing: timing{
+			heartbeat: 50 * time.Millisecond, reportSpacing: time.Millisecond,
+			call: 5 * time.Second, silence: time.Minute, reconnect: 10 * time.Millisecond,
+			resync: 100 * time.Millisecond, routing: 5 * time.Second,
+			pullPauses: []time.Duration{time.Millisecond, 2 * time.Millisecond}, stall: time.Minute,
+			hello: 10 * time.Second, start: 10 * time.Second, startInterval: 5 * time.Millisecond,
+			drain: 5 * time.Millisecond, stopOnExit: 10 * time.Second,
+			obituary: 300 * time.Millisecond, reset: 5 * time.Second, cleanUp: 5 * time.Second,
+			backoffFirst: 5 * time.Millisecond, backoffMax: 50 * time.Millisecond, backoffReset: time.Minute,
+			keepLine: 10 * time.Millisecond, logBeat: 10 * time.Millisecond,
+		},
+	}
+	l.source = l.image
+	l.driver = vmtest.NewFake(l.boot)
+	for _, name := range []string{"vmlinuz", "initramfs"} {
+		if err := os.WriteFile(filepath.Join(l.dir, name), []byte("fake\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store, err := image.Open(filepath.Join(l.dir, "images"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.store = store
+	t.Cleanup(func() {
+		if l.end != nil {
+			l.end()
+		}
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+		if !l.net.empty() {
+			t.Error("something is still attached to a network")
+		}
+		if left, err := os.ReadDir(filepath.Join(l.dir, "run", "vm")); err == nil && len(left) > 0 {
+			t.Errorf("machines left directories: %v", left)
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if len(l.running) > 0 || len(l.overlaps) > 0 {
+			t.Errorf("machines that still run: %v, instances with two at once: %v", l.running, l.overlaps)
+		}
+	})
+	return l
+}
+
+// start runs an agent, as the next process on this host.
+func (l *lab) start() *lab {
+	l.t.Helper()
+	if err := l.make(); err != nil {
+		l.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- l.agent.Run(ctx) }()
+	l.end = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-ended:
+			if err != nil {
+				l.t.Errorf("the agent ended with %v", err)
+			}
+		case <-time.After(patience):
+			l.t.Error("the agent does not end")
+		}
+	})
+	return l
+}
+
+func (l *lab) make() error {
+	var level slog.LevelVar
+	level.Set(slog.LevelDebug)
+	a, err := New(l.t.Context(), Options{
+		Host: &pinnacev1.HostFacts{Id: "ship"}, Dir: filepath.Join(l.dir, "data"), RunDir: filepath.Join(l.dir, "run"),
+		Server: pinnacev1connect.NewAgentServiceClient(l.server.http.Client(), l.server.http.URL),
+		Driver: l.driver, Images: l.store, Network: l.net, Proxy: l.proxy,
+		Kernel: &kernel.Kernel{
+			Release: "6.12", Path: filepath.Join(l.dir, "vmlinuz"), SHA256: "aa", Initramfs: filepath.Join(l.dir, "initramfs"), InitramfsSHA256: "bb",
+		},
+		Source: func(string) image.Source { return l },
+		Scratch: func(_ context.Context, path string, size int64) error {
+			if err := os.WriteFile(path, []byte("ext4"), 0o600); err != nil {
+				return err
+			}
+			return os.Truncate(path, size)
+		},
+		PublicAddress: netip.MustParseAddr("0.0.0.0"),
+		Log:           slog.New(slog.NewTextHandler(l.t.Output(), &slog.HandlerOptions{Level: &level})),
+	})
+	if err != nil {
+		return err
+	}
+	a.timing = l.timing
+	l.agent = a
+	return nil
+}
+
+// Blob is that of the registry that the lab has just now.
+func (l *lab) Blob(ctx context.Context, digest string, size int64) (io.ReadCloser, error) {
+	l.mu.Lock()
+	source := l.source
+	l.mu.Unlock()
+	return source.Blob(ctx, digest, size)
+}
+
+// registry sets what serves the blobs from now on.
+func (l *lab) registry(open func(ctx context.Context, digest string, size int64) (io.ReadCloser, error)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if open == nil {
+		l.source = l.image
+		return
+	}
+	l.source = sourceFunc(open)
+}
+
+type sourceFunc func(ctx context.Context, digest string, size int64) (io.ReadCloser, error)
+
+func (f sourceFunc) Blob(ctx context.Context, digest string, size int64) (io.ReadCloser, error) {
+	return f(ctx, digest, size)
+}
+
+// boot plays the guest of one machine: that of its app.
+func (l *lab) boot(ctx context.Context, g *vmtest.FakeGuest) vmtest.End {
+	id, _, _ := strings.Cut(g.Spec.ID, ".")
+	app := id[:strings.LastIndex(id, "-")]
+	l.mu.Lock()
+	if l.running[id]++; l.running[id] > 1 {
+		l.overlaps = append(l.overlaps, id)
+	}
+	guest := l.play[app]
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.running[id]--; l.running[id] == 0 {
+			delete(l.running, id)
+		}
+	}()
+	if guest == nil {
+		guest = playing(guesttest.Workload{})
+	}
+	return guest(ctx, g)
+}
+
+// runs sets what the machines of an app do from now on.
+func (l *lab) runs(app string, guest vmtest.Guest) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.play[app] = guest
+}
+
+// playing is a guest that runs w.
+func playing(w guesttest.Workload) vmtest.Guest {
+	return func(ctx context.Context, g *vmtest.FakeGuest) vmtest.End {
+		return vmtest.End{Panic: w.Boot(ctx, guesttest.Machine{Control: g.Control, Logs: g.Logs, Console: g.Console, MemoryBytes: 128 << 20})}
+	}
+}
+
+// inTurn plays one guest after the other, and the last one for ever.
+func inTurn(guests ...vmtest.Guest) vmtest.Guest {
+	var mu sync.Mutex
+	n := 0
+	return func(ctx context.Context, g *vmtest.FakeGuest) vmtest.End {
+		mu.Lock()
+		guest := guests[min(n, len(guests)-1)]
+		n++
+		mu.Unlock()
+		return guest(ctx, g)
+	}
+}
+
+// exits is a process that ends by itself with code.
+func exits(code int) vmtest.Guest {
+	return playing(guesttest.Workload{Run: func(context.Context, *guesttest.Process) int { return code }})
+}
+
+// serves is a process that answers HTTP on ports until it is stopped.
+func (l *lab) serves(handler http.Handler, ports ...int) vmtest.Guest {
+	return func(ctx context.Context, g *vmtest.FakeGuest) vmtest.End {
+		return playing(guesttest.Workload{Run: func(ctx context.Context, _ *guesttest.Process) int {
+			for _, port := range ports {
+				ln, err := l.net.listen(g.Spec.NIC.Tap, port)
+				if err != nil {
+					return 98
+				}
+				srv := &http.Server{Handler: handler, ReadHeaderTimeout: time.Second}
+				served := make(chan error, 1)
+				go func() { served <- srv.Serve(ln) }()
+				defer func() { _ = srv.Close(); <-served }()
+			}
+			<-ctx.Done()
+			return 0
+		}})(ctx, g)
+	}
+}
+
+// answer is an HTTP handler with a status that can change.
+type answer struct {
+	mu     sync.Mutex
+	status int
+}
+
+func (a *answer) set(status int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.status = status
+}
+
+func (a *answer) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	w.WriteHeader(cmp.Or(a.status, http.StatusOK))
+}
+
+// app is a manifest with what a test adds to it.
+func (l *lab) app(name string, more ...string) *pinnacev1.AssignedRelease {
+	l.t.Helper()
+	src := fmt.Sprintf("schema = \"v1\"\nname = %q\nresources.memory = \"96MiB\"\nresources.disk = \"64MiB\"\n%s\n", name, strings.Join(more, "\n"))
+	m, problems := manifest.Parse([]byte(src))
+	if m == nil {
+		l.t.Fatalf("manifest: %v\n%s", problems, src)
+	}
+	r := release.Release{App: name, Image: release.ImageDigest(l.image.ManifestDigest), Manifest: m.Hash()}
+	return &pinnacev1.AssignedRelease{
+		Id: string(r.ID()), Image: l.image.ManifestDigest, ManifestHash: string(m.Hash()), ManifestCanonical: m.Canonical(),
+		Sources: []string{"registry.test/" + name},
+		Platform: &pinnacev1.ReleasePlatform{
+			Architecture: "amd64", ManifestDigest: l.image.ManifestDigest, ImageManifest: l.image.Manifest, ImageConfig: l.image.Config,
+		},
+	}
+}
+
+// assign places an instance. Its app has the address 10.101.0.N in its environment, where N is that of its name.
+func (l *lab) assign(env, instance string, rel *pinnacev1.AssignedRelease) {
+	app := instance[:strings.LastIndex(instance, "-")]
+	l.server.assign(func(set *pinnacev1.WatchAssignmentsResponse) {
+		set.Assignments = append(set.Assignments, &pinnacev1.Assignment{
+			Instance: instance, Environment: env, App: app, Release: rel.Id, Deployment: "dep-1",
+		})
+		set.Releases = append(set.Releases, rel)
+		var in *pinnacev1.AssignedEnvironment
+		for _, e := range set.Environments {
+			if e.Name == env {
+				in = e
+			}
+		}
+		if in == nil {
+			in = &pinnacev1.AssignedEnvironment{Name: env}
+			set.Environments = append(set.Environments, in)
+		}
+		for _, a := range in.Apps {
+			if a.App == app {
+				return
+			}
+		}
+		n := len(in.Apps) + 2
+		in.Apps = append(in.Apps, &pinnacev1.AssignedApp{
+			App: app, VirtualAddress: fmt.Sprintf("10.101.0.%d", n), VirtualAddressV6: fmt.Sprintf("fd00:7069:6e6e:101::%d", n),
+		})
+	})
+}
+
+// stop asks for the end of an instance.
+func (l *lab) stop(instance string) {
+	l.server.assign(func(set *pinnacev1.WatchAssignmentsResponse) {
+		for _, a := range set.Assignments {
+			if a.Instance == instance {
+				a.Stop = true
+			}
+		}
+	})
+}
+
+// take takes the assignment of an instance away, and its environment when it was the last in it.
+func (l *lab) take(instance string) {
+	l.server.assign(func(set *pinnacev1.WatchAssignmentsResponse) {
+		var kept []*pinnacev1.Assignment
+		used := map[string]bool{}
+		for _, a := range set.Assignments {
+			if a.Instance != instance {
+				kept = append(kept, a)
+				used[a.Environment] = true
+			}
+		}
+		set.Assignments = kept
+		var envs []*pinnacev1.AssignedEnvironment
+		for _, e := range set.Environments {
+			if used[e.Name] {
+				envs = append(envs, e)
+			}
+		}
+		set.Environments = envs
+	})
+}
+
+// eventually waits until check, called with the server's state held, is satisfied.
+func (l *lab) eventually(what string, check func() bool) {
+	l.t.Helper()
+	deadline := time.After(patience)
+	for {
+		l.server.mu.Lock()
+		ok, changed := check(), l.server.changed
+		l.server.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			l.server.mu.Lock()
+			defer l.server.mu.Unlock()
+			l.t.Fatalf("in vain waited for: %s\nlast report: %v", what, l.server.last)
+		}
+	}
+}
+
+// await waits for a report of an instance that is as wanted, and returns it.
+func (l *lab) await(instance, what string, wanted func(*pinnacev1.InstanceReport) bool) *pinnacev1.InstanceReport {
+	l.t.Helper()
+	var found *pinnacev1.InstanceReport
+	l.eventually(instance+" "+what, func() bool {
+		for _, r := range l.server.reports[instance] {
+			if wanted(r) {
+				found = r
+			}
+		}
+		return found != nil
+	})
+	return proto.CloneOf(found)
+}
+
+func (l *lab) awaitState(instance, state string) *pinnacev1.InstanceReport {
+	l.t.Helper()
+	var found *pinnacev1.InstanceReport
+	l.eventually(instance+" is "+state, func() bool {
+		all := l.server.reports[instance]
+		if len(all) == 0 || all[len(all)-1].State != state {
+			return false
+		}
+		found = all[len(all)-1]
+		return true
+	})
+	return proto.CloneOf(found)
+}
+
+// awaitEnd waits until an instance has ended for good.
+func (l *lab) awaitEnd(instance string) *pinnacev1.InstanceReport {
+	l.t.Helper()
+	return l.await(instance, "has ended", func(r *pinnacev1.InstanceReport) bool { return r.Final })
+}
+
+// awaitAttemptEnd waits for the end of one attempt.
+func (l *lab) awaitAttemptEnd(instance string, attempt uint32) *pinnacev1.Cause {
+	l.t.Helper()
+	return l.await(instance, fmt.Sprintf("has ended attempt %d", attempt), func(r *pinnacev1.InstanceReport) bool {
+		return r.Attempt == attempt && r.End != nil
+	}).End
+}
+
+// deploy assigns an instance in "dev" and waits until it is ready.
+func (l *lab) deploy(instance string, rel *pinnacev1.AssignedRelease) *pinnacev1.InstanceReport {
+	l.t.Helper()
+	l.assign("dev", instance, rel)
+	return l.awaitState(instance, stateReady)
+}
+
+// poll waits for what no report tells.
+func (l *lab) poll(what string, check func() bool) {
+	l.t.Helper()
+	for deadline := time.Now().Add(patience); !check(); {
+		if time.Now().After(deadline) {
+			l.t.Fatalf("in vain waited for: %s", what)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// machine is the spec of the newest machine of an instance.
+func (l *lab) machine(instance string) vm.Spec {
+	l.t.Helper()
+	var found vm.Spec
+	for _, s := range l.driver.Started() {
+		if strings.HasPrefix(s.ID, instance+".") {
+			found = s
+		}
+	}
+	if found.ID == "" {
+		l.t.Fatalf("no machine was started for %s", instance)
+	}
+	return found
+}
+
+func hashOf(canonical []byte) string { return string(manifest.HashOf(canonical)) }
+
+var errDown = &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}
