@@ -435,6 +435,33 @@ func (l *lab) deploy(instance string, rel *pinnacev1.AssignedRelease) *pinnacev1
 	return l.awaitState(instance, stateReady)
 }
 
+// during makes a guest that waits until the instance of its machine was reported with a state or message, and
+// then goes on as guest.
+func (l *lab) during(phase string, guest vmtest.Guest) vmtest.Guest {
+	return func(ctx context.Context, g *vmtest.FakeGuest) vmtest.End {
+		l.waitFor(ctx, g, phase)
+		return guest(ctx, g)
+	}
+}
+
+// waitFor waits on behalf of a machine until its instance was reported with a state or message.
+func (l *lab) waitFor(ctx context.Context, g *vmtest.FakeGuest, phase string) {
+	id, _, _ := strings.Cut(g.Spec.ID, ".")
+	for {
+		l.server.mu.Lock()
+		all, changed := l.server.reports[id], l.server.changed
+		l.server.mu.Unlock()
+		if n := len(all); n > 0 && (all[n-1].State == phase || all[n-1].Message == phase) {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // poll waits for what no report tells.
 func (l *lab) poll(what string, check func() bool) {
 	l.t.Helper()

@@ -123,7 +123,7 @@ func TestNotReadyYetSaysWhy(t *testing.T) {
 	l.runs("api", l.serves(&answer{}, 9090))
 	l.start()
 	l.assign("dev", "api-1", l.app("api", webPort, "ports.admin.port = 9090"))
-	r := l.await("api-1", "says why it is not ready", func(r *pinnacev1.InstanceReport) bool { return strings.HasPrefix(r.Message, "not ready yet") })
+	r := l.await("api-1", "says why it is not ready", func(r *pinnacev1.InstanceReport) bool { return strings.Contains(r.Message, "port web") })
 	if want := "not ready yet: port web (8080): connect: connection refused"; r.Message != want || r.State != stateStarted {
 		t.Errorf("got %s: %q, want %q", r.State, r.Message, want)
 	}
