@@ -17,7 +17,8 @@ import (
 const manifestName = "pinnace.toml"
 
 func (c *cli) newCheck() *cobra.Command {
-	return &cobra.Command{
+	var against imageCheck
+	cmd := &cobra.Command{
 		Use:   "check [FILE…]",
 		Short: "Say whether a manifest is valid, or everything that is wrong with it",
 		Long: `Check reads manifests (pinnace.toml unless others are named; "-" is stdin) and says for each
@@ -26,17 +27,27 @@ whether it is valid, with its hash, or lists every error with its place, cause a
 It works offline, and its verdict does not depend on the version of Pinnace: it accepts all
 of schema v1. What this version cannot run yet is said by plan and deploy.
 
+With --image it reads the image's config as well, without running it: does the architecture
+fit, is there something to run, and what of the image has no effect. With --deep it fetches
+the layers, unless they are in your user's cache, and looks into the image: programs are
+there and can be executed, with their interpreters; user and group exist.
+
 Exit status: 0 when all are valid, 2 when one is not.`,
 		Example: `  pinnace check
-  pinnace check --json apps/*/pinnace.toml`,
+  pinnace check --json apps/*/pinnace.toml
+  pinnace check --deep --image registry.example.com/shop/api:v3`,
 		Args: cobra.ArbitraryArgs,
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if len(args) == 0 {
 				args = []string{manifestName}
 			}
+			if err := against.open(cmd.Context(), c); err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, against.Close()) }()
 			bad := false
 			for _, file := range args {
-				ok, err := c.checkFile(file)
+				ok, err := c.checkFile(file, &against)
 				if err != nil {
 					return err
 				}
@@ -48,6 +59,8 @@ Exit status: 0 when all are valid, 2 when one is not.`,
 			return nil
 		},
 	}
+	against.add(cmd)
+	return cmd
 }
 
 // checkResult is what check prints with --json for each file.
@@ -57,9 +70,10 @@ type checkResult struct {
 	Name     string            `json:"name,omitempty"`
 	Hash     manifest.Hash     `json:"hash,omitempty"`
 	Problems manifest.Problems `json:"problems"`
+	Image    *checkedImage     `json:"image,omitempty"` // with --image
 }
 
-func (c *cli) checkFile(file string) (ok bool, err error) {
+func (c *cli) checkFile(file string, against *imageCheck) (ok bool, err error) {
 	src, err := c.readManifest(file)
 	if err != nil {
 		return false, err
@@ -68,14 +82,16 @@ func (c *cli) checkFile(file string) (ok bool, err error) {
 	result := checkResult{File: file, OK: m != nil, Problems: problems}
 	if m != nil {
 		result.Name, result.Hash = m.Name, m.Hash()
+		problems = append(problems, against.problems(m)...)
+		result.Problems, result.OK, result.Image = problems, !problems.HasErrors(), against.image
 	}
 	if c.json {
 		return result.OK, c.printJSON(result)
 	}
 	c.showProblems(file, src, problems)
-	if m != nil {
+	if result.OK {
 		values, defaults := m.Counts()
-		c.print("ok %s %s (%d values, %d defaults)", m.Name, m.Hash(), values, defaults)
+		c.print("ok %s %s (%d values, %d defaults)%s", m.Name, m.Hash(), values, defaults, against.verdict())
 	}
 	return result.OK, nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -18,11 +19,12 @@ import (
 func (c *cli) newRelease() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "release",
-		Short: "Create, list and show Releases",
+		Short: "Create, list, compare, export and verify Releases",
 		Long: `A Release is the immutable pair of an image, pinned by digest, and a manifest. Creating one
 starts nothing; the same pair is the same Release, and creating it again changes nothing.`,
 	}
-	cmd.AddCommand(c.newReleaseCreate(), c.newReleaseList(), c.newReleaseShow())
+	cmd.AddCommand(c.newReleaseCreate(), c.newReleaseList(), c.newReleaseShow(), c.newReleaseDiff(), c.newReleaseExport(),
+		c.newReleaseVerify())
 	return cmd
 }
 
@@ -110,10 +112,14 @@ func (c *cli) createRelease(ctx context.Context, file, reference string) (*pinna
 
 // resolve finds what an image reference names now.
 func (c *cli) resolve(ctx context.Context, reference string) (*registry.Image, error) {
-	client := registry.New(registry.Options{UserAgent: "pinnace/" + version})
+	client := newRegistryClient()
 	defer client.Close()
 	defer c.progress(ctx, "resolving "+reference)()
-	return client.Resolve(ctx, reference)
+	image, err := client.Resolve(ctx, reference)
+	if err == nil && len(image.Missing) > 0 {
+		c.say("the index of %s names %s too, which this registry does not have", reference, strings.Join(image.Missing, ", "))
+	}
+	return image, err
 }
 
 func (c *cli) newReleaseList() *cobra.Command {

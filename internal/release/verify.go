@@ -31,6 +31,11 @@ type Documents struct {
 	Platforms []Platform
 }
 
+// Release is what the documents claim to be.
+func (d Documents) Release() Release {
+	return Release{App: d.App, Image: ImageDigest(d.Image), Manifest: manifest.Hash(d.Manifest)}
+}
+
 // Platform is what a Release has of its image for one architecture.
 type Platform struct {
 	Architecture   string
@@ -49,7 +54,7 @@ type Finding struct {
 // Verify recomputes every identity from the bytes that it stands for. It says of each how it came out.
 func (d Documents) Verify() []Finding {
 	v := verifier{}
-	rel := Release{App: d.App, Image: ImageDigest(d.Image), Manifest: manifest.Hash(d.Manifest)}
+	rel := d.Release()
 	if err := rel.Validate(); err != nil {
 		v.add("release id", false, "%v", err)
 	} else {

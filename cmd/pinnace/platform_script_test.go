@@ -1,0 +1,212 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/pinnacehq/pinnace/internal/eventlog/sqlite"
+	"github.com/pinnacehq/pinnace/internal/registry/embedded"
+	"github.com/pinnacehq/pinnace/internal/server"
+)
+
+const scriptToken = "the-admin-token-of-the-scripts"
+
+// TestPlatformScript runs testdata/platform: promises that take a server and a registry, which are real and in
+// this process, but no agent. $REGISTRY is the registry's address.
+func TestPlatformScript(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/platform",
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"status":  status,
+			"image":   pushImage,
+			"setenv":  setFromFile,
+			"removed": removeLayers,
+		},
+		Setup: func(e *testscript.Env) error {
+			registry, err := startRegistry(e, filepath.Join(e.WorkDir, ".registry"))
+			if err != nil {
+				return err
+			}
+			api, err := startServer(e, filepath.Join(e.WorkDir, ".server"))
+			if err != nil {
+				return err
+			}
+			for name, value := range map[string]string{
+				"HOME": e.WorkDir, "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": "", "REGISTRY": registry, "PINNACE_SERVER": api, "PINNACE_TOKEN": scriptToken,
+			} {
+				e.Setenv(name, value)
+			}
+			return nil
+		},
+	})
+}
+
+func startRegistry(e *testscript.Env, dir string) (addr string, err error) {
+	r, err := embedded.New(embedded.Options{Dir: dir, Addr: "127.0.0.1:0"})
+	if err != nil {
+		return "", err
+	}
+	background(e, r.Run)
+	return r.Addr(), nil
+}
+
+func startServer(e *testscript.Env, dir string) (url string, err error) {
+	s, err := server.New(context.Background(), server.Options{
+		Engine: sqlite.New(sqlite.Options{Dir: dir}), Logger: slog.New(slog.DiscardHandler), Version: version,
+		AdminToken: scriptToken, AgentToken: scriptToken + "-of-agents",
+	})
+	if err != nil {
+		return "", err
+	}
+	api := httptest.NewServer(s.Handler())
+	background(e, s.Run)
+	e.Defer(func() {
+		api.Close()
+		_ = s.Close()
+	})
+	return api.URL, nil
+}
+
+// background runs something until the script ends.
+func background(e *testscript.Env, run func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	e.Defer(func() {
+		cancel()
+		<-done
+	})
+}
+
+// pushImage makes an image of a folder and pushes it: image NAME:TAG DIR [ARCH...]. DIR/config.json is the
+// "config" of the image config; DIR/rootfs has its files, executable unless they are below /etc. With several
+// architectures it is an index.
+func pushImage(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: image NAME:TAG DIR [ARCH...]")
+	}
+	dir := ts.MkAbs(args[1])
+	architectures := args[2:]
+	if len(architectures) == 0 {
+		architectures = []string{"amd64"}
+	}
+	ref, err := name.ParseReference(ts.Getenv("REGISTRY") + "/" + args[0])
+	ts.Check(err)
+	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
+	var only v1.Image
+	for _, arch := range architectures {
+		only, err = imageOf(dir, arch)
+		ts.Check(err)
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: only, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: arch}}})
+	}
+	if len(architectures) > 1 {
+		ts.Check(remote.WriteIndex(ref, index))
+		return
+	}
+	ts.Check(remote.Write(ref, only))
+}
+
+func imageOf(dir, arch string) (v1.Image, error) {
+	layer, err := layerOf(filepath.Join(dir, "rootfs"))
+	if err != nil {
+		return nil, err
+	}
+	img, err := mutate.AppendLayers(mutate.MediaType(empty.Image, types.OCIManifestSchema1), layer)
+	if err != nil {
+		return nil, err
+	}
+	config, err := img.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	config = config.DeepCopy()
+	config.OS, config.Architecture = "linux", arch
+	process, err := os.ReadFile(filepath.Join(dir, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(process, &config.Config); err != nil {
+		return nil, err
+	}
+	img, err = mutate.ConfigFile(img, config)
+	return mutate.ConfigMediaType(img, types.OCIConfigJSON), err
+}
+
+func layerOf(root string) (v1.Layer, error) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || path == root {
+			return err
+		}
+		h := &tar.Header{Name: strings.TrimPrefix(path, root+"/"), Mode: 0o755, Typeflag: tar.TypeDir, Format: tar.FormatPAX}
+		if d.IsDir() {
+			return w.WriteHeader(h)
+		}
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		h.Typeflag, h.Size = tar.TypeReg, int64(len(content))
+		if strings.HasPrefix(h.Name, "etc/") {
+			h.Mode = 0o644
+		}
+		if err := w.WriteHeader(h); err != nil {
+			return err
+		}
+		_, err = w.Write(content)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
+}
+
+// setFromFile keeps the output of the last command: setenv NAME stdout.
+func setFromFile(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: setenv NAME FILE")
+	}
+	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile(args[1])))
+}
+
+// removeLayers removes all layers from the registry: removed.
+func removeLayers(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: removed")
+	}
+	blobs := filepath.Join(ts.MkAbs(".registry"), "docker/registry/v2/blobs")
+	ts.Check(filepath.WalkDir(blobs, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || d.Name() != "data" {
+			return err
+		}
+		head, err := os.ReadFile(path)
+		if err == nil && bytes.HasPrefix(head, []byte{0x1f, 0x8b}) { // a layer
+			return os.RemoveAll(filepath.Dir(path))
+		}
+		return err
+	}))
+}
