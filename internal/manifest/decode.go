@@ -26,7 +26,7 @@ type decoder struct {
 	whole     bool // the text was read to its end, so what is missing is missing
 }
 
-// Parse reads the text of a manifest. It returns every problem at once, in the order of the text. The
+// Parse reads the text of a manifest. It returns every problem at once, up to a thousand of them, in the order of the text. The
 // Manifest is nil if and only if there is an error among them; warnings may come with a Manifest.
 //
 // A source may be at most MaxSourceSize bytes long. Parse does not keep or change it.

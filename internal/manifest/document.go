@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2/unstable"
@@ -210,8 +211,9 @@ func (d *document) keyValue(parent *node, e *unstable.Node, depth int) {
 			}
 			n = d.newNode()
 			n.key, n.keyAt, n.how, n.up = key, at, byValue, parent
-			d.value(n, e.Value(), d.valueStart(at), depth)
-			parent.add(n)
+			if d.value(n, e.Value(), d.valueStart(at), depth) {
+				parent.add(n)
+			}
 			return
 		}
 		if n == nil {
@@ -232,8 +234,8 @@ func (d *document) table(parent *node, key string, at span, how origination) *no
 }
 
 // value fills n from a value of the parser. The parser gives no place for lists, so start is where the value
-// begins, as seen from its key.
-func (d *document) value(n *node, v *unstable.Node, start, depth int) {
+// begins, as seen from its key. The result is false for a list that is too long to be kept.
+func (d *document) value(n *node, v *unstable.Node, start, depth int) bool {
 	n.at = span{off: start, length: 1}
 	if v.Raw.Length > 0 {
 		n.at = d.span(v.Raw)
@@ -250,18 +252,24 @@ func (d *document) value(n *node, v *unstable.Node, start, depth int) {
 	case unstable.Array:
 		n.kind = kindArray
 		if !d.deepEnough(v, n.at, depth) {
-			return
+			return true
 		}
 		for it := v.Children(); it.Next(); {
+			if len(n.items) == maxElements {
+				d.tooLong(n.at)
+				return false
+			}
 			item := d.newNode()
 			item.how = byValue
-			d.value(item, it.Node(), start, depth+1)
+			if !d.value(item, it.Node(), start, depth+1) {
+				return false
+			}
 			n.items = append(n.items, item)
 		}
 	case unstable.InlineTable:
 		n.kind = kindTable
 		if !d.deepEnough(v, n.at, depth) {
-			return
+			return true
 		}
 		for it := v.Children(); it.Next(); {
 			d.keyValue(n, it.Node(), depth)
@@ -269,6 +277,7 @@ func (d *document) value(n *node, v *unstable.Node, start, depth int) {
 	default:
 		n.kind, n.text = kindDate, d.text(v)
 	}
+	return true
 }
 
 // deepEnough refuses what nests too deep before descending into it, so that the recursion has a bound.
@@ -320,6 +329,16 @@ func (d *document) twice(first *node, at span) {
 		Message: "defined twice; the first time is on " + lineName(line),
 		Why:     "a table or a value is written down in one place only",
 		Fix:     "keep one of the two",
+	})
+}
+
+// tooLong refuses a list before it takes much memory. No key takes so many values.
+func (d *document) tooLong(at span) {
+	d.lost = true
+	d.list.add(at, Problem{
+		Code:    CodeOutOfRange,
+		Message: fmt.Sprintf("a list of more than %d values", maxElements),
+		Why:     "no key of a manifest takes that many",
 	})
 }
 

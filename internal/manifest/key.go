@@ -56,6 +56,26 @@ const (
 	EffectData    Effect = "data"     // touches stored data
 )
 
+// Meaning says in a few words what happens.
+func (e Effect) Meaning() string {
+	switch e {
+	case EffectNone:
+		return "takes effect with the next rollout, or has none at run time"
+	case EffectRouting:
+		return "connections go elsewhere; instances live on"
+	case EffectInPlace:
+		return "the agent takes it up; instances live on"
+	case EffectRestart:
+		return "instances are restarted where they are"
+	case EffectReplace:
+		return "new instances take the place of the old ones"
+	case EffectData:
+		return "touches stored data"
+	default:
+		return string(e)
+	}
+}
+
 // Key is one row of the table: everything there is to know about one key of the manifest.
 type Key struct {
 	Path     string // as in TOML; "*" stands for a name that the author chooses
@@ -114,6 +134,21 @@ type elements struct {
 // conditional tells whether other keys of the same table decide about this one.
 func (k *Key) conditional() bool {
 	return len(k.When) > 0 || len(k.RequiredWhen) > 0 || len(k.DefaultWhen) > 0
+}
+
+// BoundsText lists the bounds of the key: its values, its range, and what only words can say.
+func (k *Key) BoundsText() []string {
+	var parts []string
+	if len(k.Values) > 0 {
+		parts = append(parts, "`"+strings.Join(k.Values, "`, `")+"`")
+	}
+	if r := k.Range(); r != "" {
+		parts = append(parts, r)
+	}
+	if k.Bounds != "" {
+		parts = append(parts, k.Bounds)
+	}
+	return parts
 }
 
 // path gives the key path with the name filled in.

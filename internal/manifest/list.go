@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"fmt"
 	"sort"
 	"strconv"
 	"strings"
@@ -15,8 +16,18 @@ type problemList struct {
 	problems Problems
 }
 
+// maxProblems bounds how many problems are told. Nobody reads more, and each takes memory.
+const maxProblems = 1000
+
 // add takes a problem in. The first letter of its code says how severe it is.
 func (l *problemList) add(at span, p Problem) {
+	switch {
+	case len(l.problems) == maxProblems:
+		p = Problem{Code: CodeSyntax, Message: fmt.Sprintf("there are more than %d problems; the others are not listed", maxProblems)}
+		at = span{off: len(l.src)}
+	case len(l.problems) > maxProblems:
+		return
+	}
 	p.Severity = SeverityError
 	if strings.HasPrefix(p.Code, "W") {
 		p.Severity = SeverityWarning

@@ -3,7 +3,6 @@ package manifest
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -114,45 +113,6 @@ func TestParseCanonicalIsStrict(t *testing.T) {
 			}
 			if !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %q, want it to name %q", err, tt.want)
-			}
-		})
-	}
-}
-
-// TestHostileSources gives texts that are made to cost time.
-func TestHostileSources(t *testing.T) {
-	keys := func(format string, n int) string {
-		var b strings.Builder
-		for i := range n {
-			fmt.Fprintf(&b, format, i, i)
-		}
-		return b.String()
-	}
-	tests := map[string]string{
-		"too big":       strings.Repeat("#", MaxSourceSize+1),
-		"deep lists":    "a = " + strings.Repeat("[", MaxSourceSize-10),
-		"deep tables":   "a = " + strings.Repeat("{a=", MaxSourceSize/3-10),
-		"closed lists":  "a = " + strings.Repeat("[", MaxSourceSize/2-10) + strings.Repeat("]", MaxSourceSize/2-10),
-		"long path":     strings.Repeat("a.", MaxSourceSize/2-10) + "a = 1",
-		"unknown keys":  keys("k%d=%d\n", 18000),
-		"variables":     "[env]\n" + keys("K%d=\"%d\"\n", 15000),
-		"ports":         keys("[ports.p%d]\nport=%d\n", 9000),
-		"duplicates":    strings.Repeat("a=1\n", MaxSourceSize/4),
-		"headers":       strings.Repeat("[a]\n", MaxSourceSize/4),
-		"broken lines":  strings.Repeat("a=\n", MaxSourceSize/3),
-		"list":          "command = [" + strings.Repeat(`"",`, MaxSourceSize/3-10) + "]",
-		"set":           "vars = [" + keys(`"A%d_%d",`, 14000) + "]",
-		"list of table": strings.Repeat("[[a]]\n", MaxSourceSize/6),
-		"newlines":      strings.Repeat("\n", MaxSourceSize),
-	}
-	for name, src := range tests {
-		t.Run(name, func(t *testing.T) {
-			start := time.Now()
-			if m, problems := Parse([]byte(src)); m != nil || len(problems) == 0 {
-				t.Fatal("accepted")
-			}
-			if took := time.Since(start); took > 5*time.Second {
-				t.Errorf("took %s", took)
 			}
 		})
 	}

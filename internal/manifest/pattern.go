@@ -49,8 +49,17 @@ func numbersBetween(lowest, highest int64) string {
 		if err != nil || last >= highest {
 			return strings.Join(append(parts, digitsBetween(from, strconv.FormatInt(highest, 10))), "|")
 		}
-		parts = append(parts, digitsBetween(from, nines))
-		lowest = last + 1
+		if lowest*10 != last+1 {
+			parts = append(parts, digitsBetween(from, nines))
+			lowest = last + 1
+			continue
+		}
+		// All numbers of this length, and perhaps of the next ones.
+		shortest, longest := len(from)-1, len(from)-1
+		for lowest = last + 1; lowest <= highest/10; lowest *= 10 {
+			longest++
+		}
+		parts = append(parts, "[1-9]"+digits(shortest, longest))
 	}
 	return strings.Join(parts, "|")
 }
@@ -62,7 +71,7 @@ func digitsBetween(from, to string) string {
 	case from == to:
 		return from
 	case strings.Trim(from, "0") == "" && strings.Trim(to, "9") == "":
-		return digits(rest + 1)
+		return digits(rest+1, rest+1)
 	case from[0] == to[0]:
 		return from[:1] + grouped(digitsBetween(from[1:], to[1:]))
 	}
@@ -79,9 +88,9 @@ func digitsBetween(from, to string) string {
 	}
 	switch {
 	case first == last:
-		parts = append(parts, string(first)+digits(rest))
+		parts = append(parts, string(first)+digits(rest, rest))
 	case first < last:
-		parts = append(parts, "["+string(first)+"-"+string(last)+"]"+digits(rest))
+		parts = append(parts, "["+string(first)+"-"+string(last)+"]"+digits(rest, rest))
 	}
 	if ending != "" {
 		parts = append(parts, ending)
@@ -89,14 +98,17 @@ func digitsBetween(from, to string) string {
 	return strings.Join(parts, "|")
 }
 
-func digits(n int) string {
-	switch n {
-	case 0:
+// digits matches that many of them.
+func digits(least, most int) string {
+	switch {
+	case most == 0:
 		return ""
-	case 1:
+	case least == 1 && most == 1:
 		return "[0-9]"
+	case least == most:
+		return "[0-9]{" + strconv.Itoa(most) + "}"
 	default:
-		return "[0-9]{" + strconv.Itoa(n) + "}"
+		return "[0-9]{" + strconv.Itoa(least) + "," + strconv.Itoa(most) + "}"
 	}
 }
 

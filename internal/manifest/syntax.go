@@ -15,6 +15,7 @@ import (
 const (
 	MaxSourceSize = 256 << 10
 	maxNesting    = 4
+	maxElements   = 4096
 )
 
 // maxSyntaxErrors bounds how often the parser picks itself up. What comes after that many is noise.
