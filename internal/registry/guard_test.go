@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -126,6 +127,9 @@ func TestTokenRealms(t *testing.T) {
 			})
 			o := Options{Keychain: user{"alice", "secret"}}
 			if c.allowed {
+				if _, err := net.DefaultResolver.LookupHost(t.Context(), "localhost"); err != nil {
+					t.Skipf("needs localhost in /etc/hosts: %v", err)
+				}
 				o.TokenHosts = []string{byName(other)}
 			}
 			_, err := newClient(t, o).Resolve(t.Context(), f.addr+"/web:1")
