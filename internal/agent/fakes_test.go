@@ -30,11 +30,14 @@ type fakeServer struct {
 	http *httptest.Server
 	away atomic.Bool // answers nothing but 503
 
+	refused atomic.Int32 // calls while away
+
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced with every change of what follows
 	set      *pinnacev1.WatchAssignmentsResponse
 	asks     []*pinnacev1.LogRequest
 	joins    int
+	streams  int                                    // of assignments
 	reports  map[string][]*pinnacev1.InstanceReport // distinct ones, in order
 	last     *pinnacev1.ReportRequest
 	lines    map[string][]*pinnacev1.StreamLogsResponse // by request
@@ -52,11 +55,15 @@ func newFakeServer(t *testing.T) *fakeServer {
 	_, handler := pinnacev1connect.NewAgentServiceHandler(s)
 	s.http = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.away.Load() {
+			s.refused.Add(1)
 			http.Error(w, "away", http.StatusServiceUnavailable)
 			return
 		}
 		handler.ServeHTTP(w, r)
 	}))
+	// As between the real ones. Over HTTP/1 a server cannot end a stream of which it has read enough.
+	s.http.Config.Protocols = new(http.Protocols)
+	s.http.Config.Protocols.SetUnencryptedHTTP2(true)
 	s.http.Start()
 	t.Cleanup(func() {
 		s.http.CloseClientConnections()
@@ -67,8 +74,7 @@ func newFakeServer(t *testing.T) *fakeServer {
 
 // leave makes the server unreachable, for those who talk to it already too.
 func (s *fakeServer) leave() {
-	s.away.Store(true)
-	s.http.CloseClientConnections()
+	s.change(func() { s.away.Store(true) })
 }
 
 func (s *fakeServer) comeBack() { s.away.Store(false) }
@@ -98,9 +104,14 @@ func (s *fakeServer) Join(context.Context, *connect.Request[pinnacev1.JoinReques
 }
 
 func (s *fakeServer) WatchAssignments(ctx context.Context, _ *connect.Request[pinnacev1.WatchAssignmentsRequest], stream *connect.ServerStream[pinnacev1.WatchAssignmentsResponse]) error {
+	s.change(func() { s.streams++ })
+	defer s.change(func() { s.streams-- })
 	var sent uint64
 	asked := 0
 	for {
+		if s.away.Load() {
+			return connect.NewError(connect.CodeUnavailable, errors.New("going away"))
+		}
 		s.mu.Lock()
 		changed := s.changed
 		msg := &pinnacev1.WatchAssignmentsResponse{Revision: s.set.Revision}

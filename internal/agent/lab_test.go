@@ -76,7 +76,7 @@ func newLab(t *testing.T) *lab {
 			hello: 10 * time.Second, start: 10 * time.Second, startInterval: 5 * time.Millisecond,
 			drain: 5 * time.Millisecond, stopOnExit: 10 * time.Second,
 			obituary: 300 * time.Millisecond, reset: 5 * time.Second, cleanUp: 5 * time.Second,
-			backoffFirst: 5 * time.Millisecond, backoffMax: 50 * time.Millisecond, backoffReset: time.Minute,
+			backoffFirst: 100 * time.Millisecond, backoffMax: 200 * time.Millisecond, backoffReset: time.Minute,
 			keepLine: 10 * time.Millisecond, logBeat: 10 * time.Millisecond,
 		},
 	}
@@ -138,11 +138,14 @@ func (l *lab) start() *lab {
 }
 
 func (l *lab) make() error {
+	transport := &http.Transport{Protocols: new(http.Protocols)}
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	l.t.Cleanup(transport.CloseIdleConnections)
 	var level slog.LevelVar
 	level.Set(slog.LevelDebug)
 	a, err := New(l.t.Context(), Options{
 		Host: &pinnacev1.HostFacts{Id: "ship"}, Dir: filepath.Join(l.dir, "data"), RunDir: filepath.Join(l.dir, "run"),
-		Server: pinnacev1connect.NewAgentServiceClient(l.server.http.Client(), l.server.http.URL),
+		Server: pinnacev1connect.NewAgentServiceClient(&http.Client{Transport: transport}, l.server.http.URL),
 		Driver: l.driver, Images: l.store, Network: l.net, Proxy: l.proxy,
 		Kernel: &kernel.Kernel{
 			Release: "6.12", Path: filepath.Join(l.dir, "vmlinuz"), SHA256: "aa", Initramfs: filepath.Join(l.dir, "initramfs"), InitramfsSHA256: "bb",

@@ -87,11 +87,15 @@ func (h *health) dialPort(ctx context.Context, port manifest.Port) error {
 }
 
 func (h *health) get(ctx context.Context, port manifest.Port, p *manifest.Probe) error {
+	// The connection is made here because a Transport goes on dialling when the request's time is up.
+	conn, err := h.agent.Network.Dial(ctx, h.assignment.Environment, h.address(port))
+	if err != nil {
+		return shortDialError(err)
+	}
+	defer func() { _ = conn.Close() }() // the answer is all that counts
 	transport := &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return h.agent.Network.Dial(ctx, h.assignment.Environment, h.address(port))
-		},
+		DisableKeepAlives:      true,
+		DialContext:            func(context.Context, string, string) (net.Conn, error) { return conn, nil },
 		MaxResponseHeaderBytes: 64 << 10,
 	}
 	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error {

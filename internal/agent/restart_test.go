@@ -88,14 +88,22 @@ func TestCauses(t *testing.T) {
 		"guest out of memory": {func(*lab) vmtest.Guest {
 			return playing(guesttest.Workload{OOM: true, Run: func(context.Context, *guesttest.Process) int { return 0 }})
 		}, &pinnacev1.Cause{Kind: causeGuestOOM, Code: 137, Signal: "SIGKILL"}, ""},
-		"kernel panic": {func(l *lab) vmtest.Guest { return once(l, vmtest.End{Panic: "no init"}) },
-			&pinnacev1.Cause{Kind: causeKernelPanic, Detail: "guest kernel panicked"}, "Kernel panic - not syncing: no init"},
-		"reset without a report": {func(l *lab) vmtest.Guest { return once(l, vmtest.End{}) },
-			&pinnacev1.Cause{Kind: causeLost, Detail: "guest reset or powered off"}, ""},
-		"monitor failed": {func(l *lab) vmtest.Guest { return once(l, vmtest.End{Code: 1}) },
-			&pinnacev1.Cause{Kind: causeLost, Detail: "monitor ended with status 1"}, ""},
-		"monitor out of memory": {func(l *lab) vmtest.Guest { return once(l, vmtest.End{OOM: true}) },
-			&pinnacev1.Cause{Kind: causeVMMOOM, Detail: "its cgroup ran out of memory"}, ""},
+		"kernel panic": {
+			func(l *lab) vmtest.Guest { return once(l, vmtest.End{Panic: "no init"}) },
+			&pinnacev1.Cause{Kind: causeKernelPanic, Detail: "guest kernel panicked"}, "Kernel panic - not syncing: no init",
+		},
+		"reset without a report": {
+			func(l *lab) vmtest.Guest { return once(l, vmtest.End{}) },
+			&pinnacev1.Cause{Kind: causeLost, Detail: "guest reset or powered off"}, "",
+		},
+		"monitor failed": {
+			func(l *lab) vmtest.Guest { return once(l, vmtest.End{Code: 1}) },
+			&pinnacev1.Cause{Kind: causeLost, Detail: "monitor ended with status 1"}, "",
+		},
+		"monitor out of memory": {
+			func(l *lab) vmtest.Guest { return once(l, vmtest.End{OOM: true}) },
+			&pinnacev1.Cause{Kind: causeVMMOOM, Detail: "its cgroup ran out of memory"}, "",
+		},
 		"protocol broken": {func(l *lab) vmtest.Guest {
 			return byHand(func(ctx context.Context, g *vmtest.FakeGuest, say func(guest.Message)) vmtest.End {
 				say(guest.Started{PID: 2, StartedAt: 1})
@@ -263,10 +271,9 @@ func TestBackOffStartsOver(t *testing.T) {
 		return 1
 	}})
 	l.runs("api", inTurn(exits(1), exits(1), longLived, playing(guesttest.Workload{})))
-	l.timing.backoffFirst, l.timing.backoffMax = 30*time.Millisecond, time.Second
 	l.start()
 	l.assign("dev", "api-1", l.app("api"))
-	for attempt, want := range map[uint32]string{1: "starting again in 30ms", 2: "starting again in 60ms", 3: "starting again in 30ms"} {
+	for attempt, want := range map[uint32]string{1: "starting again in 100ms", 2: "starting again in 200ms", 3: "starting again in 100ms"} {
 		r := l.await("api-1", "backs off", func(r *pinnacev1.InstanceReport) bool { return r.Attempt == attempt && r.State == stateBackoff })
 		if r.Message != want {
 			t.Errorf("after attempt %d: got %q, want %q", attempt, r.Message, want)

@@ -102,7 +102,9 @@ func (t *attempt) guestStop(ctx context.Context, timeout, hurried time.Duration)
 	t.grace = hurried
 	err := t.guest.Stop(patient, "", hurried)
 	giveUp()
-	<-stopped // both heard of the same end
+	if <-stopped == nil {
+		return nil
+	}
 	return err
 }
 

@@ -1,0 +1,74 @@
+package agent
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/pinnacehq/pinnace/internal/proxy"
+)
+
+func backends(ln proxy.Listener) []string {
+	var ids []string
+	for _, b := range ln.Backends {
+		ids = append(ids, b.ID+" "+b.Address.String()+" "+string(b.State))
+	}
+	return ids
+}
+
+// TestOldAndNewShareAPort rolls from one instance to the next behind one public port, whatever number the
+// workloads listen on themselves.
+func TestOldAndNewShareAPort(t *testing.T) {
+	l := newLab(t)
+	l.runs("api", inTurn(l.serves(&answer{}, 8080), l.serves(&answer{}, 9090)))
+	l.start()
+	l.deploy("api-1", l.app("api", webPort))
+	l.deploy("api-2", l.app("api", `ports.web = { port = 9090, expose = "public", edge = "raw", public_port = 80 }`))
+
+	public, _ := l.proxy.listener("public/0.0.0.0:80")
+	if got, want := backends(public), []string{"api-1 10.100.0.2:8080 active", "api-2 10.100.0.3:9090 active"}; !slices.Equal(got, want) {
+		t.Errorf("public: got %q, want %q", got, want)
+	}
+	// Inside, both numbers are in force until the old instance has gone.
+	for id, want := range map[string]string{
+		"internal/dev/api/10.101.0.2:8080": "api-1 10.100.0.2:8080 active",
+		"internal/dev/api/10.101.0.2:9090": "api-2 10.100.0.3:9090 active",
+	} {
+		if ln, _ := l.proxy.listener(id); !slices.Equal(backends(ln), []string{want}) {
+			t.Errorf("%s: got %q, want %q", id, backends(ln), want)
+		}
+	}
+	// Both have ordinal 0; the newer one has its name.
+	l.proxy.do(func() {
+		for _, dns := range l.proxy.config.DNS {
+			if got := dns.Records["0.api.internal"]; len(got) != 1 || got[0].String() != "10.100.0.3" {
+				t.Errorf("0.api.internal: got %v", got)
+			}
+		}
+	})
+
+	l.stop("api-1")
+	l.awaitEnd("api-1")
+	if public, _ = l.proxy.listener("public/0.0.0.0:80"); !slices.Equal(backends(public), []string{"api-2 10.100.0.3:9090 active"}) {
+		t.Errorf("public after the old one has gone: got %q", backends(public))
+	}
+	if _, ok := l.proxy.listener("internal/dev/api/10.101.0.2:8080"); ok {
+		t.Error("the old number is still listened on")
+	}
+	if got, want := l.proxy.history("api-1"), []proxy.BackendState{proxy.Active, proxy.Draining, ""}; !slices.Equal(got, want) {
+		t.Errorf("routing of the old one: got %q, want %q", got, want)
+	}
+}
+
+// TestProxyStartsAnew: a proxy that has forgotten everything is told again without being asked.
+func TestProxyStartsAnew(t *testing.T) {
+	l := newLab(t)
+	l.runs("api", l.serves(&answer{}, 8080))
+	l.start()
+	l.deploy("api-1", l.app("api", webPort))
+	l.proxy.do(func() { l.proxy.err = errDown })
+	l.proxy.do(func() { l.proxy.err, l.proxy.config = nil, proxy.Config{} })
+	l.poll("the proxy knows the instance", func() bool {
+		ln, ok := l.proxy.listener("public/0.0.0.0:80")
+		return ok && len(ln.Backends) == 1
+	})
+}
