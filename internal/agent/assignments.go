@@ -24,9 +24,7 @@ func (a *Agent) assignmentLoop(ctx, instancesCtx context.Context) {
 	away := false
 	for ctx.Err() == nil {
 		err := a.followAssignments(ctx, instancesCtx, func() {
-			if away {
-				a.Log.Info("the server is back")
-			}
+			a.Log.Info("joined the server", "after_an_absence", away)
 			away = false
 		})
 		if ctx.Err() != nil {
@@ -55,7 +53,6 @@ func (a *Agent) followAssignments(ctx, instancesCtx context.Context, joined func
 		return fmt.Errorf("watch assignments: %w", err)
 	}
 	// A server that was restored from a backup counts its revisions from an earlier one.
-	a.revision = 0
 	joined()
 	for stream.Receive() {
 		quiet.Reset(a.timing.silence)

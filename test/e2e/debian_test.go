@@ -28,7 +28,7 @@ func TestDebianImages(t *testing.T) {
 
 	port := freePort(t)
 	ref := l.buildah(t, base, "nginx", `FROM base
-RUN echo "served by Debian's nginx" > /var/www/html/index.html
+COPY index.html /var/www/html/index.html
 EXPOSE 80
 STOPSIGNAL SIGQUIT
 CMD ["nginx", "-g", "daemon off;"]
@@ -108,6 +108,10 @@ func (l *lab) buildah(t *testing.T, base, name, dockerfile string) string {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(context, "Dockerfile"), []byte(dockerfile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// It is for nginx; the build of others ignores it.
+	if err := os.WriteFile(filepath.Join(context, "index.html"), []byte("served by Debian's nginx\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	storage := []string{"--storage-driver", "vfs", "--root", filepath.Join(l.dir, "storage"), "--runroot", filepath.Join(l.dir, "storage-run")}
