@@ -146,6 +146,7 @@ func (d *decoder) stringMap(c *spec, n *node, s *scope, dst *map[string]string) 
 			d.reportAt(at, path, f)
 			ok = false
 		}
+		d.m.origins = append(d.m.origins, origin{key: c.Key, name: item.key, at: item.at})
 		total += len(item.key) + len(item.text) + len("=\x00")
 		out[item.key] = item.text
 	}

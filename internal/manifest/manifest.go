@@ -199,7 +199,7 @@ type Network struct {
 func (m *Manifest) Counts() (values, defaults int) {
 	values = m.filled
 	for _, o := range m.origins {
-		if o.key.Type.holdsValue() {
+		if o.key.Type.holdsValue() && (o.key.Type != StringMap || o.name == "") {
 			values++
 		}
 	}

@@ -301,16 +301,10 @@ func write(b *bytes.Buffer, n *node) {
 		}
 		b.WriteByte(']')
 	case kindString:
-		b.Write((&encoder{}).quoted(n.text))
+		b.WriteString((&encoder{}).quoted(n.text))
 	default:
 		b.WriteString(n.text)
 	}
-}
-
-// quoted writes a string as JSON does, which TOML reads too, but for DEL.
-func (e *encoder) quoted(s string) []byte {
-	e.string(s)
-	return bytes.ReplaceAll(e.out, []byte{0x7f}, []byte(`\u007f`))
 }
 
 func splice(src []byte, at span, with string) []byte {

@@ -8,7 +8,7 @@ func rolloutKeys() []Key {
 		{
 			Path: "rollout.strategy", decides: true, Type: String, Default: `"rolling"`, Values: []string{StrategyRolling, StrategyCanary, StrategyBlueGreen, StrategyRecreate}, Effect: EffectNone,
 			Pending: []string{StrategyCanary, StrategyBlueGreen, StrategyRecreate},
-			Doc:     "With a volume, `rolling` stops the old instance, moves the volume, and starts the new one, ordinal by ordinal; `canary` and `blue-green` are refused.",
+			Doc:     "How new instances take the place of old ones: some at a time (`rolling`), a few first to try them (`canary`), all of them beside the old ones (`blue-green`), or after the old ones have stopped (`recreate`). With a volume, `rolling` stops the old instance, moves the volume, and starts the new one, ordinal by ordinal; `canary` and `blue-green` are refused.",
 			ref:     func(s *scope) any { return &s.m.Rollout.Strategy },
 		},
 		{
