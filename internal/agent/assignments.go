@@ -53,6 +53,7 @@ func (a *Agent) followAssignments(ctx, instancesCtx context.Context, joined func
 		return fmt.Errorf("watch assignments: %w", err)
 	}
 	// A server that was restored from a backup counts its revisions from an earlier one.
+	a.revision = 0
 	joined()
 	for stream.Receive() {
 		quiet.Reset(a.timing.silence)
