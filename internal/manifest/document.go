@@ -92,6 +92,7 @@ type document struct {
 	root    *node
 	current *node // the table that [header] opened
 	depth   int   // parts in the path of current
+	deepest int   // what depth may be at most
 	slab    []node
 	list    *problemList
 	lost    bool // some of the text could not be read
@@ -148,7 +149,7 @@ func (d *document) header(e *unstable.Node, array bool) {
 	for it.Next() {
 		key := d.text(it.Node())
 		at := d.span(it.Node().Raw)
-		if depth++; depth > maxNesting {
+		if depth++; depth > d.deepest {
 			d.tooDeep(at)
 			return
 		}
@@ -199,7 +200,7 @@ func (d *document) keyValue(parent *node, e *unstable.Node, depth int) {
 	for it.Next() {
 		key := d.text(it.Node())
 		at := d.span(it.Node().Raw)
-		if depth++; depth > maxNesting {
+		if depth++; depth > d.deepest {
 			d.tooDeep(at)
 			return
 		}
@@ -276,13 +277,16 @@ func (d *document) value(n *node, v *unstable.Node, start, depth int) bool {
 		}
 	default:
 		n.kind, n.text = kindDate, d.text(v)
+		if !validDate(n.text) {
+			d.notDate(n.at, n.text)
+		}
 	}
 	return true
 }
 
 // deepEnough refuses what nests too deep before descending into it, so that the recursion has a bound.
 func (d *document) deepEnough(v *unstable.Node, at span, depth int) bool {
-	if depth >= maxNesting && v.Child() != nil {
+	if depth >= d.deepest && v.Child() != nil {
 		d.tooDeep(at)
 		return false
 	}
@@ -339,6 +343,12 @@ func (d *document) tooLong(at span) {
 		Code:    CodeOutOfRange,
 		Message: fmt.Sprintf("a list of more than %d values", maxElements),
 		Why:     "no key of a manifest takes that many",
+	})
+}
+
+func (d *document) notDate(at span, text string) {
+	d.list.add(at, Problem{
+		Code: CodeSyntax, Message: "there is no such date or time as " + shorten(text), Fix: "a string needs quotes",
 	})
 }
 

@@ -24,12 +24,17 @@ const maxSyntaxErrors = 10
 // read makes the tree of a TOML text. The second result is false when the text is broken, so that what is
 // missing from the tree may only be missing because of that.
 func read(src string, list *problemList) (*node, bool) {
+	return readWithin(src, list, maxNesting)
+}
+
+// readWithin is read with a bound of its own on how deep the text nests.
+func readWithin(src string, list *problemList, deepest int) (*node, bool) {
 	root := &node{kind: kindTable, how: byHeader}
 	if p, at := unreadable(src); p.Code != "" {
 		list.add(at, p)
 		return root, false
 	}
-	d := &document{src: src, root: root, current: root, list: list}
+	d := &document{src: src, root: root, current: root, list: list, deepest: deepest}
 	data := []byte(src)
 	for failures := 0; ; failures++ {
 		d.parser.Reset(data[d.base:])
