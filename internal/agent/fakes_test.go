@@ -201,9 +201,6 @@ func (n *fakeNetwork) EnsureEnvironment(_ context.Context, env string) (*network
 func (n *fakeNetwork) RemoveEnvironment(_ context.Context, env string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if len(n.attached[env]) > 0 {
-		return fmt.Errorf("%s is in use", env)
-	}
 	delete(n.attached, env)
 	n.log = append(n.log, "remove "+env)
 	return nil
@@ -320,6 +317,8 @@ type fakeProxy struct {
 	bind   map[string]string               // errors by listener
 	open   map[string]int                  // connections by backend
 	err    error
+	hold   chan struct{} // when set, Apply takes until it is closed
+	gaveUp bool          // somebody ended a context while Apply was at work
 }
 
 var _ Proxy = (*fakeProxy)(nil)
@@ -331,6 +330,15 @@ func newFakeProxy() *fakeProxy {
 func (p *fakeProxy) Apply(ctx context.Context, c proxy.Config) (*proxy.Status, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if hold := p.hold; hold != nil {
+		p.mu.Unlock()
+		select {
+		case <-hold:
+		case <-ctx.Done():
+		}
+		p.mu.Lock()
+		p.gaveUp = p.gaveUp || ctx.Err() != nil
+	}
 	if err := errors.Join(ctx.Err(), c.Validate(), p.err); err != nil {
 		return nil, err
 	}

@@ -190,6 +190,7 @@ func TestTwoEnvironments(t *testing.T) {
 		}
 	}
 	l.take("api-2")
+	l.eventually("the instance is gone", func() bool { return len(l.server.last.Instances) == 1 })
 	l.poll("the network of an environment without instances is removed", func() bool { return slices.Equal(l.net.Environments(), []string{"prod"}) })
 	l.net.mu.Lock()
 	defer l.net.mu.Unlock()

@@ -167,6 +167,30 @@ func TestLogsSkipWhatIsNoLine(t *testing.T) {
 	}
 }
 
+// TestLogsHalfWritten: a line of which the reader has seen a part is read when it is whole.
+func TestLogsHalfWritten(t *testing.T) {
+	dir := t.TempDir()
+	whole := `{"attempt":1,"seq":1,"data":"b25l"}` + "\n"
+	mustWrite(t, segmentPath(dir, 1), whole[:20])
+	r := newLogReader(dir)
+	defer r.close()
+	for n, part := range []string{"", whole[20:25], whole[25:]} {
+		f, err := os.OpenFile(segmentPath(dir, 1), os.O_APPEND|os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteString(part); err != nil {
+			t.Fatal(err)
+		}
+		_ = f.Close()
+		got := ""
+		err = r.readAll(t.Context(), func(rec logRecord) error { got += string(rec.Data); return nil })
+		if want := []string{"", "", "one"}[n]; got != want || err != nil {
+			t.Errorf("after part %d: got %q, %v, want %q", n, got, err, want)
+		}
+	}
+}
+
 // TestLogsFollow reads while somebody writes through many files, and misses nothing.
 func TestLogsFollow(t *testing.T) {
 	s := newStore(t, t.TempDir(), 2000)

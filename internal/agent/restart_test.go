@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -159,28 +160,43 @@ func byHand(play func(ctx context.Context, g *vmtest.FakeGuest, say func(guest.M
 	}
 }
 
-// TestReportBeforeSilence has guests that report and are gone at once: the report counts, whatever is noticed
-// first.
+// TestReportBeforeSilence has guests that report and are gone before anybody looks: the report counts, whatever is
+// noticed first.
 func TestReportBeforeSilence(t *testing.T) {
-	l := newLab(t)
-	l.runs("job", byHand(func(ctx context.Context, g *vmtest.FakeGuest, say func(guest.Message)) vmtest.End {
-		say(guest.Started{PID: 2, StartedAt: 1})
-		l.waitFor(ctx, g, stateReady)
-		say(guest.Exit{Code: 0})
-		_ = g.Control.Close()
-		<-ctx.Done()
-		return vmtest.End{}
-	}))
-	l.start()
-	job := l.app("job", `restart = "never"`)
-	for n := range 20 {
-		l.assign("dev", "job-"+string(rune('a'+n)), job)
-	}
-	for n := range 20 {
-		if end := l.awaitEnd("job-" + string(rune('a'+n))).End; end.Kind != causeExited || end.Code != 0 {
-			t.Errorf("got %v", end)
+	for range 20 {
+		at := checked(t, "", accept)
+		at.agent.routes = newRoutes(at.agent)
+		at.bootedAt = time.Now()
+		at.guest = reportedAndGone(t)
+		if cause := at.supervise(t.Context()); cause.Kind != causeExited || cause.Code != 0 {
+			t.Fatalf("got %v", cause)
 		}
 	}
+}
+
+// reportedAndGone is the host's end of a conversation that is over, with a report in it.
+func reportedAndGone(t *testing.T) *guest.Host {
+	t.Helper()
+	control, guestControl := net.Pipe()
+	logs, guestLogs := net.Pipe()
+	defer guestLogs.Close()
+	h := guest.NewHost(control, logs, guest.Options{})
+	ended := make(chan error, 1)
+	go func() { ended <- h.Run(t.Context()) }()
+	for _, m := range []guest.Message{
+		guest.Hello{Version: guest.Version, Nonce: strings.Repeat("0", 32)}, guest.Started{PID: 2}, guest.Exit{}, guest.Heartbeat{},
+	} {
+		frame, err := guest.Encode(nil, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := guestControl.Write(frame); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = guestControl.Close()
+	<-ended
+	return h
 }
 
 // TestGuestCannotChooseItsTime: what a guest says of the time goes into the log of events.

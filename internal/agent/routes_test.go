@@ -4,6 +4,7 @@ import (
 	"slices"
 	"testing"
 
+	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/proxy"
 )
 
@@ -71,4 +72,35 @@ func TestProxyStartsAnew(t *testing.T) {
 		ln, ok := l.proxy.listener("public/0.0.0.0:80")
 		return ok && len(ln.Backends) == 1
 	})
+}
+
+// TestStopDoesNotCutTheProxyShort: an exchange that is given up costs the connection that all instances share.
+func TestStopDoesNotCutTheProxyShort(t *testing.T) {
+	l := newLab(t)
+	hold := make(chan struct{})
+	l.start()
+	l.proxy.do(func() { l.proxy.hold = hold })
+	l.assign("dev", "api-1", l.app("api"))
+	l.await("api-1", "waits for the proxy", func(r *pinnacev1.InstanceReport) bool { return r.Message == "network" && r.Address != "" })
+	l.stop("api-1")
+	l.eventually("the agent has acted on it", func() bool { return l.server.last.Revision == l.server.set.Revision })
+	close(hold)
+	l.awaitEnd("api-1")
+	l.proxy.do(func() {
+		if l.proxy.gaveUp {
+			t.Error("the exchange was given up")
+		}
+	})
+}
+
+// TestUIDs gives every machine an identity of its own, the lowest that is free.
+func TestUIDs(t *testing.T) {
+	a := &Agent{Options: Options{FirstUID: 700}, uids: map[uint32]string{}}
+	if one, two, again := a.takeUID("api-1"), a.takeUID("api-2"), a.takeUID("api-1"); one != 700 || two != 701 || again != 700 {
+		t.Errorf("got %d, %d and %d", one, two, again)
+	}
+	a.giveUID(700)
+	if three := a.takeUID("api-3"); three != 700 {
+		t.Errorf("got %d, want the one that was given back", three)
+	}
 }

@@ -144,6 +144,31 @@ func TestStopKillsTheStubborn(t *testing.T) {
 	}
 }
 
+// TestStopBeforeReady: checks that go on failing do not say that an instance has started which is stopping.
+func TestStopBeforeReady(t *testing.T) {
+	l := newLab(t)
+	l.timing.startInterval = time.Millisecond
+	l.runs("api", playing(guesttest.Workload{Stubborn: true}))
+	l.start()
+	l.assign("dev", "api-1", l.app("api", webPort, `stop.timeout = "1s"`))
+	l.await("api-1", "is not ready", func(r *pinnacev1.InstanceReport) bool { return strings.HasPrefix(r.Message, "not ready yet") })
+	l.stop("api-1")
+	l.await("api-1", "stops", func(r *pinnacev1.InstanceReport) bool { return r.State == stateStopping })
+	l.awaitEnd("api-1")
+	l.server.mu.Lock()
+	defer l.server.mu.Unlock()
+	stopping := false
+	for _, r := range l.server.reports["api-1"] {
+		if stopping && r.State != stateStopping && r.State != stateEnded {
+			t.Errorf("after it was stopping it was %s: %s", r.State, r.Message)
+		}
+		stopping = stopping || r.State == stateStopping
+	}
+	if got := l.proxy.history("api-1"); len(got) > 0 {
+		t.Errorf("routing: got %q", got)
+	}
+}
+
 // TestStopWhileStarting interrupts an attempt at each stage that can wait for something.
 func TestStopWhileStarting(t *testing.T) {
 	tests := map[string]struct {
