@@ -21,6 +21,11 @@ const (
 	// ControlChannel and LogsChannel are the names of the two virtio-serial ports.
 	ControlChannel = "pinnace.control"
 	LogsChannel    = "pinnace.logs"
+
+	// ControlPort and LogsPort are the vsock ports of the host that a guest connects to where a VM has no
+	// virtio-serial ports.
+	ControlPort = 7001
+	LogsPort    = 7002
 )
 
 // ErrFrame is wrapped by every error that means "these bytes are not a frame of this protocol".

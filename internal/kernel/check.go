@@ -20,15 +20,18 @@ type phase string
 const (
 	early phase = "early" // before init can say hello over the control channel
 	late  phase = "late"  // while it waits for its configuration
+	vsock phase = "vsock" // after early, in VMs with a virtio socket device
+	rng   phase = "rng"   // after late, in VMs with a virtio entropy device
 )
 
-// option is a build option that guests cannot do without.
+// option is a build option that guests have a use for.
 type option struct {
-	name    string // without CONFIG_
-	purpose string
-	module  string // what =m makes of it; empty when the option can only be built in
-	phase   phase
-	arch    string // GOARCH that needs it; empty for all
+	name     string // without CONFIG_
+	purpose  string
+	module   string // what =m makes of it; empty when the option can only be built in
+	phase    phase
+	arch     string // GOARCH that needs it; empty for all
+	optional bool   // a guest can do without on some VMM
 }
 
 // options is in load order within each phase.
@@ -40,6 +43,8 @@ var options = []option{
 	{name: "OVERLAY_FS", purpose: "the writable root", module: "overlay", phase: late},
 	{name: "EXT4_FS", purpose: "the scratch disk", module: "ext4", phase: late},
 	{name: "VIRTIO_NET", purpose: "the network", module: "virtio_net", phase: late},
+	{name: "VIRTIO_VSOCKETS", purpose: "the control channel on Firecracker", module: "vmw_vsock_virtio_transport", phase: vsock, optional: true},
+	{name: "HW_RANDOM_VIRTIO", purpose: "randomness from the host", module: "virtio_rng", phase: rng, optional: true},
 	{name: "EFI_PARTITION", purpose: "layers packed on one disk"},
 	{name: "BLK_DEV_INITRD", purpose: "starting init"},
 	{name: "DEVTMPFS", purpose: "device nodes"},
@@ -85,7 +90,7 @@ func (s Source) check(arch string) error {
 func checkOptions(config map[string]string, arch string) error {
 	var missing []string
 	for _, o := range options {
-		if o.arch != "" && o.arch != arch {
+		if o.optional || (o.arch != "" && o.arch != arch) {
 			continue
 		}
 		switch value := config[o.name]; {

@@ -12,9 +12,10 @@ import (
 	"github.com/pinnacehq/pinnace/internal/durable"
 )
 
-// LoadOrder is where in the initramfs init finds which modules to load: a line "early <file>" or
-// "late <file>" for each, in order, the file in the same directory. Init loads the early ones before it
-// opens the control channel, the late ones while it waits for its configuration. It may be empty.
+// LoadOrder is where in the initramfs init finds which modules to load: a line "<phase> <file>" for each, in
+// order, the file in the same directory. Init loads the early ones before it opens the control channel, the
+// late ones while it waits for its configuration, and those of the phases vsock and rng where the VM has such a
+// device. A file may be in more than one phase; loading it again does nothing. The list may be empty.
 const LoadOrder = "/lib/modules/load"
 
 // Kernel is what a VM boots, with the hashes that say exactly what that was.
@@ -76,8 +77,12 @@ func build(init []byte, modules []module) []byte {
 	a.char("dev/console", 0o600, 5, 1) // the kernel opens it for init before devtmpfs is mounted
 	a.file("init", 0o755, init)
 	var order strings.Builder
+	packed := map[string]bool{}
 	for _, m := range modules {
-		a.file("lib/modules/"+m.name+".ko", 0o644, m.data)
+		if !packed[m.name] {
+			a.file("lib/modules/"+m.name+".ko", 0o644, m.data)
+			packed[m.name] = true
+		}
 		fmt.Fprintf(&order, "%s %s.ko\n", m.phase, m.name)
 	}
 	a.file(strings.TrimPrefix(LoadOrder, "/"), 0o644, []byte(order.String()))

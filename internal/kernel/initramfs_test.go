@@ -102,6 +102,36 @@ func TestPrepare(t *testing.T) {
 	}
 }
 
+// Modules for devices that not every VMM has are packed where the kernel has them, and nothing is missed where not.
+func TestOptionalModules(t *testing.T) {
+	f := newFake(t)
+	f.config["VIRTIO_VSOCKETS"], f.config["HW_RANDOM_VIRTIO"] = "m", "m"
+	f.files["kernel/net/vmw_vsock/vmw_vsock_virtio_transport.ko"] = fakeModule("vsock,virtio,libcrc32c")
+	f.files["kernel/net/vmw_vsock/vsock.ko"] = fakeModule("")
+	k, err := f.write(t, t.TempDir()).Prepare(t.TempDir(), fakeInit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(k.Initramfs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := map[string]int{}
+	var order string
+	for _, e := range unpack(t, b) {
+		count[e.name]++
+		if e.name == "lib/modules/load" {
+			order = e.data
+		}
+	}
+	// A module that other phases need too is loaded by each, from one file.
+	const want = "early virtio_mmio.ko\nvsock vsock.ko\nvsock libcrc32c.ko\nvsock vmw_vsock_virtio_transport.ko\n" +
+		"late virtio_blk.ko\nlate libcrc32c.ko\n"
+	if !strings.Contains(order, want) || strings.Contains(order, "rng") || count["lib/modules/libcrc32c.ko"] != 1 {
+		t.Errorf("got\n%s%d times libcrc32c.ko", order, count["lib/modules/libcrc32c.ko"])
+	}
+}
+
 func TestPrepareIsDeterministicAndCached(t *testing.T) {
 	cache := t.TempDir()
 	first, err := newFake(t).write(t, t.TempDir()).Prepare(cache, fakeInit)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -77,21 +78,38 @@ func moduleName(file string) (string, bool) {
 	return "", false
 }
 
-// resolve returns the modules that config leaves to be loaded, each after what it depends on.
+// resolve returns the modules that config leaves to be loaded, each after what it depends on. What is loaded
+// in some VMs only does not count as loaded for other phases, so that a module can be in more than one.
 func (t *moduleTree) resolve(config map[string]string) ([]module, error) {
-	r := resolver{tree: t, state: map[string]state{}}
-	for _, ph := range []phase{early, late} {
-		for _, o := range options {
-			if o.phase != ph || config[o.name] != "m" {
-				continue
-			}
-			if err := r.add(o.module, ph); err != nil {
-				return nil, fmt.Errorf("module %s (for %s): %w", o.module, o.purpose, err)
-			}
+	first := resolver{tree: t, state: map[string]state{}}
+	if err := first.addAll(config, early); err != nil {
+		return nil, err
+	}
+	out := first.out
+	for _, ph := range []phase{vsock, late, rng} {
+		r := resolver{tree: t, state: maps.Clone(first.state)}
+		if err := r.addAll(config, ph); err != nil {
+			return nil, err
+		}
+		out = append(out, r.out...)
+	}
+	return out, nil
+}
+
+// addAll adds the modules of one phase.
+func (r *resolver) addAll(config map[string]string, ph phase) error {
+	for _, o := range options {
+		if o.phase != ph || config[o.name] != "m" || (o.optional && !r.tree.has(o.module)) {
+			continue
+		}
+		if err := r.add(o.module, ph); err != nil {
+			return fmt.Errorf("module %s (for %s): %w", o.module, o.purpose, err)
 		}
 	}
-	return r.out, nil
+	return nil
 }
+
+func (t *moduleTree) has(name string) bool { return t.builtin[name] || t.files[name] != "" }
 
 type state int
 

@@ -7,10 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"time"
 
@@ -47,13 +44,13 @@ func newControl(port io.ReadWriter) *control {
 	}
 }
 
-// OpenChannels opens the two ports to the host.
+// OpenChannels opens the two channels to the host.
 func (b *Boot) OpenChannels() error {
-	controlPort, err := openPort(guest.ControlChannel)
+	controlPort, err := OpenChannel(guest.ControlChannel)
 	if err != nil {
 		return err
 	}
-	logsPort, err := openPort(guest.LogsChannel)
+	logsPort, err := OpenChannel(guest.LogsChannel)
 	if err != nil {
 		return err
 	}
@@ -212,51 +209,5 @@ func (c *control) send(m guest.Message) error {
 func (c *control) trySend(m guest.Message) {
 	if err := c.send(m); err != nil {
 		logf(logError, "%v", err)
-	}
-}
-
-// openPort opens the virtio-serial port of a name; the kernel learns the names a moment after it finds the device.
-func openPort(name string) (io.ReadWriter, error) {
-	var node string
-	err := waitFor(deviceTimeout, func() (bool, error) {
-		var err error
-		node, err = findPort("/sys/class/virtio-ports", name)
-		return err == nil, err
-	})
-	if err != nil {
-		return nil, err
-	}
-	// Blocking on purpose: a write waits for the host to be there, which the poller takes for a hang-up.
-	fd, err := unix.Open(node, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: node, Err: err}
-	}
-	return port{os.NewFile(uintptr(fd), node)}, nil
-}
-
-func findPort(class, name string) (string, error) {
-	files, err := filepath.Glob(filepath.Join(class, "*", "name"))
-	if err != nil {
-		return "", err
-	}
-	for _, f := range files {
-		if got, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(got)) == name {
-			return "/dev/" + filepath.Base(filepath.Dir(f)), nil
-		}
-	}
-	return "", fmt.Errorf("the VM has no port %q among its %d", name, len(files))
-}
-
-// port is a virtio-serial port. Reading one while the host is not connected gives nothing at once, which is not the
-// end.
-type port struct{ *os.File }
-
-func (p port) Read(buf []byte) (int, error) {
-	for {
-		n, err := p.File.Read(buf)
-		if n > 0 || (err != nil && !errors.Is(err, io.EOF)) {
-			return n, err
-		}
-		time.Sleep(10 * time.Millisecond)
 	}
 }

@@ -61,12 +61,16 @@ func listDisks(sysBlock string) ([]blockDevice, error) {
 	return devices, nil
 }
 
+// named tells whether the device's serial is one that a host of ours gave. Firecracker makes one of digits only, from
+// numbers of the file behind the disk.
+func (d blockDevice) named() bool { return strings.Trim(d.serial, "0123456789") != "" }
+
 // matchDisks finds each disk's device by serial, and by order where no device has that serial.
 func matchDisks(disks []guest.Disk, devices []blockDevice) ([]string, error) {
 	nodes := make([]string, len(disks))
 	for i, d := range disks {
 		at := slices.IndexFunc(devices, func(dev blockDevice) bool { return d.Serial != "" && dev.serial == d.Serial })
-		if at < 0 && d.Order >= 0 && d.Order < len(devices) && (d.Serial == "" || devices[d.Order].serial == "") {
+		if at < 0 && d.Order >= 0 && d.Order < len(devices) && (d.Serial == "" || !devices[d.Order].named()) {
 			at = d.Order
 		}
 		if at < 0 {

@@ -9,15 +9,23 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// moduleList names the modules of the initramfs in loading order, one "early FILE" or "late FILE" a line. Early ones
-// are needed to talk to the host; the late ones are loaded while the host makes up its mind.
+// moduleList names the modules of the initramfs in loading order, one "PHASE FILE" a line. Those of the phase "early"
+// are needed to talk to the host; the "late" ones are loaded while the host makes up its mind; those for a device that
+// not every VMM has, only where there is one.
 const moduleList = "/lib/modules/load"
+
+// Virtio devices that have modules of their own in the list.
+const (
+	virtioRNG   = 4
+	virtioVsock = 19
+)
 
 // MountKernelFilesystems mounts /dev, /proc and /sys in the initramfs.
 func (b *Boot) MountKernelFilesystems() error {
@@ -42,10 +50,46 @@ func (b *Boot) MountKernelFilesystems() error {
 }
 
 // LoadEarlyModules loads what the channels to the host need.
-func (b *Boot) LoadEarlyModules() error { return loadModules(moduleList, "early") }
+func (b *Boot) LoadEarlyModules() error {
+	if err := loadModules(moduleList, "early"); err != nil {
+		return err
+	}
+	if hasDevice(virtioDevices, virtioVsock) {
+		return loadModules(moduleList, "vsock")
+	}
+	return nil
+}
 
 // LoadLateModules loads the rest.
-func (b *Boot) LoadLateModules() error { return loadModules(moduleList, "late") }
+func (b *Boot) LoadLateModules() error {
+	if err := loadModules(moduleList, "late"); err != nil {
+		return err
+	}
+	if hasDevice(virtioDevices, virtioRNG) {
+		return loadModules(moduleList, "rng")
+	}
+	return nil
+}
+
+const virtioDevices = "/sys/bus/virtio/devices"
+
+// hasDevice tells whether the VM has a virtio device of that kind.
+func hasDevice(bus string, kind uint64) bool {
+	files, err := filepath.Glob(filepath.Join(bus, "*", "device"))
+	if err != nil {
+		return false
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		if got, err := strconv.ParseUint(strings.TrimSpace(string(text)), 0, 16); err == nil && got == kind {
+			return true
+		}
+	}
+	return false
+}
 
 func loadModules(list, when string) error {
 	src, err := os.ReadFile(list)

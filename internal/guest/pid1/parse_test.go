@@ -75,6 +75,7 @@ func TestListDisks(t *testing.T) {
 func TestMatchDisks(t *testing.T) {
 	named := []blockDevice{{"vda", "scratch"}, {"vdb", "meta"}}
 	unnamed := []blockDevice{{"vda", ""}, {"vdb", ""}}
+	numbered := []blockDevice{{"vda", "6476905243312"}, {"vdb", "6476905243313"}}
 	for _, tc := range []struct {
 		name    string
 		disks   []guest.Disk
@@ -83,6 +84,7 @@ func TestMatchDisks(t *testing.T) {
 	}{
 		{"by serial", []guest.Disk{{Serial: "meta", Order: 0}, {Serial: "scratch", Order: 1}}, named, []string{"/dev/vdb", "/dev/vda"}},
 		{"by order", []guest.Disk{{Serial: "meta", Order: 0}, {Serial: "scratch", Order: 1}}, unnamed, []string{"/dev/vda", "/dev/vdb"}},
+		{"by order where the VMM makes serials", []guest.Disk{{Serial: "meta", Order: 1}, {Serial: "scratch", Order: 0}}, numbered, []string{"/dev/vdb", "/dev/vda"}},
 		{"by order without a serial", []guest.Disk{{Order: 1}}, named, []string{"/dev/vdb"}},
 		{"another serial is not it", []guest.Disk{{Serial: "data", Order: 0}}, named, nil},
 		{"not there yet", []guest.Disk{{Order: 2}}, unnamed, nil},
