@@ -29,7 +29,9 @@ type Spec struct {
 	VCPUs             int
 	// MemoryMiB is the guest's RAM.
 	MemoryMiB int
-	// Disks appear in the guest in no promised order; it finds them by serial, which is the disk's ID.
+	// Disks are found in the guest by serial, which is the disk's ID. With drivers that cannot give serials
+	// (Firecracker makes them of digits only) they appear as vda, vdb and so on in this order; with others the
+	// order is not promised.
 	Disks []Disk
 	// NIC is the network device, or nil for none.
 	NIC *NIC
@@ -49,7 +51,9 @@ type Spec struct {
 // A Disk is a raw disk image.
 type Disk struct {
 	// ID is the serial by which the guest finds the disk: 1 to 20 of a-z, 0-9 and "-", unique in the Spec.
-	ID       string
+	ID string
+	// Path is a file that the machine's UID can read when the disk is ReadOnly. Any other file may change its
+	// owner to the UID.
 	Path     string
 	ReadOnly bool
 	// Durable means that the guest's flush reaches the host's disk. Scratch disks do without, because

@@ -150,12 +150,17 @@ func (e Exit) complaint() string {
 // A MissingError means that a program which the driver needs is not on this host.
 type MissingError struct {
 	Program string
-	// Package is the Debian package that has it.
+	// Package is the Debian package that has it, or empty when none does.
 	Package string
-	Err     error
+	// Hint says how to get a program that no package has.
+	Hint string
+	Err  error
 }
 
 func (e *MissingError) Error() string {
+	if e.Package == "" {
+		return fmt.Sprintf("%s is not usable here: %v; %s", e.Program, e.Err, e.Hint)
+	}
 	return fmt.Sprintf("%s is not usable here: %v; install it with: apt-get install %s", e.Program, e.Err, e.Package)
 }
 

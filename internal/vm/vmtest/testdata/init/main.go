@@ -3,19 +3,20 @@
 //
 //	echo TEXT    answers TEXT
 //	logs TEXT    writes TEXT to the log channel
-//	disks        answers "SERIAL SECTORS ro|rw" for every disk, sorted, separated by ","
+//	disks        answers "SERIAL SECTORS ro|rw" for every disk, in the order of devices, separated by ","
 //	macs         answers the addresses of the network devices but loopback, separated by ","
-//	sync SERIAL  writes a block to the disk and flushes it, answers "ok"
+//	sync NAME    writes a block to the disk of that serial or device name and flushes it, answers "ok"
 //	console TEXT writes TEXT to the console, answers "ok"
 //	reboot       resets the machine
 //	panic        makes the kernel panic
 //
-// It is built by the tests, and uses nothing but the standard library and x/sys.
+// It is built by the tests, and opens the channels as pinnace-init does.
 package main
 
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,6 +24,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pinnacehq/pinnace/internal/guest"
+	"github.com/pinnacehq/pinnace/internal/guest/pid1"
 )
 
 func main() {
@@ -46,11 +50,11 @@ func run() error {
 	if err := loadModules("/lib/modules"); err != nil {
 		return err
 	}
-	control, err := openPort("pinnace.control")
+	control, err := pid1.OpenChannel(guest.ControlChannel)
 	if err != nil {
 		return err
 	}
-	logs, err := openPort("pinnace.logs")
+	logs, err := pid1.OpenChannel(guest.LogsChannel)
 	if err != nil {
 		return err
 	}
@@ -68,7 +72,7 @@ func run() error {
 	return nil
 }
 
-func do(verb, arg string, logs *os.File) (string, error) {
+func do(verb, arg string, logs io.Writer) (string, error) {
 	switch verb {
 	case "echo":
 		return arg, nil
@@ -111,19 +115,6 @@ func loadModules(dir string) error {
 	return nil
 }
 
-func openPort(name string) (*os.File, error) {
-	for range 1000 {
-		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
-		for _, path := range names {
-			if b, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(b)) == name {
-				return os.OpenFile("/dev/"+filepath.Base(filepath.Dir(path)), os.O_RDWR, 0)
-			}
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	return nil, fmt.Errorf("no virtio port %s", name)
-}
-
 func disks() (string, error) {
 	dirs, err := filepath.Glob("/sys/block/vd*")
 	var out []string
@@ -134,7 +125,6 @@ func disks() (string, error) {
 		}
 		out = append(out, read(dir, "serial")+" "+read(dir, "size")+" "+mode)
 	}
-	slices.Sort(out)
 	return strings.Join(out, ","), err
 }
 
@@ -150,10 +140,10 @@ func macs() (string, error) {
 	return strings.Join(out, ","), err
 }
 
-func syncDisk(serial string) error {
+func syncDisk(name string) error {
 	dirs, _ := filepath.Glob("/sys/block/vd*")
 	for _, dir := range dirs {
-		if read(dir, "serial") != serial {
+		if read(dir, "serial") != name && filepath.Base(dir) != name {
 			continue
 		}
 		f, err := os.OpenFile("/dev/"+filepath.Base(dir), os.O_RDWR, 0)
@@ -166,7 +156,7 @@ func syncDisk(serial string) error {
 		}
 		return f.Sync()
 	}
-	return fmt.Errorf("no disk %s", serial)
+	return fmt.Errorf("no disk %s", name)
 }
 
 func read(dir, name string) string {
