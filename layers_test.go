@@ -25,7 +25,9 @@ var layers = []struct {
 		"internal/eventlog", "internal/registry", "internal/erofs", "internal/image", "internal/kernel", "internal/vm",
 		"internal/guest", "internal/network", "internal/proxy",
 	}},
-	{"values", []string{"internal/manifest", "internal/release", "internal/fleet", "internal/scheduler", "internal/rollout"}},
+	{"values", []string{
+		"internal/manifest", "internal/release", "internal/importer", "internal/fleet", "internal/scheduler", "internal/rollout",
+	}},
 	{"ground", []string{"internal/durable", "internal/api"}},
 }
 
@@ -37,6 +39,8 @@ var forbidden = []struct {
 	{"internal/manifest", "internal/fleet", "a manifest is read without knowing what runs"},
 	{"internal/manifest", "internal/release", "a Release names a manifest, not the other way round"},
 	{"internal/release", "internal/fleet", "a Release is an identity; what becomes of it is the fleet's"},
+	{"internal/server", "internal/importer", "other platforms' files are the CLI's to read"},
+	{"internal/agent", "internal/importer", "other platforms' files are the CLI's to read"},
 	{"internal/fleet", "internal/scheduler", "the fold says what is, never what should be"},
 	{"internal/fleet", "internal/rollout", "the fold says what is, never what should be"},
 	{"internal/server", "internal/agent", "server and agent meet in the API only, or they could not be of two versions"},
@@ -53,7 +57,7 @@ var forbidden = []struct {
 }
 
 // pure are packages that compute and touch nothing outside: no files, processes, network, clock or chance.
-var pure = []string{"internal/manifest", "internal/release", "internal/fleet", "internal/scheduler", "internal/rollout"}
+var pure = []string{"internal/manifest", "internal/release", "internal/importer", "internal/fleet", "internal/scheduler", "internal/rollout"}
 
 // impure are the standard packages that pure ones do without.
 var impure = []string{"os", "os/exec", "net", "net/http", "syscall", "math/rand", "math/rand/v2", "crypto/rand", "database/sql"}

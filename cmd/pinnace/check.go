@@ -101,7 +101,7 @@ func (c *cli) checkFile(file string, against *imageCheck) (ok bool, err error) {
 func (c *cli) readManifest(file string) ([]byte, error) {
 	switch {
 	case strings.HasSuffix(file, ".yaml"), strings.HasSuffix(file, ".yml"):
-		return nil, fail(exitInvalid, "write a manifest for one of its services with: pinnace init",
+		return nil, fail(exitInvalid, "convert one of its services with: pinnace import "+file,
 			"%s is not a manifest: Pinnace deploys one image with one pinnace.toml, not a compose file or a chart", file)
 	case strings.HasSuffix(file, ".tar"), strings.HasSuffix(file, ".tar.gz"), strings.HasSuffix(file, ".tgz"), strings.HasSuffix(file, ".zip"):
 		return nil, fail(exitInvalid, "push the image to a registry, and name it with --image",

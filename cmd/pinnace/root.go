@@ -68,7 +68,7 @@ rolling back runs an earlier one again, exactly.
 		id, title string
 		commands  []*cobra.Command
 	}{
-		{"write", "Write and check a manifest:", []*cobra.Command{c.newInit(), c.newCheck(), c.newFmt(), c.newExplain(), c.newSchema(), c.newRelease()}},
+		{"write", "Write and check a manifest:", []*cobra.Command{c.newInit(), c.newImport(), c.newCheck(), c.newFmt(), c.newExplain(), c.newSchema(), c.newRelease()}},
 		{"run", "Run it:", []*cobra.Command{
 			c.newPlan(), c.newDeploy(), c.newRollback(), c.newStop(), c.newEnv(),
 		}},
