@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"strings"
 	"testing"
 
@@ -211,4 +212,16 @@ func FuzzCheckImage(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestImageCodesAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/specs/release.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range release.ImageCodes() {
+		if row := "| `" + c.Code + "` | " + c.Meaning + " |\n"; !strings.Contains(string(page), row) {
+			t.Errorf("docs/specs/release.md does not have the row %s", row)
+		}
+	}
 }
