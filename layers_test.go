@@ -22,8 +22,8 @@ var layers = []struct {
 	{"cmd", []string{"cmd/pinnace", "cmd/pinnace/initbin", "cmd/pinnace-init"}},
 	{"actors", []string{"internal/server", "internal/agent"}},
 	{"mechanisms", []string{
-		"internal/eventlog", "internal/registry", "internal/erofs", "internal/image", "internal/kernel", "internal/vm",
-		"internal/guest", "internal/network", "internal/proxy",
+		"internal/eventlog", "internal/registry", "internal/inflate", "internal/erofs", "internal/image", "internal/kernel",
+		"internal/vm", "internal/guest", "internal/network", "internal/proxy",
 	}},
 	{"values", []string{
 		"internal/manifest", "internal/release", "internal/importer", "internal/fleet", "internal/scheduler", "internal/rollout",
