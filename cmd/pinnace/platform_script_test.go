@@ -36,10 +36,11 @@ func TestPlatformScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/platform",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"status":  status,
-			"image":   pushImage,
-			"setenv":  setFromFile,
-			"removed": removeLayers,
+			"status":   status,
+			"image":    pushImage,
+			"setenv":   setFromFile,
+			"removed":  removeLayers,
+			"tampered": changeIndexes,
 		},
 		Setup: func(e *testscript.Env) error {
 			registry, err := startRegistry(e, filepath.Join(e.WorkDir, ".registry"))
@@ -193,20 +194,40 @@ func setFromFile(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile(args[1])))
 }
 
-// removeLayers removes all layers from the registry: removed.
+// removeLayers removes all layers from the registry.
 func removeLayers(ts *testscript.TestScript, neg bool, args []string) {
+	blobs(ts, neg, args, func(path string, content []byte) error {
+		if !bytes.HasPrefix(content, []byte{0x1f, 0x8b}) {
+			return nil
+		}
+		return os.RemoveAll(filepath.Dir(path))
+	})
+}
+
+// changeIndexes makes every index in the registry another one under its old digest.
+func changeIndexes(ts *testscript.TestScript, neg bool, args []string) {
+	blobs(ts, neg, args, func(path string, content []byte) error {
+		if !bytes.Contains(content, []byte(`"manifests"`)) {
+			return nil
+		}
+		return os.WriteFile(path, append(content, ' '), 0o600)
+	})
+}
+
+// blobs calls use with every blob of the registry.
+func blobs(ts *testscript.TestScript, neg bool, args []string, use func(path string, content []byte) error) {
 	if neg || len(args) != 0 {
-		ts.Fatalf("usage: removed")
+		ts.Fatalf("it takes no arguments, and cannot fail")
 	}
-	blobs := filepath.Join(ts.MkAbs(".registry"), "docker/registry/v2/blobs")
-	ts.Check(filepath.WalkDir(blobs, func(path string, d fs.DirEntry, err error) error {
+	root := filepath.Join(ts.MkAbs(".registry"), "docker/registry/v2/blobs")
+	ts.Check(filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || d.Name() != "data" {
 			return err
 		}
-		head, err := os.ReadFile(path)
-		if err == nil && bytes.HasPrefix(head, []byte{0x1f, 0x8b}) { // a layer
-			return os.RemoveAll(filepath.Dir(path))
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return err
 		}
-		return err
+		return use(path, content)
 	}))
 }

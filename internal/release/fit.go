@@ -1,6 +1,7 @@
 package release
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"io/fs"
@@ -85,8 +86,8 @@ type FileInfo struct {
 	UID, GID uint32
 }
 
-// CheckImage says what does not fit between a manifest and an image, and what of the image has no effect, in
-// the order of keys, without running anything. What is the same for every architecture is said once.
+// CheckImage says what does not fit between a manifest and an image, and what of the image has no effect,
+// without running anything: first what is about the image alone, then in the order of the manifest. What is the same for every architecture is said once.
 func CheckImage(m *manifest.Manifest, images []Image) manifest.Problems {
 	var all manifest.Problems
 	for _, arch := range m.Arch {
@@ -124,8 +125,23 @@ func CheckImage(m *manifest.Manifest, images []Image) manifest.Problems {
 		}
 		all = append(all, f.problem)
 	}
-	slices.SortStableFunc(all, func(a, b manifest.Problem) int { return strings.Compare(a.Code, b.Code) })
+	locate(m, all)
+	slices.SortStableFunc(all, func(a, b manifest.Problem) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Code, b.Code))
+	})
 	return all
+}
+
+// locate gives problems about a key that is written down its place.
+func locate(m *manifest.Manifest, problems manifest.Problems) {
+	values := m.Values()
+	for i := range problems {
+		for _, v := range values {
+			if v.Key == problems[i].Key {
+				problems[i].Line, problems[i].Column = v.Line, v.Column
+			}
+		}
+	}
 }
 
 func architectures(images []Image) string {

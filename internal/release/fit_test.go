@@ -109,7 +109,7 @@ func TestCheckImage(t *testing.T) {
 		{"no loader", noRoot, func(_ *release.Image, f files) { f["/app"] = file{mode: 0o755, content: elf(62, "/lib/ld-musl.so")} }, "E305 entrypoint"},
 		{
 			"probe", noRoot + "[health.live]\ntype = \"exec\"\ncommand = [\"curl\"]\n[health.ready]\ntype = \"exec\"\ncommand = [\"/nope\"]\n[rollout.before]\ncommand = [\"/etc\"]\n", nil,
-			"E303 health.ready.command, E303 health.live.command, E304 rollout.before.command",
+			"E303 health.live.command, E303 health.ready.command, E304 rollout.before.command",
 		},
 		{"unknown user", "user = \"web\"\n", nil, "E307 user"},
 		{"unknown user of the image", "", func(i *release.Image, _ files) { i.User = "no" }, "E307 user"},
