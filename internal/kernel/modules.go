@@ -43,7 +43,7 @@ func openModules(release, dir string) (*moduleTree, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error { //nolint:gosec // G703: the operator names the directory
+	err = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
