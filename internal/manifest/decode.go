@@ -192,8 +192,10 @@ func (c *spec) fallbackIn(t *spec, s *scope) *node {
 
 // fallback sets a default. Defaults are written as in TOML, also while canonical bytes are read.
 func (d *decoder) fallback(c *spec, n *node, s *scope) {
-	plain := decoder{m: d.m, list: d.list}
-	plain.value(c, n, s)
+	was := d.canonical
+	d.canonical = false
+	d.value(c, n, s)
+	d.canonical = was
 }
 
 func (d *decoder) missing(t *spec, parent *node, c *spec, s *scope) {

@@ -70,6 +70,9 @@ func (n *node) child(key string) *node {
 }
 
 func (n *node) add(c *node) {
+	if n.items == nil {
+		n.items = make([]*node, 0, 4)
+	}
 	n.items = append(n.items, c)
 	if n.index != nil {
 		n.index[c.key] = c
@@ -100,10 +103,11 @@ type document struct {
 	end     int  // the start of the line after the last one
 }
 
-// newNode takes nodes from slabs: a manifest has dozens, and one allocation each would be most of the work.
+// newNode takes nodes from slabs: a manifest has dozens, and one allocation each would be most of the work. The
+// first slab is about as big as the text needs.
 func (d *document) newNode() *node {
 	if len(d.slab) == 0 {
-		d.slab = make([]node, 48)
+		d.slab = make([]node, 8+min(len(d.src)/12, 256))
 	}
 	n := &d.slab[0]
 	d.slab = d.slab[1:]

@@ -219,6 +219,41 @@ func BenchmarkUnmarshal(b *testing.B) {
 	}
 }
 
+// BenchmarkParseRatio measures how many times as long Parse takes as the TOML library alone, in turns, so that a
+// busy machine is busy for both. It fails when that is over the gate.
+func BenchmarkParseRatio(b *testing.B) {
+	const gate, rounds = 5.0, 20
+	src := sixtyLines(b)
+	var ratios []float64
+	for b.Loop() {
+		start := time.Now()
+		for range rounds {
+			Parse(src)
+		}
+		ours := time.Since(start)
+		start = time.Now()
+		for range rounds {
+			var v map[string]any
+			_ = toml.Unmarshal(src, &v)
+		}
+		ratios = append(ratios, float64(ours)/float64(time.Since(start)))
+	}
+	slices.Sort(ratios)
+	median := ratios[len(ratios)/2]
+	b.ReportMetric(median, "x-go-toml")
+	if median > gate && len(ratios) > 20 {
+		b.Errorf("%.1f times as long as the TOML library; the gate is %.0f", median, gate)
+	}
+}
+
+func BenchmarkFormat(b *testing.B) {
+	src := sixtyLines(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		Format(src)
+	}
+}
+
 func BenchmarkCanonical(b *testing.B) {
 	m := mustParse(b, string(sixtyLines(b)))
 	b.ReportAllocs()

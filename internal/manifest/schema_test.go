@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -124,8 +125,15 @@ func TestSchemaIsNoWider(t *testing.T) {
 	v := newValidators(t)
 	byValue := []string{CodeUnknownKey, CodeWrongCase, CodeWrongType, CodeMissing, CodeOutOfRange, CodeBadUnit, CodeReservedName, CodeNotApplicable}
 	refused, accepted := 0, 0
+	seen := make(map[string]int)
+	onLine := regexp.MustCompile(` on line \d+`)
 	for name, src := range corpus(t, "valid") {
 		for _, m := range mutants(t, src) {
+			// The same change in three files says enough; all of them take long.
+			what := onLine.ReplaceAllString(m.what, "")
+			if seen[what]++; seen[what] > 3 {
+				continue
+			}
 			list := &problemList{src: string(m.src)}
 			root, whole := read(string(m.src), list)
 			if !whole {
@@ -146,7 +154,7 @@ func TestSchemaIsNoWider(t *testing.T) {
 		}
 	}
 	t.Logf("%d changes refused by both, %d not", refused, accepted)
-	if refused < 1000 || accepted < 10 {
+	if refused < 5000 || accepted < 200 {
 		t.Errorf("%d refused, %d accepted", refused, accepted)
 	}
 }

@@ -66,6 +66,10 @@ ports.web = { port = 8080, expose = "public", edge = "raw", public_port = 80 }
 - There are no dates, no NaN or infinity, no NUL, and no interpolation. The file is UTF-8 without a byte order mark,
   has at most 256 KiB, and nests at most 4 levels.
 
+**In an editor.** ` + "`pinnace.schema.json`" + ` beside this page, which ` + "`pinnace schema`" + ` prints too, is a JSON Schema for editors
+that know TOML: they complete keys, show what they mean and mark mistakes. What it refuses, ` + "`pinnace check`" + ` refuses
+too; only ` + "`pinnace check`" + ` compares one key with another. ` + "`pinnace explain KEY`" + ` says what this page says.
+
 **Effect** is what a change of the key does to instances that run: ` + "`none`" + ` (used by the next rollout, or not at
 run time), ` + "`routing`" + ` (connections go elsewhere), ` + "`in place`" + ` (the agent takes it up), ` + "`restart`" + `,
 ` + "`replace`" + ` (new instances take over), ` + "`data`" + ` (touches stored data).
