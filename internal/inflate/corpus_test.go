@@ -19,21 +19,19 @@ type sample struct {
 	content []byte
 }
 
-const sampleSize = 16 << 20
-
-// samples are made of what the Go toolchain and the module cache hold. Where that is too little, the rest
+// samples are of about size bytes each. They are made of what the Go toolchain and the module cache hold. Where that is too little, the rest
 // is generated, which the name then says.
-func samples(tb testing.TB) []sample {
+func samples(tb testing.TB, size int) []sample {
 	tb.Helper()
 	root, modules := goEnv(tb)
 	list := []sample{
-		{"binaries", collect(tb, sampleSize, executable, filepath.Join(root, "bin"), filepath.Join(root, "pkg", "tool"))},
-		{"text", collect(tb, sampleSize, extension(".go", ".md", ".txt", ".s"), filepath.Join(root, "src"))},
-		{"javascript", collect(tb, sampleSize/4, extension(".js", ".mjs", ".ts", ".css", ".html"), root, modules)},
+		{"binaries", collect(tb, size, executable, filepath.Join(root, "bin"), filepath.Join(root, "pkg", "tool"))},
+		{"text", collect(tb, size, extension(".go", ".md", ".txt", ".s"), filepath.Join(root, "src"))},
+		{"javascript", collect(tb, size, extension(".js", ".mjs", ".ts", ".css", ".html"), root, modules)},
 	}
 	for i, s := range list {
-		if len(s.content) < 1<<20 {
-			list[i] = sample{s.name + " (generated)", generate(s.name == "binaries")}
+		if len(s.content) < min(size, 1<<20) {
+			list[i] = sample{s.name + " (generated)", generate(s.name == "binaries")[:size]}
 		}
 	}
 	return list
@@ -83,6 +81,8 @@ func collect(tb testing.TB, size int, want func(string) bool, dirs ...string) []
 	}
 	return content[:min(len(content), size)]
 }
+
+const sampleSize = 16 << 20
 
 // generate makes content that compresses about as well as programs, or as text.
 func generate(binary bool) []byte {

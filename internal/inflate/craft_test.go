@@ -1,11 +1,6 @@
 package inflate
 
 import (
-	"bytes"
-	"compress/flate"
-	"encoding/binary"
-	"hash/crc32"
-	"io"
 	"math/bits"
 	"math/rand/v2"
 	"slices"
@@ -230,7 +225,7 @@ func randomTokens(rng *rand.Rand, made *int, lits, matches, dists []int) []token
 			m, d := symbolEntries.lit[257+matches[rng.IntN(len(matches))]], symbolEntries.dist[dists[rng.IntN(len(dists))]]
 			length := int(m>>16) + rng.IntN(1<<(m&entryBits))
 			distance := int(d>>16) + rng.IntN(1<<(d&entryBits))
-			if distance <= *made && !(length == 258 && m>>16 != 258) {
+			if distance <= *made && (length != 258 || m>>16 == 258) {
 				list = append(list, token{length, distance})
 				*made += length
 				continue
@@ -242,17 +237,4 @@ func randomTokens(rng *rand.Rand, made *int, lits, matches, dists []int) []token
 		}
 	}
 	return list
-}
-
-// member makes a member of gzip of deflate data, with the trailer that fits, as far as the data is right.
-func member(data []byte) []byte {
-	in := bytes.NewReader(data)
-	content, _ := io.ReadAll(io.LimitReader(flate.NewReader(in), contentLimit+1))
-	data = data[:len(data)-in.Len()]
-	return slices.Concat([]byte{gzipID1, gzipID2, gzipDeflate, 0, 0, 0, 0, 0, 0, 255}, data, trailer(content))
-}
-
-func trailer(content []byte) []byte {
-	b := binary.LittleEndian.AppendUint32(nil, crc32.ChecksumIEEE(content))
-	return binary.LittleEndian.AppendUint32(b, uint32(len(content)))
 }

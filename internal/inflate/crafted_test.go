@@ -173,6 +173,7 @@ func badBlocks() []craft {
 		bad("unused literal", new(crafter).codes(true, with(257, map[int]uint8{endBlock: 1}), half).put(1, 1), errUnusedLit),
 		bad("unused distance", new(crafter).codes(true, ab, []uint8{1}).word(canonical(ab), 'a').word(canonical(ab), 257).put(1, 1), errUnusedDist),
 		bad("distance without a code", new(crafter).codes(true, ab, []uint8{0}).word(canonical(ab), 'a').word(canonical(ab), 257), errUnusedDist),
+		bad("distance without a code, behind a block with one", new(crafter).coded(false, ab, half, literals("a")...).codes(true, ab, []uint8{0}).word(canonical(ab), 'a').word(canonical(ab), 257).put(0, 1), errUnusedDist),
 		bad("length 286", new(crafter).header(true, 1).word(fixedLit, 'a').word(fixedLit, 286), errUnusedLit),
 		bad("length 287", new(crafter).header(true, 1).word(fixedLit, 'a').word(fixedLit, 287), errUnusedLit),
 		bad("distance 30", new(crafter).header(true, 1).word(fixedLit, 'a').word(fixedLit, 257).word(fixedDist, 30), errUnusedDist),
