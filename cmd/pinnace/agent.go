@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
-	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -25,7 +25,6 @@ import (
 	"github.com/pinnacehq/pinnace/internal/image"
 	"github.com/pinnacehq/pinnace/internal/kernel"
 	"github.com/pinnacehq/pinnace/internal/network"
-	"github.com/pinnacehq/pinnace/internal/proxy"
 	"github.com/pinnacehq/pinnace/internal/registry"
 	"github.com/pinnacehq/pinnace/internal/vm"
 	"github.com/pinnacehq/pinnace/internal/vm/qemu"
@@ -162,13 +161,22 @@ func (r *agentRole) options() (agent.Options, error) {
 		Host:   host,
 		Dir:    filepath.Join(r.dirs.data, "agent"),
 		RunDir: filepath.Join(r.dirs.run, "agent"),
-		Server: pinnacev1connect.NewAgentServiceClient(httpClient(), r.server, connect.WithInterceptors(bearer(r.token))),
+		Server: pinnacev1connect.NewAgentServiceClient(agentHTTPClient(), r.server, connect.WithInterceptors(bearer(r.token))),
 		Source: func(repository string) image.Source { return repositorySource{client, repository} },
 
 		PublicAddress: public,
 		FirstUID:      r.firstUID,
 		Log:           r.log,
 	}, nil
+}
+
+// agentHTTPClient speaks HTTP/2, also in the clear: over HTTP/1 a server cannot end a stream of logs that the
+// agent is sending.
+func agentHTTPClient() *http.Client {
+	transport := &http.Transport{DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, Protocols: new(http.Protocols)}
+	transport.Protocols.SetHTTP2(true)
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	return &http.Client{Transport: transport}
 }
 
 // repositorySource gives the blobs of one repository.
@@ -271,67 +279,4 @@ func (r *agentRole) network() (*network.Manager, error) {
 	return network.New(network.Options{
 		RunDir: filepath.Join(r.dirs.run, "network"), Prefix: r.prefix, Uplink: uplink, Log: r.log,
 	})
-}
-
-// startProxy connects to the host's proxy, starting it when none runs. The function that it returns ends
-// the proxy.
-func (r *agentRole) startProxy(ctx context.Context) (*proxy.Client, func() error, error) {
-	socket := proxySocket(r.dirs.run)
-	if client, err := proxy.Dial(ctx, socket); err == nil {
-		r.log.Info("found the proxy of an earlier run; using it")
-		return client, func() error { return errors.Join(shutdownProxy(ctx, client), client.Close()) }, nil
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, nil, err
-	}
-	// The proxy must not die of the Ctrl-C that is meant for the agent, which stops it in order.
-	cmd := exec.Command(self, "proxy", "--run-dir", r.dirs.run, "--log-level", r.logLevel.String())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		return nil, nil, fmt.Errorf("start the proxy: %w", err)
-	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
-	client, err := dialProxy(ctx, socket, exited)
-	if err != nil {
-		return nil, nil, err
-	}
-	return client, func() error {
-		shutErr := errors.Join(shutdownProxy(ctx, client), client.Close())
-		select {
-		case err := <-exited:
-			return errors.Join(shutErr, err)
-		case <-time.After(5 * time.Second):
-			return errors.Join(shutErr, cmd.Process.Kill(), <-exited)
-		}
-	}, nil
-}
-
-// dialProxy connects to a proxy that was just started.
-func dialProxy(ctx context.Context, socket string, exited <-chan error) (*proxy.Client, error) {
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		client, err := proxy.Dial(ctx, socket)
-		if err == nil {
-			return client, nil
-		}
-		select {
-		case exitErr := <-exited:
-			return nil, fmt.Errorf("the proxy ended at once: %w", exitErr)
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(20 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("the proxy does not answer: %w", err)
-		}
-	}
-}
-
-func shutdownProxy(ctx context.Context, client *proxy.Client) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	return client.Shutdown(ctx)
 }

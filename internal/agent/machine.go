@@ -94,7 +94,7 @@ func process(m *manifest.Manifest, cfg image.Config, vars map[string]string) gue
 		Cmd:        cfg.Cmd,
 		WorkDir:    firstOf(m.Workdir, cfg.WorkingDir),
 		User:       firstOf(m.User, cfg.User),
-		StopSignal: firstOf(m.Stop.Signal, cfg.StopSignal),
+		StopSignal: firstOf(m.Stop.Signal, gentle(cfg.StopSignal)),
 	}
 	if m.Entrypoint != nil {
 		p.Entrypoint, p.Cmd = m.Entrypoint, nil
@@ -105,7 +105,10 @@ func process(m *manifest.Manifest, cfg image.Config, vars map[string]string) gue
 	env := map[string]string{}
 	for _, kv := range cfg.Env {
 		name, value, _ := strings.Cut(kv, "=")
-		env[name] = value
+		// The prefix is the platform's, for images as it is for manifests.
+		if !strings.HasPrefix(name, "PINNACE_") {
+			env[name] = value
+		}
 	}
 	maps.Copy(env, m.Env)
 	maps.Copy(env, vars)
@@ -113,6 +116,16 @@ func process(m *manifest.Manifest, cfg image.Config, vars map[string]string) gue
 		p.Env = append(p.Env, name+"="+env[name])
 	}
 	return p
+}
+
+// gentle is the stop signal of an image, unless it is one that no process can act on: stopping in order would
+// then not be in the manifest's hands any more.
+func gentle(signal string) string {
+	switch strings.TrimPrefix(strings.ToUpper(signal), "SIG") {
+	case "KILL", "9", "STOP", "19":
+		return ""
+	}
+	return signal
 }
 
 func firstOf(values ...string) string {

@@ -119,7 +119,7 @@ func (h *Host) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var parts sync.WaitGroup
-	for _, part := range []func(context.Context) error{h.readControl, h.readLogs, h.sendAcks, h.watchHeartbeat} {
+	for _, part := range []func(context.Context) error{h.readControl, h.followLogs, h.sendAcks, h.watchHeartbeat} {
 		parts.Go(func() { cancel(part(ctx)) })
 	}
 	<-ctx.Done()
@@ -131,6 +131,21 @@ func (h *Host) Run(ctx context.Context) error {
 	_ = h.control.Close() // unblocks the readers; what a close has to say does not matter any more
 	_ = h.logs.Close()
 	parts.Wait()
+	return err
+}
+
+// followLogs reads the log channel. When both channels end at once, what is still in the control channel, such
+// as the exit report, is more than the end of the logs: it gets a moment to be read.
+func (h *Host) followLogs(ctx context.Context) error {
+	err := h.readLogs(ctx)
+	if errors.Is(err, io.EOF) {
+		late := time.NewTimer(time.Second)
+		defer late.Stop()
+		select {
+		case <-late.C:
+		case <-ctx.Done():
+		}
+	}
 	return err
 }
 

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/pinnacehq/pinnace/internal/proxy"
+)
+
+// startProxy connects to the host's proxy, starting it when none runs. The function that it returns ends
+// the proxy.
+func (r *agentRole) startProxy(ctx context.Context) (*proxyLink, func() error, error) {
+	socket := proxySocket(r.dirs.run)
+	if client, err := proxy.Dial(ctx, socket); err == nil {
+		r.log.Info("found the proxy of an earlier run; using it")
+		link := &proxyLink{socket: socket, client: client}
+		return link, func() error { return link.shutdown(ctx) }, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, nil, err
+	}
+	// The proxy must not die of the Ctrl-C that is meant for the agent, which stops it in order.
+	cmd := exec.Command(self, "proxy", "--run-dir", r.dirs.run, "--log-level", r.logLevel.String())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		return nil, nil, fmt.Errorf("start the proxy: %w", err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	client, err := dialProxy(ctx, socket, exited)
+	if err != nil {
+		return nil, nil, err
+	}
+	link := &proxyLink{socket: socket, client: client}
+	return link, func() error {
+		shutErr := link.shutdown(ctx)
+		select {
+		case err := <-exited:
+			return errors.Join(shutErr, err)
+		case <-time.After(5 * time.Second):
+			return errors.Join(shutErr, cmd.Process.Kill(), <-exited)
+		}
+	}, nil
+}
+
+// dialProxy connects to a proxy that was just started.
+func dialProxy(ctx context.Context, socket string, exited <-chan error) (*proxy.Client, error) {
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		client, err := proxy.Dial(ctx, socket)
+		if err == nil {
+			return client, nil
+		}
+		select {
+		case exitErr := <-exited:
+			return nil, fmt.Errorf("the proxy ended at once: %w", exitErr)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("the proxy does not answer: %w", err)
+		}
+	}
+}
+
+// proxyLink is the agent's connection to the proxy, made again when it was lost: the proxy may have been
+// started anew, and the agent gives it the whole configuration from time to time.
+type proxyLink struct {
+	socket string
+
+	mu     sync.Mutex
+	client *proxy.Client // guarded by mu; nil when the connection was lost
+}
+
+// with calls f with a connection. One that failed is not used again.
+func (l *proxyLink) with(ctx context.Context, f func(*proxy.Client) (*proxy.Status, error)) (*proxy.Status, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.client == nil {
+		client, err := proxy.Dial(ctx, l.socket)
+		if err != nil {
+			return nil, err
+		}
+		l.client = client
+	}
+	status, err := f(l.client)
+	if err != nil && !errors.Is(err, proxy.ErrStale) {
+		_ = l.client.Close() // it is of no use any more
+		l.client = nil
+	}
+	return status, err
+}
+
+// Apply implements agent.Proxy.
+func (l *proxyLink) Apply(ctx context.Context, c proxy.Config) (*proxy.Status, error) {
+	return l.with(ctx, func(p *proxy.Client) (*proxy.Status, error) { return p.Apply(ctx, c) })
+}
+
+// Status implements agent.Proxy.
+func (l *proxyLink) Status(ctx context.Context) (*proxy.Status, error) {
+	return l.with(ctx, func(p *proxy.Client) (*proxy.Status, error) { return p.Status(ctx) })
+}
+
+// shutdown ends the proxy, also when ctx is done.
+func (l *proxyLink) shutdown(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	_, err := l.with(ctx, func(p *proxy.Client) (*proxy.Status, error) { return nil, p.Shutdown(ctx) })
+	return err
+}
