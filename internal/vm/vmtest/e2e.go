@@ -22,6 +22,12 @@ func NeedGuests(t testing.TB) kernel.Source {
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		t.Skip("needs QEMU: apt-get install qemu-system-x86")
 	}
+	return NeedKernel(t)
+}
+
+// NeedKernel skips the test unless there is a kernel to boot guests with, and returns it.
+func NeedKernel(t testing.TB) kernel.Source {
+	t.Helper()
 	dir := os.Getenv("PINNACE_KERNELS")
 	if dir == "" {
 		dir = DefaultKernels

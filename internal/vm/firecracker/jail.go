@@ -1,0 +1,167 @@
+package firecracker
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pinnacehq/pinnace/internal/durable"
+	"github.com/pinnacehq/pinnace/internal/vm"
+)
+
+// maxJailID keeps the path of a jail's API socket within the 107 bytes of a unix socket's address where the jailer
+// makes jails by default, /srv/jailer/firecracker/ID/root/run/firecracker.socket, so that operators can reach it
+// with any tool. The driver itself goes through descriptors, which have no such limit. The jailer takes 64.
+const maxJailID = 107 - len("/srv/jailer/firecracker/") - len("/root"+jailAPI)
+
+// A jail is the directory of one run of a machine:
+//
+//	<JailDir>/firecracker/<id>/owner   locked by the process that runs the machine; holds the machine's id
+//	<JailDir>/firecracker/<id>/root/   the monitor's root directory, all that it sees
+//
+// The id is never used again, because the jailer refuses to build where something is left of an earlier jail. It
+// tells nothing of the machine, because it is in the monitor's arguments.
+type jail struct {
+	id        string
+	dir, root string
+	owner     *os.File // holds the lock
+	run       *os.File // root/run, to reach sockets by short names
+}
+
+// newJail makes a jail with all that the machine needs. The caller removes it, also when there is an error.
+func newJail(base, program string, spec vm.Spec, log *slog.Logger) (*jail, error) {
+	parent := filepath.Join(base, program)
+	if err := durable.MkdirAll(parent, 0o711); err != nil {
+		return nil, fmt.Errorf("make a jail: %w", err)
+	}
+	j := &jail{id: newJailID()}
+	j.dir = filepath.Join(parent, j.id)
+	j.root = filepath.Join(j.dir, "root")
+	err := os.Mkdir(j.dir, 0o711) //nolint:gosec // the monitor's identity passes through it
+	if err != nil {
+		return nil, fmt.Errorf("make a jail: %w", err)
+	}
+	if err := j.fill(spec, log); err != nil {
+		return nil, errors.Join(err, j.remove())
+	}
+	return j, nil
+}
+
+func newJailID() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return "vm-" + hex.EncodeToString(b[:])
+}
+
+func (j *jail) fill(spec vm.Spec, log *slog.Logger) error {
+	if err := j.claim(spec.ID); err != nil {
+		return err
+	}
+	for _, dir := range []string{j.root, filepath.Join(j.root, jailRun)} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	var err error
+	if j.run, err = os.Open(filepath.Join(j.root, jailRun)); err != nil {
+		return err
+	}
+	for _, name := range []string{jailConsole, jailLog, jailMetrics} {
+		path := filepath.Join(j.root, name)
+		if err := unix.Mkfifo(path, 0o600); err != nil {
+			return fmt.Errorf("make FIFO %s: %w", name, err)
+		}
+		if err := give(path, spec); err != nil {
+			return err
+		}
+	}
+	return j.link(spec, log)
+}
+
+// claim takes the jail's lock before anybody can think it abandoned.
+func (j *jail) claim(machine string) error {
+	var err error
+	if j.owner, err = os.OpenFile(filepath.Join(j.dir, ownerName), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return fmt.Errorf("claim the jail: %w", err)
+	}
+	if err := unix.Flock(int(j.owner.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("claim the jail: %w", err)
+	}
+	if _, err := j.owner.WriteString(machine + "\n"); err != nil {
+		return fmt.Errorf("claim the jail: %w", err)
+	}
+	return nil
+}
+
+const ownerName = "owner"
+
+// give makes the monitor's identity the owner of what is at path.
+func give(path string, spec vm.Spec) error {
+	if os.Geteuid() != 0 {
+		return nil // then the identity is the caller's
+	}
+	return os.Lchown(path, int(spec.UID), int(spec.GID))
+}
+
+// socket names a socket in the jail's run directory through a descriptor, because its path may be too long for an
+// address.
+func (j *jail) socket(name string) string {
+	return fmt.Sprintf("/proc/self/fd/%d/%s", j.run.Fd(), filepath.Base(name))
+}
+
+// open opens a FIFO of the jail. The reader sees its end when both writer and monitor are gone.
+func (j *jail) open(name string) (reader, writer *os.File, err error) {
+	path := filepath.Join(j.root, name)
+	if reader, err = os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
+		return nil, nil, err
+	}
+	if writer, err = os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0); err != nil {
+		reader.Close()
+		return nil, nil, err
+	}
+	return reader, writer, nil
+}
+
+// remove removes the jail. Its monitor does not run.
+func (j *jail) remove() error {
+	if j.run != nil {
+		j.run.Close()
+	}
+	err := os.RemoveAll(j.dir)
+	if j.owner != nil {
+		j.owner.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("remove the jail: %w", err)
+	}
+	return nil
+}
+
+// jailerArguments returns the jailer's command line without the program's name.
+func jailerArguments(base, binary, id string, spec vm.Spec, cgroupVersion int) []string {
+	args := []string{
+		"--id", id,
+		"--exec-file", binary,
+		"--uid", strconv.FormatUint(uint64(spec.UID), 10),
+		"--gid", strconv.FormatUint(uint64(spec.GID), 10),
+		"--chroot-base-dir", base,
+		// A connection of vsock, of which there are at most 1023, is a descriptor.
+		"--resource-limit", "no-file=2048",
+	}
+	if spec.Netns != "" {
+		args = append(args, "--netns", spec.Netns)
+	}
+	// The monitor is in its cgroup before it runs. With version 2 the jailer would move it to one of its own choice
+	// unless told that this is the one; with version 1 it moves nothing, and is not asked to.
+	if cgroupVersion == 2 {
+		args = append(args, "--cgroup-version", "2", "--parent-cgroup", filepath.Clean(spec.Cgroup))
+	}
+	return append(args, "--", "--api-sock", jailAPI)
+}
