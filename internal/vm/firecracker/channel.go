@@ -1,14 +1,13 @@
 package firecracker
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"sync"
 	"time"
-
-	"errors"
 
 	"github.com/pinnacehq/pinnace/internal/vm"
 )
@@ -37,8 +36,11 @@ type channel struct {
 
 // listen makes the socket that the monitor will connect to for the guest.
 func (j *jail) listen(ch vm.Channel, spec vm.Spec) (*channel, error) {
-	name := fmt.Sprintf("%s_%d", jailVsock, ports[ch])
-	path := j.socket(name)
+	path, done, err := j.socket(fmt.Sprintf("%s_%d", jailVsock, ports[ch]))
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("make the socket of channel %s: %w", ch, err)
@@ -77,12 +79,9 @@ func (c *channel) arrive(guest net.Conn) {
 		}
 	}
 	if c.arrived != nil {
-		c.arrived.Close()
+		_ = c.arrived.Close() // what it has to say does not matter any more
 	}
 	c.arrived = guest
-	if c.ended {
-		guest.Close()
-	}
 }
 
 // dial returns a connection to the guest. Reading and writing wait until the guest has connected.
@@ -111,13 +110,13 @@ func (c *channel) dial() (net.Conn, error) {
 // close ends the channel of a machine that has ended. Connections that a caller has with the guest end by
 // themselves, after what the guest has sent was read.
 func (c *channel) close() {
-	c.listener.Close()
+	_ = c.listener.Close() // fails only when it is closed already
 	c.accepted.Wait()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ended = true
 	if c.arrived != nil {
-		c.arrived.Close()
+		_ = c.arrived.Close()
 	}
 	for _, w := range c.waiting {
 		w.fail()

@@ -32,7 +32,6 @@ type jail struct {
 	id        string
 	dir, root string
 	owner     *os.File // holds the lock
-	run       *os.File // root/run, to reach sockets by short names
 }
 
 // newJail makes a jail with all that the machine needs. The caller removes it, also when there is an error.
@@ -68,10 +67,6 @@ func (j *jail) fill(spec vm.Spec, log *slog.Logger) error {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return err
 		}
-	}
-	var err error
-	if j.run, err = os.Open(filepath.Join(j.root, jailRun)); err != nil {
-		return err
 	}
 	for _, name := range []string{jailConsole, jailLog, jailMetrics} {
 		path := filepath.Join(j.root, name)
@@ -111,9 +106,13 @@ func give(path string, spec vm.Spec) error {
 }
 
 // socket names a socket in the jail's run directory through a descriptor, because its path may be too long for an
-// address.
-func (j *jail) socket(name string) string {
-	return fmt.Sprintf("/proc/self/fd/%d/%s", j.run.Fd(), filepath.Base(name))
+// address. The name is good until done is called.
+func (j *jail) socket(name string) (path string, done func(), err error) {
+	run, err := os.Open(filepath.Join(j.root, jailRun))
+	if err != nil {
+		return "", nil, err
+	}
+	return fmt.Sprintf("/proc/self/fd/%d/%s", run.Fd(), filepath.Base(name)), func() { run.Close() }, nil
 }
 
 // open opens a FIFO of the jail. The reader sees its end when both writer and monitor are gone.
@@ -131,9 +130,6 @@ func (j *jail) open(name string) (reader, writer *os.File, err error) {
 
 // remove removes the jail. Its monitor does not run.
 func (j *jail) remove() error {
-	if j.run != nil {
-		j.run.Close()
-	}
 	err := os.RemoveAll(j.dir)
 	if j.owner != nil {
 		j.owner.Close()

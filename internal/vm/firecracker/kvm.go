@@ -123,7 +123,7 @@ func (d *Driver) bootOnce(ctx context.Context, h *host) (reason string, err erro
 func awaitFirstByte(ctx context.Context, m *machine) (reason string, err error) {
 	conn, err := m.Dial(ctx, vm.Control)
 	if err == nil {
-		defer conn.Close()
+		defer func() { _ = conn.Close() }()
 		if err = conn.SetReadDeadline(time.Now().Add(kvmPatience)); err == nil {
 			stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // what it says does not matter
 			_, err = io.ReadFull(conn, make([]byte, 1))

@@ -198,8 +198,13 @@ func (m *machine) awaitAPI(ctx context.Context) error {
 // dialAPI connects to the monitor. It is used only before the guest runs, when nobody hostile can have put anything
 // in the socket's place.
 func (m *machine) dialAPI(ctx context.Context) (net.Conn, error) {
+	path, done, err := m.jail.socket(jailAPI)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	var d net.Dialer
-	return d.DialContext(ctx, "unix", m.jail.socket(jailAPI))
+	return d.DialContext(ctx, "unix", path)
 }
 
 func (m *machine) closeStderr() {

@@ -95,7 +95,7 @@ func checkJailDir(dir string) error {
 		return fmt.Errorf("look at the file system of %s: %w", dir, err)
 	}
 	for flag, name := range map[int64]string{unix.ST_NODEV: "nodev", unix.ST_NOEXEC: "noexec"} {
-		if int64(st.Flags)&flag != 0 {
+		if st.Flags&flag != 0 {
 			return fmt.Errorf("%s is on a file system that is mounted with %s: a jail there could hold neither Firecracker nor its devices", dir, name)
 		}
 	}
