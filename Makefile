@@ -75,16 +75,18 @@ check-generated: ## fail when what is generated is not what is committed
 		echo "generated files differ from what is committed; run: make generate" >&2; git status --short -- internal docs >&2; exit 1; fi
 
 .PHONY: bench
-bench: ## benchmarks
-	go test -run '^$$' -bench . -benchmem $(PKGS)
+bench: build ## benchmarks; those with a gate fail when it is not met
+	PINNACE_BIN=$(CURDIR)/bin/pinnace go test -run '^$$' -bench . -benchmem $(PKGS)
 
-FUZZTIME ?= 30s
+FUZZTIME     ?= 30s
+DIFFERENTIAL ?= 1000000
 .PHONY: fuzz
-fuzz: ## every fuzz test for FUZZTIME each
+fuzz: ## every fuzz test for FUZZTIME each, and DIFFERENTIAL generated manifests
 	@for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' internal cmd); do \
 		for name in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9_]*)\(.*/\1/p' $$f); do \
 			echo "== $$name ($$(dirname $$f))"; go test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) ./$$(dirname $$f) || exit 1; \
 		done; done
+	PINNACE_DIFFERENTIAL=$(DIFFERENTIAL) go test -timeout 0 -run 'TestDifferential$$' ./internal/manifest ./internal/server
 
 N ?= 10
 .PHONY: torture
