@@ -13,7 +13,6 @@ func (r *Reader) readBlock() error {
 		if !r.fixed {
 			build(r.lit[:], litBits, fixedLits[:], symbolEntries.lit[:])
 			build(r.dist[:], distBits, fixedDists[:], symbolEntries.dist[:])
-			pair(&r.lit)
 			r.fixed = true
 		}
 		r.state = inCodes
@@ -135,7 +134,6 @@ func (r *Reader) readDynamic() error {
 	if bad := build(r.dist[:], distBits, lengths[lits:], symbolEntries.dist[:]); bad != "" {
 		return r.fault(ErrData, bad+" for distances")
 	}
-	pair(&r.lit)
 	return nil
 }
 

@@ -24,8 +24,7 @@ func (r *Reader) readCodes() error {
 		case e&isLiteral != 0:
 			r.take(uint64(e & entryBits))
 			r.out[r.op] = byte(e >> 16)
-			r.out[r.op+1] = byte(e >> 24)
-			r.op += int(e >> 8 & 3)
+			r.op++
 		case e&isEnd != 0:
 			r.take(uint64(e & entryBits))
 			r.endBlock()

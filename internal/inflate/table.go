@@ -6,11 +6,10 @@ import "math/bits"
 // table's bits go on in a second table, behind the first one in the same array. An entry is:
 //
 //	bits 0-5    bits to use up: of the code, and of the extra bits behind it
-//	bits 8-11   literals: how many, 1 or 2
-//	            lengths and distances: bits of the code alone
+//	bits 8-11   bits of the code alone
 //	            link to a second table: the bits that are an index of it
 //	bits 12-15  flags
-//	bits 16-31  literals: the first, and above it the second
+//	bits 16-31  literals: the byte
 //	            lengths and distances: the base that the extra bits are added to
 //	            link to a second table: where it begins
 //
@@ -26,8 +25,7 @@ const (
 	// A code that stands for nothing. Only a code of a single word of one bit has such, or one without any.
 	unused = isException | 1
 
-	entryBits  = 63
-	oneLiteral = 1 << 8
+	entryBits = 63
 )
 
 const (
@@ -63,7 +61,7 @@ func makeSymbols() *symbols {
 	for i := range s.lit {
 		switch {
 		case i < endBlock:
-			s.lit[i] = isLiteral | entry(i)<<16 | oneLiteral
+			s.lit[i] = isLiteral | entry(i)<<16
 		case i == endBlock:
 			s.lit[i] = isException | isEnd
 		case i == 285:
@@ -96,9 +94,6 @@ func makeSymbols() *symbols {
 
 // sized is the entry of a symbol with a word of so many bits.
 func sized(symbol entry, word int) entry {
-	if symbol&isLiteral != 0 {
-		return symbol + entry(word)
-	}
 	return symbol + entry(word)<<8 + entry(word)
 }
 
@@ -206,19 +201,4 @@ func secondBits(count *[maxWord + 1]int, first, n int) int {
 		room = room<<1 - count[n]
 	}
 	return b
-}
-
-// pair makes entries of one literal entries of two where the bits suffice for the next one.
-func pair(table *[litSize]entry) {
-	// From above, so that what follows is still what build has left there.
-	for i := 1<<litBits - 1; i >= 0; i-- {
-		e := table[i]
-		if e&isLiteral == 0 {
-			continue
-		}
-		second := table[i>>(e&entryBits)]
-		if second&isLiteral != 0 && e&entryBits+second&entryBits <= litBits {
-			table[i] = e + oneLiteral + second&entryBits + second<<8&(0xff<<24)
-		}
-	}
 }
