@@ -11,8 +11,9 @@ import (
 	"hash"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/pinnacehq/pinnace/internal/inflate"
 )
 
 // A blobReader reads a blob, counts and hashes it, and refuses a byte more than the manifest declares.
@@ -71,7 +72,7 @@ func decompress(src io.Reader) (io.ReadCloser, error) {
 	case len(magic) == 0:
 		return nil, refuse("blob is empty, so it holds no tar")
 	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		return gzip.NewReader(buffered) // of any number of members
+		return io.NopCloser(inflate.NewReader(buffered)), nil // of any number of members
 	case isZstd(magic):
 		z, err := zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxWindow(maxZstdWindow))

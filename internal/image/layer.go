@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"github.com/pinnacehq/pinnace/internal/durable"
+	"github.com/pinnacehq/pinnace/internal/inflate"
 )
 
 // A layerFile is where a layer is in the store.
@@ -162,5 +163,8 @@ func (s *Store) unpack(src io.Reader, dst io.Writer, diffID string) (*index, err
 	ahead := newReadAhead(raw)
 	x, err := scan(ahead, dst, diffID, s.limits)
 	ahead.Close()
+	if errors.As(err, new(*inflate.Error)) {
+		err = refuse("decompress: %w", err)
+	}
 	return x, errors.Join(err, raw.Close())
 }

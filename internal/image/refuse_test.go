@@ -88,6 +88,10 @@ func TestRefusedLayers(t *testing.T) {
 		{"C3 names of all layers", New().Layer(longNames("a", 20)...).Layer(longNames("b", 20)...), "exceed 65536 bytes"},
 		{"Z1 xz", New().Compress(None).RawLayer([]byte("\xfd7zXZ\x00 and more")), "compressed with xz"},
 		{"Z1 bzip2", New().Compress(None).RawLayer([]byte("BZh9 and more")), "compressed with bzip2"},
+		{"Z3 gzip with bytes behind it", New().Compress(None).RawLayer(gzipOf(Tar(File("a", "")), "behind")), "what follows the last member is not another one"},
+		{"Z3 gzip with zeros behind it", New().Compress(None).RawLayer(gzipOf(Tar(File("a", "")), "\x00")), "what follows the last member is not another one"},
+		{"Z3 gzip cut short", New().Compress(None).RawLayer(gzipOf(Tar(File("a", "")), "")[:60]), "gzip: byte 60: unexpected EOF"},
+		{"Z3 gzip that is nothing more", New().Compress(None).RawLayer([]byte{0x1f, 0x8b, 9}), "unknown compression method"},
 		{"Z2 zstd window", New().Compress(None).RawLayer(wideZstd()), "window"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -120,13 +124,7 @@ func TestRefusedLayers(t *testing.T) {
 
 func TestAcceptedStreams(t *testing.T) {
 	archive := Tar(File("a", "1"))
-	gz := func(b []byte) []byte {
-		var out bytes.Buffer
-		w := gzip.NewWriter(&out)
-		_, _ = w.Write(b)
-		_ = w.Close()
-		return out.Bytes()
-	}
+	gz := func(b []byte) []byte { return gzipOf(b, "") }
 	skippable := append([]byte{0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 'x', 'y', 'z'}, zstdOf(archive)...)
 	for _, tt := range []struct {
 		name  string
@@ -326,6 +324,14 @@ func longNames(prefix string, n int) []Entry {
 		list = append(list, File(fmt.Sprintf("%s%d/%s", prefix, i, strings.Repeat(strings.Repeat("n", 200)+"/", 10)+"f"), ""))
 	}
 	return list
+}
+
+func gzipOf(b []byte, behind string) []byte {
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	_, _ = w.Write(b)
+	_ = w.Close()
+	return append(out.Bytes(), behind...)
 }
 
 func zstdOf(b []byte) []byte {
