@@ -55,7 +55,7 @@ func (r *Reader) readStored() error {
 // copyStored copies what is there of a stored block, and what there is room for.
 func (r *Reader) copyStored() error {
 	for ; r.nbits > 0 && r.stored > 0 && r.op < r.full; r.op++ {
-		r.out[r.op] = byte(r.take(8))
+		r.out.bytes[r.op] = byte(r.take(8))
 		r.stored--
 	}
 	for r.stored > 0 && r.op < r.full {
@@ -64,7 +64,7 @@ func (r *Reader) copyStored() error {
 				return err
 			}
 		}
-		n := copy(r.out[r.op:min(r.op+r.stored, r.full)], r.in[r.ip:r.inEnd])
+		n := copy(r.out.bytes[r.op:min(r.op+r.stored, r.full)], r.in[r.ip:r.inEnd])
 		r.ip += n
 		r.op += n
 		r.stored -= n

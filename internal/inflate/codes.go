@@ -23,7 +23,7 @@ func (r *Reader) readCodes() error {
 		switch {
 		case e&isLiteral != 0:
 			r.take(uint64(e & entryBits))
-			r.out[r.op] = byte(e >> 16)
+			r.out.bytes[r.op] = byte(e >> 16)
 			r.op++
 		case e&isEnd != 0:
 			r.take(uint64(e & entryBits))
@@ -52,7 +52,7 @@ func (r *Reader) readMatch(length int) error {
 		return r.fault(ErrData, errFar)
 	}
 	for range length {
-		r.out[r.op] = r.out[r.op-distance]
+		r.out.bytes[r.op] = r.out.bytes[r.op-distance]
 		r.op++
 	}
 	return nil

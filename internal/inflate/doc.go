@@ -15,8 +15,8 @@
 //
 // # Bounds
 //
-// A Reader takes about 220 KiB, whatever the stream, and reads up to 64 KiB more of its source than it has
-// decoded. How much content there may be is the caller's to limit: a stream can be 1032 times as long
+// A Reader takes about 90 KiB and a Buffer 512 KiB, whatever the stream, and a Reader reads up to 64 KiB more
+// of its source than it has decoded. How much content there may be is the caller's to limit: a stream can be 1032 times as long
 // decoded.
 //
 // The package does not write gzip, and gives no access to names and times in headers.

@@ -32,7 +32,7 @@ func (r *Reader) fast() (bad string) {
 		literal, exceptions = uint64(isLiteral), uint64(isException)
 	)
 	var (
-		in, out     = &r.in, &r.out
+		in, out     = &r.in, &r.out.bytes
 		lit, dist   = &r.lit, &r.dist
 		bits, nbits = r.bits, r.nbits
 		ip, op      = uint64(r.ip), uint64(r.op)

@@ -26,6 +26,7 @@ type way struct {
 	source func(io.Reader) io.Reader
 	full   int // instead of what Reset sets
 	write  bool
+	pieces bool
 }
 
 // The first one is what the others are compared with.
@@ -37,6 +38,8 @@ var ways = []way{
 	{name: "halves", source: iotest.HalfReader, full: window + 700},
 	{name: "random", source: randomReader, full: window + 5000, write: true},
 	{name: "little room", full: window + 1, write: true}, // hardly ever enough for the fast loop
+	{name: "Next", pieces: true},
+	{name: "Next with little room", source: randomReader, full: window + Page, pieces: true},
 }
 
 // decoded is what a Reader makes of a stream.
@@ -49,6 +52,9 @@ func (w way) decoded(r *Reader, stream []byte) ([]byte, error) {
 	if w.full > 0 {
 		r.full = w.full
 	}
+	if w.pieces {
+		return inPieces(r)
+	}
 	if !w.write {
 		return io.ReadAll(io.LimitReader(r, contentLimit+1))
 	}
@@ -58,6 +64,24 @@ func (w way) decoded(r *Reader, stream []byte) ([]byte, error) {
 		err = nil
 	}
 	return out.Bytes(), err
+}
+
+// buffers are of the tests that compare, which go one after the other.
+var buffers = [2]*Buffer{new(Buffer), new(Buffer)}
+
+func inPieces(r *Reader) ([]byte, error) {
+	var out []byte
+	for i := 0; len(out) <= contentLimit; i++ {
+		data, again, err := r.Next(buffers[i%2])
+		if err == io.EOF {
+			return out, nil
+		}
+		if err != nil {
+			return out, err
+		}
+		out = append(out, data[again:]...)
+	}
+	return out[:contentLimit+1], nil
 }
 
 var errLimit = errors.New("enough")

@@ -9,9 +9,10 @@ import (
 const (
 	window = 32 << 10 // how far back a match may reach
 
-	// Powers of two, so that a mask keeps an index within.
+	// Powers of two, so that a mask keeps an index within. Few and long pieces are what those who write them
+	// to a disk want; beyond this the processor's cache would not hold them.
 	inSize  = 64 << 10
-	outSize = 128 << 10
+	outSize = 512 << 10
 
 	// How often a source may return nothing, without an error, before it is given up.
 	maxEmptyReads = 100
@@ -43,8 +44,10 @@ type Reader struct {
 	inEnd  int
 	offset int64 // in the stream, of in[0]
 
-	// Content: out[done:op] is not delivered yet, out[start:done] is there for matches to reach back to.
-	start  int // of the member, or of what is left of it
+	// Content: in out, [done:op] is not delivered yet, [start:done] is there for matches to reach back to.
+	out    *Buffer
+	total  int64 // of the stream, up to op
+	start  int   // of the member, or of what is left of it
 	done   int
 	summed int // up to here it is in sum and size
 	op     int
@@ -65,8 +68,12 @@ type Reader struct {
 	lit     [litSize]entry
 
 	// The eight bytes more are for the last index that the mask leaves to be the first of eight.
-	in  [inSize + 8]byte
-	out [outSize + 8]byte
+	in [inSize + 8]byte
+}
+
+// A Buffer is room for content, see Next.
+type Buffer struct {
+	bytes [outSize + 8]byte
 }
 
 // NewReader makes a Reader of the gzip stream that src gives. It reads nothing yet. Reads are of up to
@@ -82,7 +89,7 @@ func (r *Reader) Reset(src io.Reader) {
 	r.src, r.srcErr, r.srcEnd, r.err, r.ended = src, nil, false, nil, false
 	r.bits, r.nbits, r.ip, r.inEnd, r.offset = 0, 0, 0, 0, 0
 	r.start, r.done, r.summed, r.op, r.full, r.pause = 0, 0, 0, 0, outSize-outMargin, false
-	r.state, r.member = atHeader, 0
+	r.total, r.state, r.member = 0, atHeader, 0
 }
 
 // Read returns io.EOF after the last member, when all of the stream proved right; content that it gave
@@ -102,7 +109,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// WriteTo writes the content to w, in pieces of up to 128 KiB that are not copied for it. It returns nil
+// WriteTo writes the content to w, in pieces of up to 512 KiB that are not copied for it. It returns nil
 // where Read would return io.EOF, and Read's errors otherwise, or w's, after which another call goes on
 // behind what w took.
 func (r *Reader) WriteTo(w io.Writer) (int64, error) {
@@ -130,24 +137,62 @@ func (r *Reader) WriteTo(w io.Writer) (int64, error) {
 	}
 }
 
+// Page is what Next aligns content to, in the stream and in memory.
+const Page = 4 << 10
+
+// Next decodes into b, which must not be the Buffer of the call before, until it is full, and gives what
+// was decoded without another copy. That other Buffer is only read, and not after Next has returned, so with
+// two of them one piece can be looked at while the next is decoded. A Reader takes one way, Next or the
+// others, until Reset.
+//
+// data begins at a multiple of Page in the stream, and its first again bytes, fewer than Page, are those that
+// the piece before ended with: pieces can be written to where they belong in whole pages. Errors are
+// Read's, and come without data.
+func (r *Reader) Next(b *Buffer) (data []byte, again int, err error) {
+	again = int(r.total % Page)
+	keep := min(r.op, window+again)
+	if r.out != nil {
+		copy(b.bytes[:keep], r.out.bytes[r.op-keep:r.op])
+	}
+	r.start = max(0, r.start-(r.op-keep))
+	r.done, r.summed, r.op, r.out = keep, keep, keep, b
+	for r.done == r.op {
+		if r.err != nil {
+			return nil, 0, r.err
+		}
+		r.decode()
+	}
+	r.done = r.op
+	return b.bytes[keep-again : r.op], again, nil
+}
+
 // next is content that was not delivered yet, or the error that there is no more.
 func (r *Reader) next() ([]byte, error) {
+	if r.out == nil {
+		r.out = new(Buffer)
+	}
 	for r.done == r.op {
 		if r.err != nil {
 			return nil, r.err
 		}
+		if r.op >= r.full {
+			r.slide()
+		}
 		r.decode()
 	}
-	return r.out[r.done:r.op], nil
+	return r.out.bytes[r.done:r.op], nil
 }
 
-// decode makes content until there is no room for more, or an error. All that is there has been delivered.
+// slide makes room where all that is there has been delivered.
+func (r *Reader) slide() {
+	keep := min(r.op-r.start, window)
+	copy(r.out.bytes[:keep], r.out.bytes[r.op-keep:r.op])
+	r.start, r.done, r.summed, r.op = 0, keep, keep, keep
+}
+
+// decode makes content until there is no room for more, or an error.
 func (r *Reader) decode() {
-	if r.op >= r.full {
-		keep := min(r.op-r.start, window)
-		copy(r.out[:keep], r.out[r.op-keep:r.op])
-		r.start, r.done, r.summed, r.op = 0, keep, keep, keep
-	}
+	before := r.op
 	r.pause = false
 	for r.err == nil && r.op < r.full && !r.pause {
 		switch r.state {
@@ -164,11 +209,12 @@ func (r *Reader) decode() {
 		}
 	}
 	r.checksum()
+	r.total += int64(r.op - before)
 }
 
 // checksum adds what is new to the member's checksum, while it is still in the processor's cache.
 func (r *Reader) checksum() {
-	r.sum = crc32.Update(r.sum, crc32.IEEETable, r.out[r.summed:r.op])
+	r.sum = crc32.Update(r.sum, crc32.IEEETable, r.out.bytes[r.summed:r.op])
 	r.size += uint32(r.op - r.summed)
 	r.summed = r.op
 }
