@@ -17,7 +17,7 @@ func (h *Hello) check() error {
 	if h.MemTotalBytes < 0 {
 		return errors.New("negative memory")
 	}
-	h.Init, h.Kernel = text(h.Init, maxName), text(h.Kernel, maxName)
+	h.Init, h.Kernel, h.Token = text(h.Init, maxName), text(h.Kernel, maxName), text(h.Token, maxName)
 	return checkMarks(h.Marks)
 }
 
@@ -57,6 +57,14 @@ func (l *Line) check() error {
 		return errors.New("a line of neither stdout nor stderr")
 	case len(l.Data) > MaxLine:
 		return fmt.Errorf("a line of %d bytes, at most %d are allowed", len(l.Data), MaxLine)
+	}
+	return nil
+}
+
+func (r *Resumed) check() error {
+	r.Token = text(r.Token, maxName)
+	if r.Next == 0 {
+		return errors.New("lines that begin with number 0")
 	}
 	return nil
 }

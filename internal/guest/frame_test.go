@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/iotest"
 )
 
 // vector is one frame of testdata/vectors.json: what another implementation has to read and write.
@@ -73,7 +74,7 @@ func TestVectors(t *testing.T) {
 	}
 	for _, want := range []Type{
 		TypeHello, TypeStarted, TypeFailed, TypeExit, TypeHeartbeat, TypeExecResult, TypeLine,
-		TypeConfig, TypeStop, TypeExec, TypeAckExit, TypeAck,
+		TypeResumed, TypeConfig, TypeStop, TypeExec, TypeAckExit, TypeAttach, TypeAck, TypeResume,
 	} {
 		if !seen[want] {
 			t.Errorf("no vector for type %#x", want)
@@ -109,6 +110,29 @@ func TestReader(t *testing.T) {
 		}
 		if _, _, err := NewReader(bytes.NewReader(stream), MaxGuestFrame).Next(); !errors.Is(err, tc.want) {
 			t.Errorf("%s: got %v, want %v", tc.name, err, tc.want)
+		}
+	}
+}
+
+// TestRestart cuts a stream anywhere within a frame, and expects the frame of the next session right behind its mark.
+func TestRestart(t *testing.T) {
+	cut, err := Encode(nil, Config{Hostname: strings.Repeat("x", 70000), Nonce: "\u00ff"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := Encode(AppendRestart(nil), Attach{Version: Version, Token: "t"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range len(cut) {
+		if n > 100 && n%997 != 0 {
+			continue
+		}
+		// The stream has no end: a reader that waits for the rest of what was cut waits for ever.
+		stream := io.MultiReader(bytes.NewReader(cut[:n]), bytes.NewReader(next), iotest.ErrReader(errors.New("waits for more")))
+		kind, body, err := NewRestartableReader(stream, MaxHostFrame).Next()
+		if err != nil || kind != TypeAttach {
+			t.Fatalf("cut after %d bytes: got %#x %q, %v", n, kind, body, err)
 		}
 	}
 }
@@ -189,7 +213,7 @@ func FuzzDecode(f *testing.F) {
 		f.Add(frame)
 	}
 	f.Fuzz(func(t *testing.T, stream []byte) {
-		r := NewReader(bytes.NewReader(stream), MaxGuestFrame)
+		r := NewRestartableReader(bytes.NewReader(stream), MaxGuestFrame)
 		for {
 			kind, body, err := r.Next()
 			if err != nil {

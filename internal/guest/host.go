@@ -2,6 +2,8 @@ package guest
 
 import (
 	"context"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +26,11 @@ type Options struct {
 	// Logs returned nil for it, and the guest then forgets it: return nil when the line is safe. An error ends the
 	// session. nil throws lines away.
 	Logs func(Line) error
+	// Resume goes on with a guest that an earlier session has met or was about to meet, which has ended somewhere,
+	// perhaps within a frame. What the guest says to that session still is not heard; it says again what counts.
+	Resume bool
+	// Nonce, when it is not empty, is that of the boot to go on with: the Hello of another ends the session.
+	Nonce string
 	// AfterLine is the number of the last line that an earlier session of the same boot kept.
 	AfterLine uint64
 	// HeartbeatTimeout ends the session when the guest, once it has said hello, is silent for so long. Default 30 s: an
@@ -66,6 +73,7 @@ type Host struct {
 	opts    Options
 	control Conn
 	logs    Conn
+	token   string // of this session, when it goes on with another
 
 	helloc   chan struct{} // closed when hello is set
 	startc   chan struct{} // closed when started or failed is set
@@ -104,8 +112,12 @@ func NewHost(control, logs Conn, opts Options) *Host {
 	if opts.Logs == nil {
 		opts.Logs = func(Line) error { return nil }
 	}
+	seed := newSeed()
 	return &Host{
-		opts: opts, control: control, logs: logs, lastLine: opts.AfterLine,
+		opts: opts, token: hex.EncodeToString(seed[:16]),
+		// Answers to commands of an earlier session must not be taken for those of this one.
+		nextExec: uint64(binary.BigEndian.Uint32(seed[16:])) << 24,
+		control:  control, logs: logs, lastLine: opts.AfterLine,
 		helloc: make(chan struct{}), startc: make(chan struct{}), exitc: make(chan Exit, 1), exited: make(chan struct{}),
 		done: make(chan struct{}), beat: make(chan struct{}, 1), lineKept: make(chan struct{}, 1), drained: make(chan struct{}),
 		execs: map[uint64]chan ExecResult{},
@@ -119,7 +131,12 @@ func (h *Host) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var parts sync.WaitGroup
-	for _, part := range []func(context.Context) error{h.readControl, h.followLogs, h.sendAcks, h.watchHeartbeat} {
+	all := []func(context.Context) error{h.readControl, h.followLogs, h.sendAcks, h.watchHeartbeat}
+	if h.opts.Resume {
+		all = append(all, h.attach(h.control, Attach{Version: Version, Token: h.token}),
+			h.attach(h.logs, Resume{Token: h.token, After: h.opts.AfterLine}))
+	}
+	for _, part := range all {
 		parts.Go(func() { cancel(part(ctx)) })
 	}
 	<-ctx.Done()
@@ -132,6 +149,22 @@ func (h *Host) Run(ctx context.Context) error {
 	_ = h.logs.Close()
 	parts.Wait()
 	return err
+}
+
+// attach begins a session on a channel that had another. The guest may yet have to boot or to connect, so that this has
+// no deadline but the caller's for the Hello.
+func (h *Host) attach(to Conn, first Message) func(context.Context) error {
+	return func(ctx context.Context) error {
+		frame, err := Encode(AppendRestart(nil), first)
+		if err != nil {
+			return err
+		}
+		if _, err := to.Write(frame); err != nil {
+			return fmt.Errorf("take up the session with the guest: %w", err)
+		}
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
 }
 
 // followLogs reads the log channel. When both channels end at once, what is still in the control channel, such
@@ -162,8 +195,9 @@ func (h *Host) Hello(ctx context.Context) (Hello, error) {
 	return *h.hello, nil
 }
 
-// Configure sends the configuration and waits until the workload's process runs. It fills in Nonce, and Now and Entropy
-// when they are empty. A workload that can't be started is a *StartError.
+// Configure sends the configuration, unless the guest has one from an earlier session, and waits until the workload's
+// process runs. It fills in Nonce, and Now and Entropy when they are empty. A workload that can't be started is a
+// *StartError.
 func (h *Host) Configure(ctx context.Context, c Config) (Started, error) {
 	hello, err := h.Hello(ctx)
 	if err != nil {
@@ -176,8 +210,10 @@ func (h *Host) Configure(ctx context.Context, c Config) (Started, error) {
 	if len(c.Entropy) == 0 {
 		c.Entropy = newSeed()
 	}
-	if err := h.send(c); err != nil {
-		return Started{}, err
+	if !hello.Configured {
+		if err := h.send(c); err != nil {
+			return Started{}, err
+		}
 	}
 	if err := h.wait(ctx, h.startc); err != nil {
 		return Started{}, fmt.Errorf("wait for the workload's start: %w", err)
@@ -242,6 +278,13 @@ func (h *Host) Exec(ctx context.Context, argv []string, timeout time.Duration) (
 // Exit gets the report of the workload's end, once. It gets nothing when the VM ends without one, which never is a
 // success: watch Done as well.
 func (h *Host) Exit() <-chan Exit { return h.exitc }
+
+// LastLine is the number of the last line that was kept.
+func (h *Host) LastLine() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.lastLine
+}
 
 // AckExit lets the guest shut down: it has reported an Exit or a Failed and the host has made that durable. Before, it
 // waits some seconds at most for the last log lines.

@@ -12,6 +12,15 @@ import (
 func (h *Host) readControl(ctx context.Context) error {
 	r := NewReader(h.control, MaxGuestFrame)
 	pace := newPace(h.opts.ControlFramesPerSecond)
+	if h.opts.Resume {
+		hello, err := awaitAnswer(ctx, r, h.opts.LogBytesPerSecond, func(a Hello) bool { return a.Token == h.token })
+		if err != nil {
+			return readErr("control", err)
+		}
+		if err := h.handle(hello); err != nil {
+			return brokenErr("control", err)
+		}
+	}
 	for {
 		if err := pace.take(ctx, 1); err != nil {
 			return err
@@ -37,6 +46,32 @@ func (h *Host) readControl(ctx context.Context) error {
 	}
 }
 
+// awaitAnswer reads up to the answer to this session's first frame: behind a restart mark, and the one that is wanted.
+// Whatever else comes was meant for an earlier session, and may begin or end anywhere.
+func awaitAnswer[M Message](ctx context.Context, r *Reader, bytesPerSecond int, wanted func(M) bool) (M, error) {
+	var none M
+	pace := newPace(bytesPerSecond)
+	for {
+		if err := r.SkipToRestart(func(n int) error { return pace.take(ctx, n) }); err != nil {
+			return none, err
+		}
+		t, body, err := r.Next()
+		switch {
+		case errors.Is(err, ErrFrame):
+			continue
+		case err != nil:
+			return none, err
+		}
+		if err := pace.take(ctx, len(body)+64); err != nil {
+			return none, err
+		}
+		m, err := Decode(t, body)
+		if answer, ok := m.(M); err == nil && ok && wanted(answer) {
+			return answer, nil
+		}
+	}
+}
+
 // handle moves the session's state by one message; a message that can't come now breaks the protocol.
 func (h *Host) handle(m Message) error {
 	h.mu.Lock()
@@ -49,8 +84,11 @@ func (h *Host) handle(m Message) error {
 		if h.hello != nil {
 			return errors.New("a second Hello")
 		}
-		if m.Version != Version {
-			return fmt.Errorf("the guest speaks version %d of the protocol, this host %d", m.Version, Version)
+		if m.Version < MinVersion || m.Version > Version {
+			return fmt.Errorf("the guest speaks version %d of the protocol, this host %d to %d", m.Version, MinVersion, Version)
+		}
+		if h.opts.Nonce != "" && m.Nonce != h.opts.Nonce {
+			return fmt.Errorf("the guest is of another boot (nonce %s, not %s)", m.Nonce, h.opts.Nonce)
 		}
 		h.hello = &m
 		close(h.helloc)
@@ -126,6 +164,15 @@ func (h *Host) watchHeartbeat(ctx context.Context) error {
 func (h *Host) readLogs(ctx context.Context) error {
 	r := NewReader(h.logs, MaxGuestFrame)
 	pace := newPace(h.opts.LogBytesPerSecond)
+	if h.opts.Resume {
+		answer, err := awaitAnswer(ctx, r, h.opts.LogBytesPerSecond, func(a Resumed) bool { return a.Token == h.token })
+		if err != nil {
+			return readErr("logs", err)
+		}
+		if answer.Next > h.opts.AfterLine+1 {
+			return brokenErr("logs", fmt.Errorf("the lines go on with %d after %d", answer.Next, h.opts.AfterLine))
+		}
+	}
 	for {
 		t, body, err := r.Next()
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -403,4 +404,91 @@ func TestFloods(t *testing.T) {
 			t.Errorf("%d bytes were read", bytesRead)
 		}
 	})
+}
+
+// TestResume goes on with a guest whose earlier session has ended within a frame.
+func TestResume(t *testing.T) {
+	var got []uint64
+	opts := Options{Resume: true, Nonce: testNonce, AfterLine: 7, Logs: func(l Line) error { got = append(got, l.Seq); return nil }}
+	session(t, opts, io.EOF, func(t *testing.T, h *Host, g *fakeGuest) {
+		attach, resume := g.first(g.control).(Attach), g.first(g.logs).(Resume)
+		if attach.Version != Version || attach.Token == "" || resume != (Resume{Token: attach.Token, After: 7}) {
+			t.Errorf("got %+v and %+v", attach, resume)
+		}
+		answer := func(token string, configured bool, more ...Message) []byte {
+			b := AppendRestart(nil)
+			for _, m := range append([]Message{Hello{Version: Version, Nonce: testNonce, Token: token, Configured: configured}}, more...) {
+				b, _ = Encode(b, m)
+			}
+			return b
+		}
+		// What was meant for others: the rest of a frame, whole frames, the answer to an earlier host.
+		g.write(g.control, []byte(`"ms":5}`))
+		g.send(Started{PID: 9})
+		g.write(g.control, answer("of another", false, Exit{Code: 3}))
+		g.write(g.control, []byte{0, 0})
+		g.write(g.control, answer(attach.Token, true, Started{PID: 5}))
+		started, err := h.Configure(t.Context(), Config{})
+		if err != nil || started.PID != 5 {
+			t.Errorf("started %+v, %v", started, err)
+		}
+		for _, m := range []Message{Line{Seq: 3, Stream: StreamStdout}, Line{Seq: 8, Stream: StreamStdout}} {
+			b, _ := Encode(nil, m)
+			g.write(g.logs, b[2:])
+		}
+		lines, _ := Encode(AppendRestart(nil), Resumed{Token: attach.Token, Next: 6})
+		for seq := uint64(6); seq <= 9; seq++ {
+			lines, _ = Encode(lines, Line{Seq: seq, Stream: StreamStdout})
+		}
+		g.write(g.logs, lines)
+		for a := g.next(g.acks); a != (Ack{Seq: 9}); {
+			a = g.next(g.acks)
+		}
+		g.send(Exit{Code: 4, LastLine: 9})
+		if e := <-h.Exit(); e.Code != 4 {
+			t.Errorf("exit %+v", e)
+		}
+	})
+	if !slices.Equal(got, []uint64{8, 9}) {
+		t.Errorf("kept %v", got)
+	}
+}
+
+// first reads the restart mark and the frame with which a session begins that goes on with another.
+func (g *fakeGuest) first(c net.Conn) Message {
+	g.t.Helper()
+	mark := make([]byte, len(AppendRestart(nil)))
+	if _, err := io.ReadFull(c, mark); err != nil || string(mark) != string(AppendRestart(nil)) {
+		g.t.Fatalf("got %x, %v", mark, err)
+	}
+	if c == g.control {
+		return g.next(g.reader)
+	}
+	return g.next(g.acks)
+}
+
+// TestResumeRefuses has guests with which a session cannot go on.
+func TestResumeRefuses(t *testing.T) {
+	other := strings.Repeat("f", 32)
+	for name, tc := range map[string]struct{ hello, logs func(token string) Message }{
+		"another boot": {hello: func(token string) Message { return Hello{Version: Version, Nonce: other, Token: token} }},
+		"lost lines":   {logs: func(token string) Message { return Resumed{Token: token, Next: 9} }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			session(t, Options{Resume: true, Nonce: testNonce, AfterLine: 7}, ErrProtocol, func(_ *testing.T, h *Host, g *fakeGuest) {
+				attach := g.first(g.control).(Attach)
+				g.first(g.logs)
+				send := func(c net.Conn, m Message) {
+					b, _ := Encode(AppendRestart(nil), m)
+					_, _ = c.Write(b)
+				}
+				if tc.hello != nil {
+					send(g.control, tc.hello(attach.Token))
+				} else {
+					send(g.logs, tc.logs(attach.Token))
+				}
+				<-h.Done()
+			})
+		})
+	}
 }

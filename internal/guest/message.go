@@ -18,12 +18,15 @@ const (
 	TypeHeartbeat  Type = 0x05 // guest, control: every HeartbeatInterval
 	TypeExecResult Type = 0x06 // guest, control: answer to Exec
 	TypeLine       Type = 0x21 // guest, logs
+	TypeResumed    Type = 0x22 // guest, logs: answer to Resume
 
 	TypeConfig  Type = 0x41 // host, control
 	TypeStop    Type = 0x42 // host, control
 	TypeExec    Type = 0x43 // host, control
 	TypeAckExit Type = 0x44 // host, control: the report is safe, shut down
+	TypeAttach  Type = 0x45 // host, control: first frame of a session that goes on with another
 	TypeAck     Type = 0x61 // host, logs
+	TypeResume  Type = 0x62 // host, logs: first frame of a session that goes on with another
 )
 
 // ErrUnknownType is wrapped by Decode for a type that this version does not know. Sessions skip such frames.
@@ -40,6 +43,8 @@ type Hello struct {
 	Kernel        string `json:"kernel"`
 	MemTotalBytes int64  `json:"mem_total_bytes"`
 	Marks         []Mark `json:"marks"`
+	Token         string `json:"token,omitempty"`      // that of the Attach which it answers; empty in the first Hello
+	Configured    bool   `json:"configured,omitempty"` // a Config has come: this boot takes no other
 }
 
 // Mark is a moment of the boot.
@@ -101,6 +106,12 @@ type Line struct {
 	Dropped uint64 `json:"dropped,omitempty"` // > 0: no output but a marker that so many lines were lost here
 }
 
+// Resumed answers a Resume: the lines that follow begin with number Next.
+type Resumed struct {
+	Token string `json:"token"`
+	Next  uint64 `json:"next"`
+}
+
 // Config tells the guest what to run and on what. See config.go for its parts.
 type Config struct {
 	Nonce         string      `json:"nonce"`       // that of the Hello it answers; Host.Configure fills it in
@@ -136,6 +147,20 @@ type Ack struct {
 	Seq uint64 `json:"seq"`
 }
 
+// Attach begins a session with a guest that another session has met, or was about to meet. The guest answers with a
+// restart mark, a Hello with the token, and what it has to say again: Started or Failed, and Exit.
+type Attach struct {
+	Version int    `json:"version"`
+	Token   string `json:"token"` // drawn for this session, so that an answer to an earlier Attach is known as such
+}
+
+// Resume says that the host has all lines up to After. The guest answers with a restart mark, Resumed, and the lines
+// from there on.
+type Resume struct {
+	Token string `json:"token"`
+	After uint64 `json:"after"`
+}
+
 // Streams of a Line.
 const (
 	StreamStdout = "stdout"
@@ -159,11 +184,14 @@ func (Exit) frameType() Type       { return TypeExit }
 func (Heartbeat) frameType() Type  { return TypeHeartbeat }
 func (ExecResult) frameType() Type { return TypeExecResult }
 func (Line) frameType() Type       { return TypeLine }
+func (Resumed) frameType() Type    { return TypeResumed }
 func (Config) frameType() Type     { return TypeConfig }
 func (Stop) frameType() Type       { return TypeStop }
 func (Exec) frameType() Type       { return TypeExec }
 func (AckExit) frameType() Type    { return TypeAckExit }
+func (Attach) frameType() Type     { return TypeAttach }
 func (Ack) frameType() Type        { return TypeAck }
+func (Resume) frameType() Type     { return TypeResume }
 
 // Encode appends the frame of m to dst. It fails only when the frame would be longer than its reader allows.
 func Encode(dst []byte, m Message) ([]byte, error) {
@@ -199,6 +227,8 @@ func Decode(t Type, body []byte) (Message, error) {
 		return decode[ExecResult](body)
 	case TypeLine:
 		return decode[Line](body)
+	case TypeResumed:
+		return decode[Resumed](body)
 	case TypeConfig:
 		return decode[Config](body)
 	case TypeStop:
@@ -207,8 +237,12 @@ func Decode(t Type, body []byte) (Message, error) {
 		return decode[Exec](body)
 	case TypeAckExit:
 		return decode[AckExit](body)
+	case TypeAttach:
+		return decode[Attach](body)
 	case TypeAck:
 		return decode[Ack](body)
+	case TypeResume:
+		return decode[Resume](body)
 	default:
 		return nil, fmt.Errorf("%w 0x%02x", ErrUnknownType, byte(t))
 	}

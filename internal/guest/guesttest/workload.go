@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -51,7 +52,11 @@ func (p *Process) Log(stream, text string) error {
 	s.logMu.Lock()
 	defer s.logMu.Unlock()
 	s.lines++
-	return send(s.on.Logs, guest.Line{Seq: s.lines, Time: time.Now().UnixNano(), Stream: stream, Data: []byte(text)})
+	line := guest.Line{Seq: s.lines, Time: time.Now().UnixNano(), Stream: stream, Data: []byte(text)}
+	s.keptMu.Lock()
+	s.kept = append(s.kept, line)
+	s.keptMu.Unlock()
+	return send(s.on.Logs, line)
 }
 
 // A StopCause is why a process' context ended.
@@ -90,9 +95,15 @@ type session struct {
 	acked  chan struct{} // closed by the first AckExit
 	ackOne sync.Once
 
-	controlMu sync.Mutex // held while a control frame is written
-	logMu     sync.Mutex // held while a log frame is written
-	lines     uint64     // guarded by logMu
+	controlMu sync.Mutex      // held while a control frame is written; guards what follows
+	said      []guest.Message // what a host that takes up the session has to hear again
+	token     string          // of the last Attach
+
+	logMu sync.Mutex // held while a log frame is written
+	lines uint64     // guarded by logMu
+
+	keptMu sync.Mutex
+	kept   []guest.Line // guarded by keptMu: lines that no host has acknowledged
 }
 
 func (s *session) run(ctx context.Context) string {
@@ -110,9 +121,9 @@ func (s *session) run(ctx context.Context) string {
 	defer s.on.Logs.Close()
 	defer cancel()
 	parts.Go(s.readControl)
-	parts.Go(func() { discardAcks(s.on.Logs) })
+	parts.Go(func() { s.readLogs(&parts) })
 
-	s.say(guest.Hello{
+	s.sayAgain(guest.Hello{
 		Version: guest.Version, Nonce: fmt.Sprintf("%032x", time.Now().UnixNano()), Init: "fake", Kernel: "fake",
 		MemTotalBytes: s.on.MemoryBytes, Marks: []guest.Mark{{Name: "hello", MS: 1}},
 	})
@@ -127,7 +138,7 @@ func (s *session) run(ctx context.Context) string {
 		return s.report(ctx, *s.w.Fail)
 	}
 	started := time.Now()
-	s.say(guest.Started{PID: 2, StartedAt: started.UnixNano(), Marks: []guest.Mark{{Name: "exec", MS: 2}}})
+	s.sayAgain(guest.Started{PID: 2, StartedAt: started.UnixNano(), Marks: []guest.Mark{{Name: "exec", MS: 2}}})
 	exit := s.runProcess(ctx, &Process{Config: config, session: s})
 	switch {
 	case ctx.Err() != nil, s.w.NoReport:
@@ -184,8 +195,12 @@ func (s *session) runProcess(ctx context.Context, p *Process) guest.Exit {
 func (s *session) report(ctx context.Context, m guest.Message) string {
 	again := time.NewTicker(time.Second)
 	defer again.Stop()
-	for {
-		s.say(m)
+	for first := true; ; first = false {
+		if first {
+			s.sayAgain(m)
+		} else {
+			s.say(m)
+		}
 		select {
 		case <-s.acked:
 			return ""
@@ -198,7 +213,7 @@ func (s *session) report(ctx context.Context, m guest.Message) string {
 
 // readControl handles what the host says, until the machine is off.
 func (s *session) readControl() {
-	r := guest.NewReader(s.on.Control, guest.MaxHostFrame)
+	r := guest.NewRestartableReader(s.on.Control, guest.MaxHostFrame)
 	for {
 		t, body, err := r.Next()
 		if err != nil {
@@ -213,7 +228,10 @@ func (s *session) readControl() {
 			return
 		}
 		switch m := m.(type) {
+		case guest.Attach:
+			s.attach(m)
 		case guest.Config:
+			s.configured()
 			offer(s.config, m)
 		case guest.Stop:
 			offer(s.stops, m)
@@ -260,9 +278,7 @@ func (s *session) heartbeat(ctx context.Context) {
 func (s *session) say(m guest.Message) {
 	s.controlMu.Lock()
 	defer s.controlMu.Unlock()
-	if err := send(s.on.Control, m); err != nil {
-		fmt.Fprintf(s.on.Console, "control channel: %v\r\n", err)
-	}
+	s.write(m)
 }
 
 // send writes one frame.
@@ -275,12 +291,112 @@ func send(to io.Writer, m guest.Message) error {
 	return err
 }
 
-// discardAcks reads the acknowledgements of log lines: a fake guest keeps no lines to send again.
-func discardAcks(logs io.Reader) {
-	r := guest.NewReader(logs, guest.MaxHostFrame)
+// readLogs takes acknowledgements, and the beginnings of further sessions.
+func (s *session) readLogs(parts *sync.WaitGroup) {
+	r := guest.NewRestartableReader(s.on.Logs, guest.MaxHostFrame)
 	for {
-		if _, _, err := r.Next(); err != nil {
+		t, body, err := r.Next()
+		if err != nil {
 			return
 		}
+		m, err := guest.Decode(t, body)
+		if err != nil {
+			continue
+		}
+		switch m := m.(type) {
+		case guest.Ack:
+			s.forget(m.Seq)
+		case guest.Resume:
+			s.forget(m.After)
+			parts.Go(func() { s.sendKept(m.Token) })
+		}
+	}
+}
+
+func (s *session) forget(upTo uint64) {
+	s.keptMu.Lock()
+	defer s.keptMu.Unlock()
+	for len(s.kept) > 0 && s.kept[0].Seq <= upTo {
+		s.kept = s.kept[1:]
+	}
+}
+
+// sendKept sends what no host has acknowledged to one that has taken up the session.
+func (s *session) sendKept(token string) {
+	s.logMu.Lock()
+	defer s.logMu.Unlock()
+	s.keptMu.Lock()
+	kept, next := slices.Clone(s.kept), s.lines+1
+	s.keptMu.Unlock()
+	if len(kept) > 0 {
+		next = kept[0].Seq
+	}
+	frames, err := guest.Encode(guest.AppendRestart(nil), guest.Resumed{Token: token, Next: next})
+	for _, line := range kept {
+		if err == nil {
+			frames, err = guest.Encode(frames, line)
+		}
+	}
+	if err == nil {
+		_, err = s.on.Logs.Write(frames)
+	}
+	if err != nil {
+		fmt.Fprintf(s.on.Console, "log channel: %v\r\n", err)
+	}
+}
+
+// sayAgain says what every session has to hear, this one and those to come.
+func (s *session) sayAgain(m guest.Message) {
+	s.controlMu.Lock()
+	defer s.controlMu.Unlock()
+	first := len(s.said) == 0
+	s.said = append(s.said, m)
+	if first && s.token != "" {
+		s.introduce()
+		return
+	}
+	s.write(m)
+}
+
+// configured notes that a configuration has come.
+func (s *session) configured() {
+	s.controlMu.Lock()
+	defer s.controlMu.Unlock()
+	for i, m := range s.said {
+		if hello, ok := m.(guest.Hello); ok {
+			hello.Configured = true
+			s.said[i] = hello
+		}
+	}
+}
+
+// attach begins the session of another host.
+func (s *session) attach(a guest.Attach) {
+	s.controlMu.Lock()
+	defer s.controlMu.Unlock()
+	s.token = a.Token
+	if len(s.said) > 0 {
+		s.introduce()
+	}
+}
+
+// introduce is called with controlMu held.
+func (s *session) introduce() {
+	if _, err := s.on.Control.Write(guest.AppendRestart(nil)); err != nil {
+		return // the machine is off
+	}
+	for _, m := range s.said {
+		if hello, ok := m.(guest.Hello); ok {
+			hello.Token = s.token
+			m = hello
+		}
+		s.write(m)
+	}
+}
+
+// write is called with controlMu held.
+func (s *session) write(m guest.Message) {
+	if err := send(s.on.Control, m); err != nil {
+		fmt.Fprintf(s.on.Console, "control channel: %v\r\n", err)
 	}
 }

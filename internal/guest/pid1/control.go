@@ -25,8 +25,14 @@ type control struct {
 	execs   chan guest.Exec
 	acked   chan struct{} // closed when the host has the report of the end
 
-	mu    sync.Mutex // held while a frame is written
-	final guest.Message
+	mu sync.Mutex // held while frames are written; guards what follows
+	// What a host that takes up the session has to hear again. All of it is nil before it was said.
+	hello   *guest.Hello
+	started *guest.Started
+	final   guest.Message
+	// token is that of the last Attach, and empty when no host has attached.
+	token      string
+	configured bool
 }
 
 type arrivedConfig struct {
@@ -65,7 +71,7 @@ func (b *Boot) OpenChannels() error {
 // SayHello is the guest's first word.
 func (b *Boot) SayHello() error {
 	b.nonce = newNonce()
-	err := b.control.send(guest.Hello{
+	err := b.control.greet(guest.Hello{
 		Version:       guest.Version,
 		Nonce:         b.nonce,
 		Init:          b.version,
@@ -102,7 +108,7 @@ func newNonce() string {
 
 // read hands the host's frames to those who wait for them. What nobody waits for any more is dropped.
 func (c *control) read() {
-	r := guest.NewReader(c.port, guest.MaxHostFrame)
+	r := guest.NewRestartableReader(c.port, guest.MaxHostFrame)
 	for {
 		t, body, err := r.Next()
 		if err != nil {
@@ -115,10 +121,15 @@ func (c *control) read() {
 		}
 		if err != nil {
 			logf(logError, "control channel: %v", err)
-			return
+			continue
 		}
 		switch m := m.(type) {
+		case guest.Attach:
+			c.attach(m)
 		case guest.Config:
+			c.mu.Lock()
+			c.configured = true
+			c.mu.Unlock()
 			offer(c.configs, arrivedConfig{m, sinceBoot()})
 		case guest.Stop:
 			offer(c.stops, m)
@@ -138,6 +149,65 @@ func offer[T any](c chan<- T, v T) bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// greet says the first Hello, which answers a host that has attached already.
+func (c *control) greet(h guest.Hello) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hello = &h
+	return c.introduce()
+}
+
+// attach begins the session of another host.
+func (c *control) attach(a guest.Attach) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.token = a.Token
+	if c.hello == nil {
+		return // it is about to come
+	}
+	if err := c.introduce(); err != nil {
+		logf(logError, "%v", err)
+	}
+}
+
+// introduce says everything that a host which knows nothing of this boot has to hear, in one write. It is called with
+// mu held.
+func (c *control) introduce() error {
+	hello := *c.hello
+	hello.Token, hello.Configured = c.token, c.configured
+	all := []guest.Message{hello}
+	if c.started != nil {
+		all = append(all, *c.started)
+	}
+	if c.final != nil {
+		all = append(all, c.final)
+	}
+	var frames []byte
+	if c.token != "" {
+		frames = guest.AppendRestart(frames)
+	}
+	for _, m := range all {
+		var err error
+		if frames, err = guest.Encode(frames, m); err != nil {
+			return err
+		}
+	}
+	if _, err := c.port.Write(frames); err != nil {
+		return fmt.Errorf("say hello: %w", err)
+	}
+	return nil
+}
+
+// start says that the workload runs. Every session hears it once.
+func (c *control) start(s guest.Started) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.started = &s
+	if err := c.write(s); err != nil {
+		logf(logError, "%v", err)
 	}
 }
 
@@ -167,39 +237,43 @@ func (c *control) beat() {
 // report sends the message that ends the session: Failed or Exit.
 func (c *control) report(m guest.Message) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.final = m
-	c.mu.Unlock()
-	c.trySend(m)
+	if err := c.write(m); err != nil {
+		logf(logError, "%v", err)
+	}
 }
 
-// awaitAck sends the report again every second until the host has it, for as long as limit.
-func (c *control) awaitAck(limit time.Duration) bool {
+// awaitAck sends the report again every second until the host has it. There may be no host for long, because it is
+// being upgraded for instance: without an acknowledgement nobody knows how the workload has ended.
+func (c *control) awaitAck() {
 	c.mu.Lock()
 	final := c.final
 	c.mu.Unlock()
 	again := time.NewTicker(time.Second)
 	defer again.Stop()
-	late := time.NewTimer(limit)
-	defer late.Stop()
 	for {
 		select {
 		case <-c.acked:
-			return true
+			return
 		case <-again.C:
 			c.trySend(final)
-		case <-late.C:
-			return false
 		}
 	}
 }
 
 func (c *control) send(m guest.Message) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.write(m)
+}
+
+// write is called with mu held.
+func (c *control) write(m guest.Message) error {
 	frame, err := guest.Encode(nil, m)
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if _, err := c.port.Write(frame); err != nil {
 		return fmt.Errorf("send %T: %w", m, err)
 	}

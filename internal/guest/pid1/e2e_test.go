@@ -31,6 +31,7 @@ func TestGuest(t *testing.T) {
 		{"orphans", testOrphans},
 		{"flood of lines", testLines},
 		{"signals to PID 1", testAttack},
+		{"sessions that follow each other", testResume},
 		{"died by signal", testSignal},
 		{"command missing", testMissingCommand},
 		{"user missing", testMissingUser},
@@ -220,6 +221,67 @@ func testLines(t *testing.T, l *lab) {
 	}
 	if got := m.text(guest.StreamStdout); got != want.String() {
 		t.Errorf("%d bytes of output, expected %d", len(got), want.Len())
+	}
+}
+
+// testResume ends the session again and again in a flood of lines, as crashes of the agent do: with all sessions
+// together every line comes, once, and the guest's word of its start and end as well.
+func testResume(t *testing.T, l *lab) {
+	const n = 30000
+	m := l.boot(t)
+	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
+	defer cancel()
+	hello, err := m.host.Hello(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := func() {
+		t.Helper()
+		m.cut()
+		<-m.session
+		m.converse(guest.Options{Resume: true, Nonce: hello.Nonce, AfterLine: m.host.LastLine()})
+	}
+	again() // before there is a configuration
+	m.start(l.config("lines", fmt.Sprint(n)))
+	for round := range 8 {
+		want := uint64(n / 10 * (round + 1))
+		m.awaitLine(want)
+		again()
+		if got := m.start(guest.Config{}); got.PID < 2 { // the guest has one
+			t.Errorf("round %d: started %+v", round, got)
+		}
+	}
+	e := m.exit()
+	again()
+	if e2 := m.exit(); e2 != e || e.Code != 0 {
+		t.Errorf("the second session has another report: %+v, %+v", e, e2)
+	}
+	m.end()
+	lost := uint64(0)
+	for i, line := range m.lines {
+		if line.Seq != uint64(i+1) {
+			t.Fatalf("line %d has number %d", i+1, line.Seq)
+		}
+		lost += line.Dropped
+	}
+	if got := uint64(len(m.lines)); got != e.LastLine || got != n || lost != 0 {
+		t.Errorf("%d lines of %d, %d of them lost", got, n, lost)
+	}
+}
+
+// awaitLine waits until so many lines have come.
+func (m *machine) awaitLine(seq uint64) {
+	m.t.Helper()
+	deadline := time.Now().Add(bootTimeout)
+	for m.host.LastLine() < seq {
+		select {
+		case <-m.host.Done():
+			m.t.Fatalf("the session ended before line %d", seq)
+		case <-time.After(time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			m.t.Fatalf("%d lines after %v, not %d", m.host.LastLine(), bootTimeout, seq)
+		}
 	}
 }
 

@@ -60,6 +60,9 @@ func run(t *testing.T, name string, args ...string) string {
 type machine struct {
 	t       *testing.T
 	host    *guest.Host
+	session chan error    // gets why the session is over
+	cut     func()        // ends the session as a crash of the host's process would
+	dir     string        // of the channels' sockets
 	scratch string        // file of the scratch disk
 	console *bytes.Buffer // read after ended
 	ended   chan struct{} // closed when QEMU has ended
@@ -113,17 +116,26 @@ func (l *lab) boot(t *testing.T) *machine {
 		<-m.ended
 		m.log()
 	})
-	control, logs := dial(t, dir+"/"+guest.ControlChannel, m.ended), dial(t, dir+"/"+guest.LogsChannel, m.ended)
-	m.host = guest.NewHost(control, logs, guest.Options{Logs: m.keep})
-	session := make(chan error, 1)
-	go func() { session <- m.host.Run(context.Background()) }()
+	m.dir = dir
+	m.converse(guest.Options{})
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // ends the session
-		if err := <-session; errors.Is(err, guest.ErrProtocol) {
+		if err := <-m.session; errors.Is(err, guest.ErrProtocol) {
 			t.Error(err)
 		}
 	})
 	return m
+}
+
+// converse begins a session with the guest.
+func (m *machine) converse(opts guest.Options) {
+	m.t.Helper()
+	control, logs := dial(m.t, m.dir+"/"+guest.ControlChannel, m.ended), dial(m.t, m.dir+"/"+guest.LogsChannel, m.ended)
+	opts.Logs = m.keep
+	ctx, cancel := context.WithCancel(context.Background())
+	host, session := guest.NewHost(control, logs, opts), make(chan error, 1)
+	m.host, m.session, m.cut = host, session, cancel
+	go func() { session <- host.Run(ctx) }()
 }
 
 // log shows what a failed test needs.

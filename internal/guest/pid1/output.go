@@ -32,7 +32,8 @@ type output struct {
 
 	mu      sync.Mutex // guards what follows
 	lines   []guest.Line
-	sent    int // how many of lines the sender has taken
+	resumed *guest.Resumed // answers a host that has taken up the session; nil when that is done
+	sent    int            // how many of lines the sender has taken
 	bytes   int
 	lastSeq uint64
 	lossy   bool              // a writer has waited in vain: drop until there is room
@@ -148,6 +149,25 @@ func (o *output) markDropped() {
 func (o *output) ack(seq uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.free(seq)
+}
+
+// resume begins again with the lines behind those that a host has, whatever another had been sent.
+func (o *output) resume(r guest.Resume) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.free(r.After)
+	o.sent = 0
+	next := o.lastSeq + 1
+	if len(o.lines) > 0 {
+		next = o.lines[0].Seq
+	}
+	o.resumed = &guest.Resumed{Token: r.Token, Next: next}
+	offer(o.fresh, struct{}{})
+}
+
+// free forgets the lines up to seq that were sent. It is called with mu held.
+func (o *output) free(seq uint64) {
 	n := 0
 	for n < o.sent && o.lines[n].Seq <= seq {
 		o.bytes -= len(o.lines[n].Data) + lineCost
@@ -214,8 +234,14 @@ func (o *output) send() {
 func (o *output) nextBatch(batch []byte) []byte {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	var err error
+	if o.resumed != nil {
+		if batch, err = guest.Encode(guest.AppendRestart(batch), *o.resumed); err != nil {
+			logf(logError, "log channel: %v", err) // can't be: it is short
+		}
+		o.resumed = nil
+	}
 	for o.sent < len(o.lines) && len(batch) < batchBytes {
-		var err error
 		if batch, err = guest.Encode(batch, o.lines[o.sent]); err != nil {
 			logf(logError, "log channel: %v", err) // can't be: lines are short
 		}
@@ -224,9 +250,9 @@ func (o *output) nextBatch(batch []byte) []byte {
 	return batch
 }
 
-// readAcks takes the host's acknowledgements.
+// readAcks takes the host's acknowledgements, and where a host begins that takes up the session.
 func (o *output) readAcks() {
-	r := guest.NewReader(o.port, guest.MaxHostFrame)
+	r := guest.NewRestartableReader(o.port, guest.MaxHostFrame)
 	for {
 		t, body, err := r.Next()
 		if err != nil {
@@ -239,10 +265,13 @@ func (o *output) readAcks() {
 		}
 		if err != nil {
 			logf(logError, "log channel: %v", err)
-			return
+			continue
 		}
-		if a, ok := m.(guest.Ack); ok {
-			o.ack(a.Seq)
+		switch m := m.(type) {
+		case guest.Ack:
+			o.ack(m.Seq)
+		case guest.Resume:
+			o.resume(m)
 		}
 	}
 }

@@ -18,8 +18,6 @@ import (
 )
 
 const (
-	// keepReport is how long the VM stays after the workload's end when nobody takes its report.
-	keepReport = 10 * time.Minute
 	// endTimeout bounds each step between the end of the main process and the report.
 	endTimeout = 2 * time.Second
 )
@@ -85,19 +83,19 @@ func pipe(u user) (reader, writer *os.File, err error) {
 	return reader, writer, nil
 }
 
-// Supervise waits for the end of the workload, serves stops and health commands meanwhile, and returns when the host
-// has the report, or when nobody came for it.
+// Supervise waits for the end of the workload, serves stops and health commands meanwhile, and returns when a host has
+// the report.
 func (b *Boot) Supervise() {
 	if b.control == nil {
 		return // nobody to talk to
 	}
 	if b.failed {
-		b.control.awaitAck(keepReport)
+		b.control.awaitAck()
 		return
 	}
 	started := time.Now()
 	oomBefore := guestOOMKills()
-	b.control.trySend(guest.Started{PID: b.main.pid, StartedAt: started.UnixNano(), Marks: b.takeMarks()})
+	b.control.start(guest.Started{PID: b.main.pid, StartedAt: started.UnixNano(), Marks: b.takeMarks()})
 	safely("exec", b.serveExecs)
 
 	e := oversee(&workload{b.processes, b.main, b.workload}, b.main.status, b.control.stops, b.config.Process.StopSignal)
@@ -114,9 +112,8 @@ func (b *Boot) Supervise() {
 	exit.LastLine = b.output.finish(endTimeout)
 	b.control.report(exit)
 	b.printReport(exit)
-	if b.control.awaitAck(keepReport) {
-		b.output.drain(time.Second)
-	}
+	b.control.awaitAck()
+	b.output.drain(time.Second)
 }
 
 // printReport puts the report on the console, for a host that lost the channel. The nonce, which the workload doesn't
