@@ -88,9 +88,11 @@ fuzz: ## every fuzz test for FUZZTIME each, and DIFFERENTIAL generated manifests
 		done; done
 	PINNACE_DIFFERENTIAL=$(DIFFERENTIAL) go test -timeout 0 -run 'TestDifferential$$' ./internal/manifest ./internal/server
 
-N ?= 10
+N     ?= 10
+KILLS ?= 500
 .PHONY: torture
-torture: deps-test kernel build ## the tests that kill things, N times over
+torture: deps-test kernel build ## the tests that kill things, N times over, and KILLS kills of a pull
+	PINNACE_IMAGE_KILLS=$(KILLS) go test -count=1 -timeout 0 -v -run 'Kill|Step|Shared' ./internal/image
 	$(E2E) go test -count=$(N) -timeout 0 -run 'Kill|Crash' $(PKGS)
 
 .PHONY: bare

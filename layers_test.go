@@ -28,7 +28,7 @@ var layers = []struct {
 	{"values", []string{
 		"internal/manifest", "internal/release", "internal/importer", "internal/fleet", "internal/scheduler", "internal/rollout",
 	}},
-	{"ground", []string{"internal/durable", "internal/api"}},
+	{"ground", []string{"internal/durable", "internal/failpoint", "internal/api"}},
 }
 
 // forbidden are the imports that would break something that the layers alone do not say. A package stands

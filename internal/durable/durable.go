@@ -15,6 +15,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/pinnacehq/pinnace/internal/failpoint"
 )
 
 // TempPattern is how the names of files begin that are not finished yet. They never become visible under
@@ -36,6 +38,9 @@ func WriteFile(path string, data []byte, perm fs.FileMode) error {
 
 // CreateTemp opens a new file in dir under a temporary name, for Commit or Discard to finish.
 func CreateTemp(dir string, perm fs.FileMode) (*os.File, error) {
+	if err := failpoint.Hit("create", dir); err != nil {
+		return nil, err
+	}
 	f, err := os.CreateTemp(dir, TempPattern+"*")
 	if err != nil {
 		return nil, err
@@ -49,13 +54,16 @@ func CreateTemp(dir string, perm fs.FileMode) (*os.File, error) {
 // Commit syncs f, gives it the name path, which must be on the same file system, and syncs the directory.
 // It closes f in every case and removes it when it fails before the rename.
 func Commit(f *os.File, path string) error {
+	if err := failpoint.Hit("sync", path); err != nil {
+		return errors.Join(fmt.Errorf("sync %s: %w", f.Name(), err), Discard(f))
+	}
 	if err := f.Sync(); err != nil {
 		return errors.Join(fmt.Errorf("sync %s: %w", f.Name(), err), Discard(f))
 	}
 	if err := f.Close(); err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	if err := Rename(f.Name(), path); err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return SyncDir(filepath.Dir(path))
@@ -66,8 +74,19 @@ func Discard(f *os.File) error {
 	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
+// Rename gives a file another name. The name is durable after SyncDir.
+func Rename(from, to string) error {
+	if err := failpoint.Hit("rename", to); err != nil {
+		return err
+	}
+	return os.Rename(from, to)
+}
+
 // SyncDir makes the names in dir durable.
 func SyncDir(dir string) error {
+	if err := failpoint.Hit("sync directory", dir); err != nil {
+		return fmt.Errorf("sync directory %s: %w", dir, err)
+	}
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
@@ -93,6 +112,9 @@ func MkdirAll(path string, perm fs.FileMode) error {
 		if err := MkdirAll(parent, perm); err != nil {
 			return err
 		}
+	}
+	if err := failpoint.Hit("mkdir", path); err != nil {
+		return err
 	}
 	if err := os.Mkdir(path, perm); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err

@@ -15,9 +15,13 @@
 //	metadata/<identity>.erofs  a file system, named by converter and diffIDs; derived from the indexes
 //	packs/<identity>.img     a GPT disk of layers; derived from the tars
 //	images/<manifest>.json   an image that is complete: manifest, config, checksums of what belongs to it
+//	leases/<id>.json         who holds which image, so that no collection takes it
+//	quarantine/              files that were found to be damaged
 //	tmp/<process>/           what is being written, under a lock of its process
+//	gc.lock                  shared by who takes a lease, exclusive for who collects
 //
 // A file gets its final name after its content was verified and synced, in the order index, tar, metadata,
 // record: whoever finds a name finds all that it rests on. A crash leaves at most files in tmp, which the
 // next Open removes, and complete files that no record names yet, which the next Pull uses.
+// docs/design/image-store.md has the steps, and the rules of leases, collection and quota.
 package image

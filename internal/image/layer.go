@@ -95,7 +95,7 @@ func (s *Store) fetch(ctx context.Context, src Source, l *layerFile, report func
 	if err != nil {
 		return err
 	}
-	x, err := s.receive(ctx, src, l, f, report)
+	x, err := s.receive(ctx, src, l, s.metered(ctx, f), report)
 	if err != nil {
 		return errors.Join(err, durable.Discard(f))
 	}
@@ -152,7 +152,7 @@ const maxBlame = 64 << 20
 
 // blame reports whether an error can be the fault of corrupt bytes.
 func blame(err error) bool {
-	return !errors.Is(err, ErrCorrupt) && !errors.As(err, new(*fs.PathError))
+	return !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrNoSpace) && !errors.As(err, new(*fs.PathError))
 }
 
 func (s *Store) unpack(src io.Reader, dst io.Writer, diffID string) (*index, error) {

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -16,15 +17,23 @@ import (
 // has returned; it must be quick.
 //
 // Errors that wrap ErrRefused stay as they are however often one tries; others need not. After an error
-// the layers that were complete stay in the store.
+// the layers that were complete stay in the store, unless it was that there is no room (ErrNoSpace).
+//
+// The image is held while it is pulled. Whoever uses it afterwards takes a Lease before.
 func (s *Store) Pull(ctx context.Context, src Source, manifestDigest string, manifest, config []byte,
 	progress func(Progress),
-) (*Image, error) {
+) (_ *Image, err error) {
 	spec, err := parseSpec(manifestDigest, manifest, config, s.limits)
 	if err != nil {
 		return nil, fmt.Errorf("pull image %s: %w", quote(manifestDigest), err)
 	}
 	tell := serialise(progress)
+	// From here on no collection takes what is there, or what arrives.
+	lease, err := s.hold(ctx, LeaseSpec{Owner: "store", Kind: "pull", Process: true}, spec)
+	if err != nil {
+		return nil, fmt.Errorf("pull image %s: %w", manifestDigest, err)
+	}
+	defer func() { err = errors.Join(err, s.Release(lease.ID)) }()
 	img, ok, err := s.Lookup(manifestDigest)
 	if err != nil {
 		return nil, err
@@ -35,18 +44,29 @@ func (s *Store) Pull(ctx context.Context, src Source, manifestDigest string, man
 		}
 		return img, nil
 	}
+	img, err = s.pull(ctx, src, spec, lease, tell)
+	if outOfSpace(err) && s.collectAll(ctx) > 0 {
+		img, err = s.pull(ctx, src, spec, lease, tell)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pull image %s: %w", manifestDigest, s.full(ctx, lease, spec, err))
+	}
+	return img, nil
+}
+
+// pull gets what is missing of an image that lease holds.
+func (s *Store) pull(ctx context.Context, src Source, spec *spec, lease *Lease, tell func(Progress)) (*Image, error) {
+	if err := s.admit(ctx, lease, spec); err != nil {
+		return nil, err
+	}
 	layers, err := s.pullLayers(ctx, src, spec, tell)
 	if err != nil {
-		return nil, fmt.Errorf("pull image %s: %w", manifestDigest, err)
+		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	img, err = s.assemble(spec, layers)
-	if err != nil {
-		return nil, fmt.Errorf("pull image %s: %w", manifestDigest, err)
-	}
-	return img, nil
+	return s.assemble(spec, layers)
 }
 
 // pullLayers makes all layers be there, several at a time.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/pinnacehq/pinnace/internal/durable"
@@ -22,6 +23,7 @@ const (
 type Options struct {
 	Limits  Limits
 	Workers int // layers that one Pull works on at a time; 0 means one per CPU, at least 2
+	Quota   Quota
 }
 
 // A Store is a directory of images. Any number of processes may use it at the same time, and any of them
@@ -30,9 +32,11 @@ type Store struct {
 	dir     string
 	limits  Limits
 	workers int
+	quota   Quota
 	temp    string // this process's directory for unfinished files
 	lock    *durable.DirLock
 	flights flights
+	leases  atomic.Uint64 // counts those of this process, for their names
 }
 
 // Open opens the store in dir, which it makes if it is missing, and removes what killed processes left
@@ -43,11 +47,11 @@ func Open(dir string) (*Store, error) {
 
 // OpenWith is Open with options.
 func OpenWith(dir string, opts Options) (*Store, error) {
-	s := &Store{dir: dir, limits: opts.Limits.withDefaults(), workers: opts.Workers}
+	s := &Store{dir: dir, limits: opts.Limits.withDefaults(), workers: opts.Workers, quota: opts.Quota}
 	if s.workers <= 0 {
 		s.workers = max(2, runtime.NumCPU())
 	}
-	for _, sub := range []string{"layers", "metadata", "packs", "images", "tmp"} {
+	for _, sub := range []string{"layers", "metadata", "packs", "images", "leases", "quarantine", "tmp"} {
 		if err := durable.MkdirAll(filepath.Join(dir, sub), dirPerm); err != nil {
 			return nil, fmt.Errorf("open image store %s: %w", dir, err)
 		}
@@ -60,7 +64,7 @@ func OpenWith(dir string, opts Options) (*Store, error) {
 
 // Close gives up what Open took. It must not be called while something else is; images stay usable.
 func (s *Store) Close() error {
-	return errors.Join(os.RemoveAll(s.temp), s.lock.Unlock())
+	return errors.Join(s.releaseAll(), os.RemoveAll(s.temp), s.lock.Unlock())
 }
 
 // takeTemp makes the directory of this process and removes those of processes that are gone: the ones
@@ -68,36 +72,53 @@ func (s *Store) Close() error {
 // before its owner has locked it.
 func (s *Store) takeTemp() (err error) {
 	tmp := filepath.Join(s.dir, "tmp")
-	guard, err := os.OpenFile(filepath.Join(tmp, ".guard"), os.O_RDWR|os.O_CREATE, 0o600)
+	guard, err := s.guardTemp()
 	if err != nil {
 		return err
 	}
 	defer guard.Close()
-	for {
-		if err = syscall.Flock(int(guard.Fd()), syscall.LOCK_EX); !errors.Is(err, syscall.EINTR) {
-			break
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("lock %s: %w", guard.Name(), err)
-	}
-	entries, err := os.ReadDir(tmp)
-	if err != nil {
+	if err := s.sweepTemp(); err != nil {
 		return err
-	}
-	for _, e := range entries {
-		if !e.IsDir() {
-			continue
-		}
-		if err := removeIfLeft(filepath.Join(tmp, e.Name())); err != nil {
-			return err
-		}
 	}
 	if s.temp, err = os.MkdirTemp(tmp, "process-"); err != nil {
 		return err
 	}
 	s.lock, err = durable.Lock(s.temp)
 	return err
+}
+
+// sweepTemp removes what processes that are gone left unfinished. The caller has the guard.
+func (s *Store) sweepTemp() error {
+	entries, err := os.ReadDir(s.path("tmp", ""))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.IsDir() || s.path("tmp", e.Name()) == s.temp {
+			continue
+		}
+		if err := removeIfLeft(s.path("tmp", e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// guardTemp takes the lock over all of tmp, until the file is closed.
+func (s *Store) guardTemp() (*os.File, error) {
+	guard, err := os.OpenFile(s.path("tmp", ".guard"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if err = syscall.Flock(int(guard.Fd()), syscall.LOCK_EX); !errors.Is(err, syscall.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", guard.Name(), err), guard.Close())
+	}
+	return guard, nil
 }
 
 // removeIfLeft removes a directory of unfinished files unless its process is alive.
