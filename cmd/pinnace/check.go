@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ const manifestName = "pinnace.toml"
 
 func (c *cli) newCheck() *cobra.Command {
 	var against imageCheck
+	var environment environmentCheck
 	cmd := &cobra.Command{
 		Use:   "check [FILE…]",
 		Short: "Say whether a manifest is valid, or everything that is wrong with it",
@@ -32,10 +34,15 @@ fit, is there something to run, and what of the image has no effect. With --deep
 the layers, unless they are in your user's cache, and looks into the image: programs are
 there and can be executed, with their interpreters; user and group exist.
 
-Exit status: 0 when all are valid, 2 when one is not.`,
+With -e it asks the server what the environment lacks: variables, secret bundles and their
+keys, and room for one more instance.
+
+Exit status: 0 when all are valid and fit, 2 when one is not valid or does not fit the image,
+5 when the environment lacks something only.`,
 		Example: `  pinnace check
   pinnace check --json apps/*/pinnace.toml
-  pinnace check --deep --image registry.example.com/shop/api:v3`,
+  pinnace check --deep --image registry.example.com/shop/api:v3
+  pinnace check -e staging`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if len(args) == 0 {
@@ -45,16 +52,21 @@ Exit status: 0 when all are valid, 2 when one is not.`,
 				return err
 			}
 			defer func() { err = errors.Join(err, against.Close()) }()
-			bad := false
+			if err := environment.open(c); err != nil {
+				return err
+			}
+			worst := exitOK
 			for _, file := range args {
-				ok, err := c.checkFile(file, &against)
+				status, err := c.checkFile(cmd.Context(), file, &against, &environment)
 				if err != nil {
 					return err
 				}
-				bad = bad || !ok
+				if status == exitInvalid || worst == exitOK {
+					worst = status
+				}
 			}
-			if bad {
-				return errReported{exitInvalid}
+			if worst != exitOK {
+				return errReported{worst}
 			}
 			return nil
 		},
@@ -71,29 +83,44 @@ type checkResult struct {
 	Hash     manifest.Hash     `json:"hash,omitempty"`
 	Problems manifest.Problems `json:"problems"`
 	Image    *checkedImage     `json:"image,omitempty"` // with --image
+	// Environment is there with -e, unless the manifest is not valid.
+	Environment *checkedEnvironment `json:"environment,omitempty"`
 }
 
-func (c *cli) checkFile(file string, against *imageCheck) (ok bool, err error) {
+// checkFile checks one manifest and tells the user; the status is what it alone would have check exit with.
+func (c *cli) checkFile(ctx context.Context, file string, against *imageCheck, environment *environmentCheck) (status int, err error) {
 	src, err := c.readManifest(file)
 	if err != nil {
-		return false, err
+		return exitInternal, err
 	}
 	m, problems := manifest.Parse(src)
-	result := checkResult{File: file, OK: m != nil, Problems: problems}
+	result := checkResult{File: file, Problems: problems}
 	if m != nil {
-		result.Name, result.Hash = m.Name, m.Hash()
-		problems = append(problems, against.problems(m)...)
-		result.Problems, result.OK, result.Image = problems, !problems.HasErrors(), against.image
+		result.Name, result.Hash, result.Image = m.Name, m.Hash(), against.image
+		result.Problems = append(result.Problems, against.problems(m)...)
 	}
+	if result.Problems.HasErrors() {
+		status = exitInvalid
+	}
+	if m != nil {
+		var lacks manifest.Problems
+		if result.Environment, lacks, err = environment.check(ctx, src, m, against.architectures()); err != nil {
+			return exitInternal, err
+		}
+		if result.Problems = append(result.Problems, lacks...); status == exitOK && lacks.HasErrors() {
+			status = exitConflict
+		}
+	}
+	result.OK = status == exitOK
 	if c.json {
-		return result.OK, c.printJSON(result)
+		return status, c.printJSON(result)
 	}
-	c.showProblems(file, src, problems)
+	c.showProblems(file, src, result.Problems)
 	if result.OK {
 		values, defaults := m.Counts()
-		c.print("ok %s %s (%d values, %d defaults)%s", m.Name, m.Hash(), values, defaults, against.verdict())
+		c.print("ok %s %s (%d values, %d defaults)%s%s", m.Name, m.Hash(), values, defaults, against.verdict(), environment.verdict())
 	}
-	return result.OK, nil
+	return status, nil
 }
 
 // readManifest reads a manifest file, or stdin for "-". What is plainly not a manifest is refused with a

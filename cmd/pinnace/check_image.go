@@ -115,6 +115,14 @@ func (i *imageCheck) problems(m *manifest.Manifest) manifest.Problems {
 	return release.CheckImage(m, i.facts)
 }
 
+// architectures are those of the image; none when there is none.
+func (i *imageCheck) architectures() []string {
+	if i.image == nil {
+		return nil
+	}
+	return i.image.Architectures
+}
+
 // verdict ends the line that says that a manifest is valid.
 func (i *imageCheck) verdict() string {
 	if i.image == nil {

@@ -11,9 +11,12 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	"connectrpc.com/connect"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -23,12 +26,17 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
 	"github.com/pinnacehq/pinnace/internal/eventlog/sqlite"
 	"github.com/pinnacehq/pinnace/internal/registry/embedded"
 	"github.com/pinnacehq/pinnace/internal/server"
 )
 
-const scriptToken = "the-admin-token-of-the-scripts"
+const (
+	scriptToken = "the-admin-token-of-the-scripts"
+	agentsToken = scriptToken + "-of-agents"
+)
 
 // TestPlatformScript runs testdata/platform: promises that take a server and a registry, which are real and in
 // this process, but no agent. $REGISTRY is the registry's address.
@@ -38,6 +46,7 @@ func TestPlatformScript(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status":   status,
 			"image":    pushImage,
+			"host":     joinHost,
 			"setenv":   setFromFile,
 			"removed":  removeLayers,
 			"tampered": changeIndexes,
@@ -47,12 +56,13 @@ func TestPlatformScript(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			api, err := startServer(e, filepath.Join(e.WorkDir, ".server"))
+			api, agents, err := startServer(e, filepath.Join(e.WorkDir, ".server"))
 			if err != nil {
 				return err
 			}
 			for name, value := range map[string]string{
 				"HOME": e.WorkDir, "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": "", "REGISTRY": registry, "PINNACE_SERVER": api, "PINNACE_TOKEN": scriptToken,
+				"AGENTS": agents,
 			} {
 				e.Setenv(name, value)
 			}
@@ -70,21 +80,36 @@ func startRegistry(e *testscript.Env, dir string) (addr string, err error) {
 	return r.Addr(), nil
 }
 
-func startServer(e *testscript.Env, dir string) (url string, err error) {
+func startServer(e *testscript.Env, dir string) (url, agentURL string, err error) {
 	s, err := server.New(context.Background(), server.Options{
 		Engine: sqlite.New(sqlite.Options{Dir: dir}), Logger: slog.New(slog.DiscardHandler), Version: version,
-		AdminToken: scriptToken, AgentToken: scriptToken + "-of-agents",
+		AdminToken: scriptToken, AgentToken: agentsToken, HostTimeout: time.Hour,
 	})
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	api := httptest.NewServer(s.Handler())
+	api, agents := httptest.NewServer(s.Handler()), httptest.NewServer(s.AgentHandler())
 	background(e, s.Run)
 	e.Defer(func() {
 		api.Close()
+		agents.Close()
 		_ = s.Close()
 	})
-	return api.URL, nil
+	return api.URL, agents.URL, nil
+}
+
+// joinHost has a host join that runs nothing: host NAME ARCH MEMORY_MIB.
+func joinHost(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: host NAME ARCH MEMORY_MIB")
+	}
+	memory, err := strconv.ParseInt(args[2], 10, 64)
+	ts.Check(err)
+	client := pinnacev1connect.NewAgentServiceClient(httpClient(), ts.Getenv("AGENTS"), connect.WithInterceptors(bearer(agentsToken)))
+	_, err = client.Join(context.Background(), connect.NewRequest(&pinnacev1.JoinRequest{Host: &pinnacev1.HostFacts{
+		Id: args[0], Name: args[0], Architecture: args[1], MemoryBytes: memory << 20, CpuMilli: 2000, DiskBytes: 64 << 30, Driver: "none",
+	}}))
+	ts.Check(err)
 }
 
 // background runs something until the script ends.

@@ -86,10 +86,11 @@ func (c *cli) createRelease(ctx context.Context, file, reference string) (*pinna
 	}
 	c.say("resolved %s to %s@%s in %s", reference, image.Repository, shortDigest(image.Digest), since(started))
 	req := &pinnacev1.CreateReleaseRequest{
-		Manifest:     src,
-		ManifestHash: string(m.Hash()),
-		Image:        image.Digest,
-		Sources:      []string{image.Repository},
+		Manifest:      src,
+		ManifestHash:  string(m.Hash()),
+		Image:         image.Digest,
+		Sources:       []string{image.Repository},
+		ClientVersion: version,
 	}
 	for _, p := range image.Platforms {
 		req.Platforms = append(req.Platforms, &pinnacev1.ReleasePlatform{

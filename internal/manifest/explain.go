@@ -128,6 +128,39 @@ func (v *valuer) place(out *Value, at span) {
 	}
 }
 
+// Locate gives a problem the place of its key, or of the table around it, when that is written down: what others
+// find out about a manifest points into it as what Parse finds does.
+func (m *Manifest) Locate(p *Problem) {
+	if m.source == "" {
+		return
+	}
+	for path := p.Key; path != ""; path = parent(path) {
+		if at, written := m.placeOf(path); written {
+			(&problemList{src: m.source}).place(p, at)
+			return
+		}
+	}
+}
+
+// parent takes the last part off a path.
+func parent(path string) string {
+	return path[:max(strings.LastIndexByte(path, '.'), 0)]
+}
+
+// placeOf finds a key path with the names that the author chose.
+func (m *Manifest) placeOf(path string) (span, bool) {
+	for _, o := range m.origins {
+		full := o.key.path(o.name)
+		if o.name != "" && (o.key.Type == Tables || o.key.Type == StringMap) {
+			full = o.key.Path + "." + displayName(o.name)
+		}
+		if full == path {
+			return o.at, true
+		}
+	}
+	return span{}, false
+}
+
 // origin tells where a value is written down.
 func (m *Manifest) origin(k *Key, name string) (at span, written bool) {
 	for _, o := range m.origins {

@@ -33,13 +33,18 @@ func (l *problemList) add(at span, p Problem) {
 		p.Severity = SeverityWarning
 	}
 	if !l.noText {
-		p.Line, p.Column = l.position(at.off)
-		end := min(at.off+at.length, lineEnd(l.src, min(at.off, len(l.src))))
-		if at.off < end {
-			p.width = utf8.RuneCountInString(l.src[at.off:end])
-		}
+		l.place(&p, at)
 	}
 	l.problems = append(l.problems, p)
+}
+
+// place points a problem at a part of the text, of which the first line is underlined.
+func (l *problemList) place(p *Problem, at span) {
+	p.Line, p.Column = l.position(at.off)
+	end := min(at.off+at.length, lineEnd(l.src, min(at.off, len(l.src))))
+	if p.width = 0; at.off < end {
+		p.width = utf8.RuneCountInString(l.src[at.off:end])
+	}
 }
 
 // position turns an offset into line and column, both from 1.

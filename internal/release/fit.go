@@ -125,23 +125,20 @@ func CheckImage(m *manifest.Manifest, images []Image) manifest.Problems {
 		}
 		all = append(all, f.problem)
 	}
-	locate(m, all)
-	slices.SortStableFunc(all, func(a, b manifest.Problem) int {
-		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Code, b.Code))
-	})
+	for i := range all {
+		if all[i].Severity == manifest.SeverityError { // warnings are about the image
+			m.Locate(&all[i])
+		}
+	}
+	inOrder(all)
 	return all
 }
 
-// locate gives problems about a key that is written down its place.
-func locate(m *manifest.Manifest, problems manifest.Problems) {
-	values := m.Values()
-	for i := range problems {
-		for _, v := range values {
-			if v.Key == problems[i].Key {
-				problems[i].Line, problems[i].Column = v.Line, v.Column
-			}
-		}
-	}
+// inOrder puts problems that have places into the order of the text; those without come first.
+func inOrder(problems manifest.Problems) {
+	slices.SortStableFunc(problems, func(a, b manifest.Problem) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Code, b.Code))
+	})
 }
 
 func architectures(images []Image) string {

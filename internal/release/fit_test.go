@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -186,7 +187,7 @@ func TestImageCodesAreListed(t *testing.T) {
 	for _, c := range manifest.Codes() {
 		seen[c.Code] = true
 	}
-	for _, c := range release.ImageCodes() {
+	for _, c := range slices.Concat(release.ImageCodes(), release.EnvironmentCodes()) {
 		if seen[c.Code] || c.Meaning == "" {
 			t.Errorf("%s is there twice, or means nothing", c.Code)
 		}
@@ -219,7 +220,7 @@ func TestImageCodesAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range release.ImageCodes() {
+	for _, c := range slices.Concat(release.ImageCodes(), release.EnvironmentCodes()) {
 		if row := "| `" + c.Code + "` | " + c.Meaning + " |\n"; !strings.Contains(string(page), row) {
 			t.Errorf("docs/specs/release.md does not have the row %s", row)
 		}

@@ -150,8 +150,13 @@ func (s *Server) place(deployment string, starts []rollout.Action, now time.Time
 
 // schedule asks the scheduler for places for n instances of a release.
 func (s *Server) schedule(st *fleet.State, environment string, r *fleet.Release, n int, now time.Time) ([]string, error) {
+	return s.placesFor(st, environment, r.Manifest, architectures(r), n, now)
+}
+
+// placesFor asks the scheduler for places for n instances of a manifest, on hosts of the architectures.
+func (s *Server) placesFor(st *fleet.State, environment string, m *manifest.Manifest, architectures []string, n int, now time.Time) ([]string, error) {
 	running := map[string]int{}
-	for _, i := range st.Instances(environment, r.App) {
+	for _, i := range st.Instances(environment, m.Name) {
 		running[i.Host]++
 	}
 	var hosts []scheduler.Host
@@ -164,9 +169,9 @@ func (s *Server) schedule(st *fleet.State, environment string, r *fleet.Release,
 			DiskBytes: h.DiskBytes, DiskBooked: b.DiskBytes, CPUMilli: h.CPUMilli, CPUBooked: b.CPUMilli,
 		})
 	}
-	res := r.Manifest.Resources
+	res := m.Resources
 	return scheduler.Place(scheduler.Request{
-		Instances: n, MemoryBytes: res.MemoryBytes, DiskBytes: res.DiskBytes, CPUMilli: res.CPUMilli, Architectures: architectures(r),
+		Instances: n, MemoryBytes: res.MemoryBytes, DiskBytes: res.DiskBytes, CPUMilli: res.CPUMilli, Architectures: architectures,
 	}, hosts)
 }
 

@@ -86,7 +86,7 @@ func threeReadings(ctx context.Context, client pinnacev1connect.ControlServiceCl
 	switch {
 	case m == nil:
 	case asked:
-		want, exact = "the manifest hash differs: this server computes "+string(m.Hash())+", ", false
+		want, exact = "the manifest hash differs: this server (version test) computes "+string(m.Hash())+", ", false
 	default:
 		req.ManifestHash = string(m.Hash())
 		want, exact = "the image is not pinned: ", false

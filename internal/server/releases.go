@@ -18,7 +18,7 @@ import (
 )
 
 func (c *control) CreateRelease(ctx context.Context, req *connect.Request[pb.CreateReleaseRequest]) (*connect.Response[pb.CreateReleaseResponse], error) {
-	created, err := checkRelease(req.Msg)
+	created, err := c.checkRelease(req.Msg)
 	if err != nil {
 		return nil, c.onWire(ctx, err)
 	}
@@ -60,14 +60,10 @@ func (c *control) existingRelease(ctx context.Context, have *fleet.Release, sour
 }
 
 // checkRelease makes an event of a request, trusting none of its claims that can be computed.
-func checkRelease(req *pb.CreateReleaseRequest) (*fleet.ReleaseCreated, error) {
-	m, problems := manifest.Parse(req.GetManifest())
-	if m == nil {
-		return nil, refuse(connect.CodeInvalidArgument, "the manifest is not valid: %s", list(problems.Errors()))
-	}
-	if claimed := req.GetManifestHash(); claimed != string(m.Hash()) {
-		return nil, refuse(connect.CodeInvalidArgument,
-			"the manifest hash differs: this server computes %s, the CLI said %q. CLI and server read the manifest differently: use the same version of both (`pinnace version`)", m.Hash(), claimed)
+func (s *Server) checkRelease(req *pb.CreateReleaseRequest) (*fleet.ReleaseCreated, error) {
+	m, err := s.readManifest(req)
+	if err != nil {
+		return nil, err
 	}
 	image, err := release.ParseImageDigest(req.GetImage())
 	if err != nil {

@@ -593,8 +593,10 @@ type CreateReleaseRequest struct {
 	Sources        []string           `protobuf:"bytes,4,rep,name=sources,proto3" json:"sources,omitempty"`
 	Platforms      []*ReleasePlatform `protobuf:"bytes,5,rep,name=platforms,proto3" json:"platforms,omitempty"`
 	IdempotencyKey string             `protobuf:"bytes,6,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// client_version is that of the CLI. It is named when the two read the manifest differently.
+	ClientVersion string `protobuf:"bytes,7,opt,name=client_version,json=clientVersion,proto3" json:"client_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateReleaseRequest) Reset() {
@@ -665,6 +667,13 @@ func (x *CreateReleaseRequest) GetPlatforms() []*ReleasePlatform {
 func (x *CreateReleaseRequest) GetIdempotencyKey() string {
 	if x != nil {
 		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *CreateReleaseRequest) GetClientVersion() string {
+	if x != nil {
+		return x.ClientVersion
 	}
 	return ""
 }
@@ -901,6 +910,227 @@ func (x *ListReleasesResponse) GetReleases() []*Release {
 	return nil
 }
 
+type CheckManifestRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Environment string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	// manifest is the text of pinnace.toml; the server parses it itself.
+	Manifest []byte `protobuf:"bytes,2,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	// manifest_hash is what the CLI computed; a server that computes another one refuses.
+	ManifestHash string `protobuf:"bytes,3,opt,name=manifest_hash,json=manifestHash,proto3" json:"manifest_hash,omitempty"`
+	// architectures that the image has; empty when the image is not known, so that any host may do.
+	Architectures []string `protobuf:"bytes,4,rep,name=architectures,proto3" json:"architectures,omitempty"`
+	ClientVersion string   `protobuf:"bytes,5,opt,name=client_version,json=clientVersion,proto3" json:"client_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckManifestRequest) Reset() {
+	*x = CheckManifestRequest{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckManifestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckManifestRequest) ProtoMessage() {}
+
+func (x *CheckManifestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckManifestRequest.ProtoReflect.Descriptor instead.
+func (*CheckManifestRequest) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *CheckManifestRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *CheckManifestRequest) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
+func (x *CheckManifestRequest) GetManifestHash() string {
+	if x != nil {
+		return x.ManifestHash
+	}
+	return ""
+}
+
+func (x *CheckManifestRequest) GetArchitectures() []string {
+	if x != nil {
+		return x.Architectures
+	}
+	return nil
+}
+
+func (x *CheckManifestRequest) GetClientVersion() string {
+	if x != nil {
+		return x.ClientVersion
+	}
+	return ""
+}
+
+type CheckManifestResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// missing_vars are in vars, and the environment does not supply them.
+	MissingVars    []string         `protobuf:"bytes,1,rep,name=missing_vars,json=missingVars,proto3" json:"missing_vars,omitempty"`
+	MissingSecrets []*MissingSecret `protobuf:"bytes,2,rep,name=missing_secrets,json=missingSecrets,proto3" json:"missing_secrets,omitempty"`
+	// count is how many instances the environment wants of the app.
+	Count uint32 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	// has_room tells whether a host could take one instance now, beside all that runs; no_room says why none can.
+	HasRoom       bool   `protobuf:"varint,4,opt,name=has_room,json=hasRoom,proto3" json:"has_room,omitempty"`
+	NoRoom        string `protobuf:"bytes,5,opt,name=no_room,json=noRoom,proto3" json:"no_room,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckManifestResponse) Reset() {
+	*x = CheckManifestResponse{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckManifestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckManifestResponse) ProtoMessage() {}
+
+func (x *CheckManifestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckManifestResponse.ProtoReflect.Descriptor instead.
+func (*CheckManifestResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *CheckManifestResponse) GetMissingVars() []string {
+	if x != nil {
+		return x.MissingVars
+	}
+	return nil
+}
+
+func (x *CheckManifestResponse) GetMissingSecrets() []*MissingSecret {
+	if x != nil {
+		return x.MissingSecrets
+	}
+	return nil
+}
+
+func (x *CheckManifestResponse) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *CheckManifestResponse) GetHasRoom() bool {
+	if x != nil {
+		return x.HasRoom
+	}
+	return false
+}
+
+func (x *CheckManifestResponse) GetNoRoom() string {
+	if x != nil {
+		return x.NoRoom
+	}
+	return ""
+}
+
+// MissingSecret is a bundle that the environment does not have or that lacks keys.
+type MissingSecret struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Bundle string                 `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// absent is true when there is no such bundle at all.
+	Absent bool `protobuf:"varint,2,opt,name=absent,proto3" json:"absent,omitempty"`
+	// keys that the manifest needs of it, by require or env, and that are not there; all of them in an absent bundle.
+	Keys          []string `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MissingSecret) Reset() {
+	*x = MissingSecret{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MissingSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MissingSecret) ProtoMessage() {}
+
+func (x *MissingSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MissingSecret.ProtoReflect.Descriptor instead.
+func (*MissingSecret) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *MissingSecret) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *MissingSecret) GetAbsent() bool {
+	if x != nil {
+		return x.Absent
+	}
+	return false
+}
+
+func (x *MissingSecret) GetKeys() []string {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
 type Step struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// action is one of "start", "ready", "stop", "route", "hold".
@@ -915,7 +1145,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[16]
+	mi := &file_pinnace_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1157,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[16]
+	mi := &file_pinnace_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +1170,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Step) GetAction() string {
@@ -992,7 +1222,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[17]
+	mi := &file_pinnace_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1234,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[17]
+	mi := &file_pinnace_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1247,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PlanRequest) GetEnvironment() string {
@@ -1078,7 +1308,7 @@ type RollbackTarget struct {
 
 func (x *RollbackTarget) Reset() {
 	*x = RollbackTarget{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[18]
+	mi := &file_pinnace_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1090,7 +1320,7 @@ func (x *RollbackTarget) String() string {
 func (*RollbackTarget) ProtoMessage() {}
 
 func (x *RollbackTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[18]
+	mi := &file_pinnace_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1103,7 +1333,7 @@ func (x *RollbackTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackTarget.ProtoReflect.Descriptor instead.
 func (*RollbackTarget) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RollbackTarget) GetDeployment() string {
@@ -1127,7 +1357,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[19]
+	mi := &file_pinnace_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1369,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[19]
+	mi := &file_pinnace_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1382,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PlanResponse) GetToken() string {
@@ -1210,7 +1440,7 @@ type DeployRequest struct {
 
 func (x *DeployRequest) Reset() {
 	*x = DeployRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[20]
+	mi := &file_pinnace_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1452,7 @@ func (x *DeployRequest) String() string {
 func (*DeployRequest) ProtoMessage() {}
 
 func (x *DeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[20]
+	mi := &file_pinnace_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1465,7 @@ func (x *DeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
 func (*DeployRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DeployRequest) GetEnvironment() string {
@@ -1277,7 +1507,7 @@ type DeployResponse struct {
 
 func (x *DeployResponse) Reset() {
 	*x = DeployResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[21]
+	mi := &file_pinnace_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1289,7 +1519,7 @@ func (x *DeployResponse) String() string {
 func (*DeployResponse) ProtoMessage() {}
 
 func (x *DeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[21]
+	mi := &file_pinnace_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1302,7 +1532,7 @@ func (x *DeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
 func (*DeployResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeployResponse) GetDeployment() *Deployment {
@@ -1332,7 +1562,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[22]
+	mi := &file_pinnace_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1344,7 +1574,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[22]
+	mi := &file_pinnace_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1357,7 +1587,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RollbackRequest) GetEnvironment() string {
@@ -1397,7 +1627,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[23]
+	mi := &file_pinnace_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1409,7 +1639,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[23]
+	mi := &file_pinnace_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1422,7 +1652,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RollbackResponse) GetDeployment() *Deployment {
@@ -1443,7 +1673,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[24]
+	mi := &file_pinnace_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1685,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[24]
+	mi := &file_pinnace_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1698,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StopRequest) GetEnvironment() string {
@@ -1501,7 +1731,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[25]
+	mi := &file_pinnace_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1513,7 +1743,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[25]
+	mi := &file_pinnace_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1526,7 +1756,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StopResponse) GetDeployment() *Deployment {
@@ -1559,7 +1789,7 @@ type Deployment struct {
 
 func (x *Deployment) Reset() {
 	*x = Deployment{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[26]
+	mi := &file_pinnace_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1571,7 +1801,7 @@ func (x *Deployment) String() string {
 func (*Deployment) ProtoMessage() {}
 
 func (x *Deployment) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[26]
+	mi := &file_pinnace_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1584,7 +1814,7 @@ func (x *Deployment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deployment.ProtoReflect.Descriptor instead.
 func (*Deployment) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Deployment) GetId() string {
@@ -1680,7 +1910,7 @@ type WatchDeploymentRequest struct {
 
 func (x *WatchDeploymentRequest) Reset() {
 	*x = WatchDeploymentRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[27]
+	mi := &file_pinnace_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1692,7 +1922,7 @@ func (x *WatchDeploymentRequest) String() string {
 func (*WatchDeploymentRequest) ProtoMessage() {}
 
 func (x *WatchDeploymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[27]
+	mi := &file_pinnace_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1705,7 +1935,7 @@ func (x *WatchDeploymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeploymentRequest.ProtoReflect.Descriptor instead.
 func (*WatchDeploymentRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchDeploymentRequest) GetDeployment() string {
@@ -1731,7 +1961,7 @@ type WatchDeploymentResponse struct {
 
 func (x *WatchDeploymentResponse) Reset() {
 	*x = WatchDeploymentResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[28]
+	mi := &file_pinnace_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1973,7 @@ func (x *WatchDeploymentResponse) String() string {
 func (*WatchDeploymentResponse) ProtoMessage() {}
 
 func (x *WatchDeploymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[28]
+	mi := &file_pinnace_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1986,7 @@ func (x *WatchDeploymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeploymentResponse.ProtoReflect.Descriptor instead.
 func (*WatchDeploymentResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchDeploymentResponse) GetAt() *timestamppb.Timestamp {
@@ -1814,7 +2044,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[29]
+	mi := &file_pinnace_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +2056,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[29]
+	mi := &file_pinnace_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +2069,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Endpoint) GetPortName() string {
@@ -1887,7 +2117,7 @@ type AppStatus struct {
 
 func (x *AppStatus) Reset() {
 	*x = AppStatus{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[30]
+	mi := &file_pinnace_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +2129,7 @@ func (x *AppStatus) String() string {
 func (*AppStatus) ProtoMessage() {}
 
 func (x *AppStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[30]
+	mi := &file_pinnace_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2142,7 @@ func (x *AppStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppStatus.ProtoReflect.Descriptor instead.
 func (*AppStatus) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AppStatus) GetApp() string {
@@ -1988,7 +2218,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[31]
+	mi := &file_pinnace_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2230,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[31]
+	mi := &file_pinnace_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2243,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetStatusRequest) GetEnvironment() string {
@@ -2039,7 +2269,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[32]
+	mi := &file_pinnace_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2051,7 +2281,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[32]
+	mi := &file_pinnace_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2064,7 +2294,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetStatusResponse) GetApps() []*AppStatus {
@@ -2087,7 +2317,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[33]
+	mi := &file_pinnace_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +2329,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[33]
+	mi := &file_pinnace_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +2342,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Stage) GetName() string {
@@ -2162,7 +2392,7 @@ type Cause struct {
 
 func (x *Cause) Reset() {
 	*x = Cause{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[34]
+	mi := &file_pinnace_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2174,7 +2404,7 @@ func (x *Cause) String() string {
 func (*Cause) ProtoMessage() {}
 
 func (x *Cause) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[34]
+	mi := &file_pinnace_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2187,7 +2417,7 @@ func (x *Cause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cause.ProtoReflect.Descriptor instead.
 func (*Cause) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Cause) GetKind() string {
@@ -2266,7 +2496,7 @@ type Booted struct {
 
 func (x *Booted) Reset() {
 	*x = Booted{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[35]
+	mi := &file_pinnace_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2278,7 +2508,7 @@ func (x *Booted) String() string {
 func (*Booted) ProtoMessage() {}
 
 func (x *Booted) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[35]
+	mi := &file_pinnace_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2291,7 +2521,7 @@ func (x *Booted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Booted.ProtoReflect.Descriptor instead.
 func (*Booted) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Booted) GetManifestHash() string {
@@ -2398,7 +2628,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[36]
+	mi := &file_pinnace_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2410,7 +2640,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[36]
+	mi := &file_pinnace_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2423,7 +2653,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Instance) GetId() string {
@@ -2556,7 +2786,7 @@ type GetInstanceRequest struct {
 
 func (x *GetInstanceRequest) Reset() {
 	*x = GetInstanceRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[37]
+	mi := &file_pinnace_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2568,7 +2798,7 @@ func (x *GetInstanceRequest) String() string {
 func (*GetInstanceRequest) ProtoMessage() {}
 
 func (x *GetInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[37]
+	mi := &file_pinnace_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2581,7 +2811,7 @@ func (x *GetInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInstanceRequest.ProtoReflect.Descriptor instead.
 func (*GetInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetInstanceRequest) GetInstance() string {
@@ -2607,7 +2837,7 @@ type GetInstanceResponse struct {
 
 func (x *GetInstanceResponse) Reset() {
 	*x = GetInstanceResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[38]
+	mi := &file_pinnace_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2619,7 +2849,7 @@ func (x *GetInstanceResponse) String() string {
 func (*GetInstanceResponse) ProtoMessage() {}
 
 func (x *GetInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[38]
+	mi := &file_pinnace_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2632,7 +2862,7 @@ func (x *GetInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInstanceResponse.ProtoReflect.Descriptor instead.
 func (*GetInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetInstanceResponse) GetInstance() *Instance {
@@ -2654,7 +2884,7 @@ type ListInstancesRequest struct {
 
 func (x *ListInstancesRequest) Reset() {
 	*x = ListInstancesRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[39]
+	mi := &file_pinnace_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2666,7 +2896,7 @@ func (x *ListInstancesRequest) String() string {
 func (*ListInstancesRequest) ProtoMessage() {}
 
 func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[39]
+	mi := &file_pinnace_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2679,7 +2909,7 @@ func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesRequest.ProtoReflect.Descriptor instead.
 func (*ListInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListInstancesRequest) GetEnvironment() string {
@@ -2712,7 +2942,7 @@ type ListInstancesResponse struct {
 
 func (x *ListInstancesResponse) Reset() {
 	*x = ListInstancesResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[40]
+	mi := &file_pinnace_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2724,7 +2954,7 @@ func (x *ListInstancesResponse) String() string {
 func (*ListInstancesResponse) ProtoMessage() {}
 
 func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[40]
+	mi := &file_pinnace_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2737,7 +2967,7 @@ func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesResponse.ProtoReflect.Descriptor instead.
 func (*ListInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListInstancesResponse) GetInstances() []*Instance {
@@ -2761,7 +2991,7 @@ type StreamLogsRequest struct {
 
 func (x *StreamLogsRequest) Reset() {
 	*x = StreamLogsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[41]
+	mi := &file_pinnace_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +3003,7 @@ func (x *StreamLogsRequest) String() string {
 func (*StreamLogsRequest) ProtoMessage() {}
 
 func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[41]
+	mi := &file_pinnace_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +3016,7 @@ func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamLogsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StreamLogsRequest) GetEnvironment() string {
@@ -2832,7 +3062,7 @@ type StreamLogsResponse struct {
 
 func (x *StreamLogsResponse) Reset() {
 	*x = StreamLogsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[42]
+	mi := &file_pinnace_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2844,7 +3074,7 @@ func (x *StreamLogsResponse) String() string {
 func (*StreamLogsResponse) ProtoMessage() {}
 
 func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[42]
+	mi := &file_pinnace_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2857,7 +3087,7 @@ func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StreamLogsResponse) GetInstance() string {
@@ -2921,7 +3151,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[43]
+	mi := &file_pinnace_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2933,7 +3163,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[43]
+	mi := &file_pinnace_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2946,7 +3176,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -3030,7 +3260,7 @@ type ReadEventsRequest struct {
 
 func (x *ReadEventsRequest) Reset() {
 	*x = ReadEventsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[44]
+	mi := &file_pinnace_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3042,7 +3272,7 @@ func (x *ReadEventsRequest) String() string {
 func (*ReadEventsRequest) ProtoMessage() {}
 
 func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[44]
+	mi := &file_pinnace_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3055,7 +3285,7 @@ func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsRequest.ProtoReflect.Descriptor instead.
 func (*ReadEventsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ReadEventsRequest) GetAfter() uint64 {
@@ -3081,7 +3311,7 @@ type ReadEventsResponse struct {
 
 func (x *ReadEventsResponse) Reset() {
 	*x = ReadEventsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[45]
+	mi := &file_pinnace_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3093,7 +3323,7 @@ func (x *ReadEventsResponse) String() string {
 func (*ReadEventsResponse) ProtoMessage() {}
 
 func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[45]
+	mi := &file_pinnace_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3106,7 +3336,7 @@ func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsResponse.ProtoReflect.Descriptor instead.
 func (*ReadEventsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ReadEventsResponse) GetEvents() []*Event {
@@ -3165,14 +3395,15 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x12\n" +
 	"\x10ListHostsRequest\";\n" +
 	"\x11ListHostsResponse\x12&\n" +
-	"\x05hosts\x18\x01 \x03(\v2\x10.pinnace.v1.HostR\x05hosts\"\xeb\x01\n" +
+	"\x05hosts\x18\x01 \x03(\v2\x10.pinnace.v1.HostR\x05hosts\"\x92\x02\n" +
 	"\x14CreateReleaseRequest\x12\x1a\n" +
 	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12#\n" +
 	"\rmanifest_hash\x18\x02 \x01(\tR\fmanifestHash\x12\x14\n" +
 	"\x05image\x18\x03 \x01(\tR\x05image\x12\x18\n" +
 	"\asources\x18\x04 \x03(\tR\asources\x129\n" +
 	"\tplatforms\x18\x05 \x03(\v2\x1b.pinnace.v1.ReleasePlatformR\tplatforms\x12'\n" +
-	"\x0fidempotency_key\x18\x06 \x01(\tR\x0eidempotencyKey\"`\n" +
+	"\x0fidempotency_key\x18\x06 \x01(\tR\x0eidempotencyKey\x12%\n" +
+	"\x0eclient_version\x18\a \x01(\tR\rclientVersion\"`\n" +
 	"\x15CreateReleaseResponse\x12-\n" +
 	"\arelease\x18\x01 \x01(\v2\x13.pinnace.v1.ReleaseR\arelease\x12\x18\n" +
 	"\aexisted\x18\x02 \x01(\bR\aexisted\"-\n" +
@@ -3183,7 +3414,23 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x13ListReleasesRequest\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\"G\n" +
 	"\x14ListReleasesResponse\x12/\n" +
-	"\breleases\x18\x01 \x03(\v2\x13.pinnace.v1.ReleaseR\breleases\"|\n" +
+	"\breleases\x18\x01 \x03(\v2\x13.pinnace.v1.ReleaseR\breleases\"\xc6\x01\n" +
+	"\x14CheckManifestRequest\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x1a\n" +
+	"\bmanifest\x18\x02 \x01(\fR\bmanifest\x12#\n" +
+	"\rmanifest_hash\x18\x03 \x01(\tR\fmanifestHash\x12$\n" +
+	"\rarchitectures\x18\x04 \x03(\tR\rarchitectures\x12%\n" +
+	"\x0eclient_version\x18\x05 \x01(\tR\rclientVersion\"\xc8\x01\n" +
+	"\x15CheckManifestResponse\x12!\n" +
+	"\fmissing_vars\x18\x01 \x03(\tR\vmissingVars\x12B\n" +
+	"\x0fmissing_secrets\x18\x02 \x03(\v2\x19.pinnace.v1.MissingSecretR\x0emissingSecrets\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\rR\x05count\x12\x19\n" +
+	"\bhas_room\x18\x04 \x01(\bR\ahasRoom\x12\x17\n" +
+	"\ano_room\x18\x05 \x01(\tR\x06noRoom\"S\n" +
+	"\rMissingSecret\x12\x16\n" +
+	"\x06bundle\x18\x01 \x01(\tR\x06bundle\x12\x16\n" +
+	"\x06absent\x18\x02 \x01(\bR\x06absent\x12\x12\n" +
+	"\x04keys\x18\x03 \x03(\tR\x04keys\"|\n" +
 	"\x04Step\x12\x16\n" +
 	"\x06action\x18\x01 \x01(\tR\x06action\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x18\n" +
@@ -3374,8 +3621,7 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\"?\n" +
 	"\x12ReadEventsResponse\x12)\n" +
-	"\x06events\x18\x01 \x03(\v2\x11.pinnace.v1.EventR\x06events2\xd1\n" +
-	"\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.pinnace.v1.EventR\x06events2\xa7\v\n" +
 	"\x0eControlService\x12T\n" +
 	"\rGetServerInfo\x12 .pinnace.v1.GetServerInfoRequest\x1a!.pinnace.v1.GetServerInfoResponse\x12`\n" +
 	"\x11CreateEnvironment\x12$.pinnace.v1.CreateEnvironmentRequest\x1a%.pinnace.v1.CreateEnvironmentResponse\x12]\n" +
@@ -3384,7 +3630,8 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\rCreateRelease\x12 .pinnace.v1.CreateReleaseRequest\x1a!.pinnace.v1.CreateReleaseResponse\x12K\n" +
 	"\n" +
 	"GetRelease\x12\x1d.pinnace.v1.GetReleaseRequest\x1a\x1e.pinnace.v1.GetReleaseResponse\x12Q\n" +
-	"\fListReleases\x12\x1f.pinnace.v1.ListReleasesRequest\x1a .pinnace.v1.ListReleasesResponse\x129\n" +
+	"\fListReleases\x12\x1f.pinnace.v1.ListReleasesRequest\x1a .pinnace.v1.ListReleasesResponse\x12T\n" +
+	"\rCheckManifest\x12 .pinnace.v1.CheckManifestRequest\x1a!.pinnace.v1.CheckManifestResponse\x129\n" +
 	"\x04Plan\x12\x17.pinnace.v1.PlanRequest\x1a\x18.pinnace.v1.PlanResponse\x12?\n" +
 	"\x06Deploy\x12\x19.pinnace.v1.DeployRequest\x1a\x1a.pinnace.v1.DeployResponse\x12E\n" +
 	"\bRollback\x12\x1b.pinnace.v1.RollbackRequest\x1a\x1c.pinnace.v1.RollbackResponse\x129\n" +
@@ -3413,7 +3660,7 @@ func file_pinnace_v1_control_proto_rawDescGZIP() []byte {
 	return file_pinnace_v1_control_proto_rawDescData
 }
 
-var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_pinnace_v1_control_proto_goTypes = []any{
 	(*GetServerInfoRequest)(nil),      // 0: pinnace.v1.GetServerInfoRequest
 	(*GetServerInfoResponse)(nil),     // 1: pinnace.v1.GetServerInfoResponse
@@ -3431,117 +3678,123 @@ var file_pinnace_v1_control_proto_goTypes = []any{
 	(*GetReleaseResponse)(nil),        // 13: pinnace.v1.GetReleaseResponse
 	(*ListReleasesRequest)(nil),       // 14: pinnace.v1.ListReleasesRequest
 	(*ListReleasesResponse)(nil),      // 15: pinnace.v1.ListReleasesResponse
-	(*Step)(nil),                      // 16: pinnace.v1.Step
-	(*PlanRequest)(nil),               // 17: pinnace.v1.PlanRequest
-	(*RollbackTarget)(nil),            // 18: pinnace.v1.RollbackTarget
-	(*PlanResponse)(nil),              // 19: pinnace.v1.PlanResponse
-	(*DeployRequest)(nil),             // 20: pinnace.v1.DeployRequest
-	(*DeployResponse)(nil),            // 21: pinnace.v1.DeployResponse
-	(*RollbackRequest)(nil),           // 22: pinnace.v1.RollbackRequest
-	(*RollbackResponse)(nil),          // 23: pinnace.v1.RollbackResponse
-	(*StopRequest)(nil),               // 24: pinnace.v1.StopRequest
-	(*StopResponse)(nil),              // 25: pinnace.v1.StopResponse
-	(*Deployment)(nil),                // 26: pinnace.v1.Deployment
-	(*WatchDeploymentRequest)(nil),    // 27: pinnace.v1.WatchDeploymentRequest
-	(*WatchDeploymentResponse)(nil),   // 28: pinnace.v1.WatchDeploymentResponse
-	(*Endpoint)(nil),                  // 29: pinnace.v1.Endpoint
-	(*AppStatus)(nil),                 // 30: pinnace.v1.AppStatus
-	(*GetStatusRequest)(nil),          // 31: pinnace.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),         // 32: pinnace.v1.GetStatusResponse
-	(*Stage)(nil),                     // 33: pinnace.v1.Stage
-	(*Cause)(nil),                     // 34: pinnace.v1.Cause
-	(*Booted)(nil),                    // 35: pinnace.v1.Booted
-	(*Instance)(nil),                  // 36: pinnace.v1.Instance
-	(*GetInstanceRequest)(nil),        // 37: pinnace.v1.GetInstanceRequest
-	(*GetInstanceResponse)(nil),       // 38: pinnace.v1.GetInstanceResponse
-	(*ListInstancesRequest)(nil),      // 39: pinnace.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil),     // 40: pinnace.v1.ListInstancesResponse
-	(*StreamLogsRequest)(nil),         // 41: pinnace.v1.StreamLogsRequest
-	(*StreamLogsResponse)(nil),        // 42: pinnace.v1.StreamLogsResponse
-	(*Event)(nil),                     // 43: pinnace.v1.Event
-	(*ReadEventsRequest)(nil),         // 44: pinnace.v1.ReadEventsRequest
-	(*ReadEventsResponse)(nil),        // 45: pinnace.v1.ReadEventsResponse
-	nil,                               // 46: pinnace.v1.Host.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 47: google.protobuf.Timestamp
-	(*ReleasePlatform)(nil),           // 48: pinnace.v1.ReleasePlatform
-	(*Release)(nil),                   // 49: pinnace.v1.Release
+	(*CheckManifestRequest)(nil),      // 16: pinnace.v1.CheckManifestRequest
+	(*CheckManifestResponse)(nil),     // 17: pinnace.v1.CheckManifestResponse
+	(*MissingSecret)(nil),             // 18: pinnace.v1.MissingSecret
+	(*Step)(nil),                      // 19: pinnace.v1.Step
+	(*PlanRequest)(nil),               // 20: pinnace.v1.PlanRequest
+	(*RollbackTarget)(nil),            // 21: pinnace.v1.RollbackTarget
+	(*PlanResponse)(nil),              // 22: pinnace.v1.PlanResponse
+	(*DeployRequest)(nil),             // 23: pinnace.v1.DeployRequest
+	(*DeployResponse)(nil),            // 24: pinnace.v1.DeployResponse
+	(*RollbackRequest)(nil),           // 25: pinnace.v1.RollbackRequest
+	(*RollbackResponse)(nil),          // 26: pinnace.v1.RollbackResponse
+	(*StopRequest)(nil),               // 27: pinnace.v1.StopRequest
+	(*StopResponse)(nil),              // 28: pinnace.v1.StopResponse
+	(*Deployment)(nil),                // 29: pinnace.v1.Deployment
+	(*WatchDeploymentRequest)(nil),    // 30: pinnace.v1.WatchDeploymentRequest
+	(*WatchDeploymentResponse)(nil),   // 31: pinnace.v1.WatchDeploymentResponse
+	(*Endpoint)(nil),                  // 32: pinnace.v1.Endpoint
+	(*AppStatus)(nil),                 // 33: pinnace.v1.AppStatus
+	(*GetStatusRequest)(nil),          // 34: pinnace.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),         // 35: pinnace.v1.GetStatusResponse
+	(*Stage)(nil),                     // 36: pinnace.v1.Stage
+	(*Cause)(nil),                     // 37: pinnace.v1.Cause
+	(*Booted)(nil),                    // 38: pinnace.v1.Booted
+	(*Instance)(nil),                  // 39: pinnace.v1.Instance
+	(*GetInstanceRequest)(nil),        // 40: pinnace.v1.GetInstanceRequest
+	(*GetInstanceResponse)(nil),       // 41: pinnace.v1.GetInstanceResponse
+	(*ListInstancesRequest)(nil),      // 42: pinnace.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil),     // 43: pinnace.v1.ListInstancesResponse
+	(*StreamLogsRequest)(nil),         // 44: pinnace.v1.StreamLogsRequest
+	(*StreamLogsResponse)(nil),        // 45: pinnace.v1.StreamLogsResponse
+	(*Event)(nil),                     // 46: pinnace.v1.Event
+	(*ReadEventsRequest)(nil),         // 47: pinnace.v1.ReadEventsRequest
+	(*ReadEventsResponse)(nil),        // 48: pinnace.v1.ReadEventsResponse
+	nil,                               // 49: pinnace.v1.Host.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 50: google.protobuf.Timestamp
+	(*ReleasePlatform)(nil),           // 51: pinnace.v1.ReleasePlatform
+	(*Release)(nil),                   // 52: pinnace.v1.Release
 }
 var file_pinnace_v1_control_proto_depIdxs = []int32{
-	47, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	47, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	50, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	50, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
 	2,  // 2: pinnace.v1.CreateEnvironmentResponse.environment:type_name -> pinnace.v1.Environment
 	2,  // 3: pinnace.v1.ListEnvironmentsResponse.environments:type_name -> pinnace.v1.Environment
-	46, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
-	47, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
+	49, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
+	50, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
 	7,  // 6: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
-	48, // 7: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
-	49, // 8: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
-	49, // 9: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
-	49, // 10: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
-	18, // 11: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
-	16, // 12: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
-	26, // 13: pinnace.v1.DeployResponse.deployment:type_name -> pinnace.v1.Deployment
-	26, // 14: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
-	26, // 15: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
-	47, // 16: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
-	47, // 17: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
-	47, // 18: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
-	26, // 19: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
-	26, // 20: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
-	26, // 21: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
-	29, // 22: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
-	30, // 23: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
-	47, // 24: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	47, // 25: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
-	33, // 26: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
-	34, // 27: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
-	35, // 28: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
-	47, // 29: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
-	47, // 30: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
-	47, // 31: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
-	36, // 32: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
-	36, // 33: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
-	47, // 34: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
-	43, // 35: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
-	0,  // 36: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
-	3,  // 37: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
-	5,  // 38: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
-	8,  // 39: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
-	10, // 40: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
-	12, // 41: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
-	14, // 42: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
-	17, // 43: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
-	20, // 44: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
-	22, // 45: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
-	24, // 46: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
-	27, // 47: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
-	31, // 48: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
-	37, // 49: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
-	39, // 50: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
-	41, // 51: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
-	44, // 52: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
-	1,  // 53: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
-	4,  // 54: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
-	6,  // 55: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
-	9,  // 56: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
-	11, // 57: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
-	13, // 58: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
-	15, // 59: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
-	19, // 60: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
-	21, // 61: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
-	23, // 62: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
-	25, // 63: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
-	28, // 64: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
-	32, // 65: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
-	38, // 66: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
-	40, // 67: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
-	42, // 68: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
-	45, // 69: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
-	53, // [53:70] is the sub-list for method output_type
-	36, // [36:53] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	51, // 7: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
+	52, // 8: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
+	52, // 9: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
+	52, // 10: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
+	18, // 11: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
+	21, // 12: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
+	19, // 13: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
+	29, // 14: pinnace.v1.DeployResponse.deployment:type_name -> pinnace.v1.Deployment
+	29, // 15: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
+	29, // 16: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
+	50, // 17: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
+	50, // 18: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
+	50, // 19: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
+	29, // 20: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
+	29, // 21: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
+	29, // 22: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
+	32, // 23: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
+	33, // 24: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
+	50, // 25: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	50, // 26: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
+	36, // 27: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
+	37, // 28: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
+	38, // 29: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
+	50, // 30: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
+	50, // 31: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
+	50, // 32: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
+	39, // 33: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
+	39, // 34: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
+	50, // 35: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
+	46, // 36: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
+	0,  // 37: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
+	3,  // 38: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
+	5,  // 39: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
+	8,  // 40: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
+	10, // 41: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
+	12, // 42: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
+	14, // 43: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
+	16, // 44: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
+	20, // 45: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
+	23, // 46: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
+	25, // 47: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
+	27, // 48: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
+	30, // 49: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
+	34, // 50: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
+	40, // 51: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
+	42, // 52: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
+	44, // 53: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
+	47, // 54: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
+	1,  // 55: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
+	4,  // 56: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
+	6,  // 57: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
+	9,  // 58: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
+	11, // 59: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
+	13, // 60: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
+	15, // 61: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
+	17, // 62: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
+	22, // 63: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
+	24, // 64: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
+	26, // 65: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
+	28, // 66: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
+	31, // 67: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
+	35, // 68: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
+	41, // 69: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
+	43, // 70: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
+	45, // 71: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
+	48, // 72: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
+	55, // [55:73] is the sub-list for method output_type
+	37, // [37:55] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_control_proto_init() }
@@ -3550,7 +3803,7 @@ func file_pinnace_v1_control_proto_init() {
 		return
 	}
 	file_pinnace_v1_release_proto_init()
-	file_pinnace_v1_control_proto_msgTypes[17].OneofWrappers = []any{
+	file_pinnace_v1_control_proto_msgTypes[20].OneofWrappers = []any{
 		(*PlanRequest_Release)(nil),
 		(*PlanRequest_Rollback)(nil),
 	}
@@ -3560,7 +3813,7 @@ func file_pinnace_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_control_proto_rawDesc), len(file_pinnace_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   47,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

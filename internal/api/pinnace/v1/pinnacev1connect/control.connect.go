@@ -54,6 +54,9 @@ const (
 	// ControlServiceListReleasesProcedure is the fully-qualified name of the ControlService's
 	// ListReleases RPC.
 	ControlServiceListReleasesProcedure = "/pinnace.v1.ControlService/ListReleases"
+	// ControlServiceCheckManifestProcedure is the fully-qualified name of the ControlService's
+	// CheckManifest RPC.
+	ControlServiceCheckManifestProcedure = "/pinnace.v1.ControlService/CheckManifest"
 	// ControlServicePlanProcedure is the fully-qualified name of the ControlService's Plan RPC.
 	ControlServicePlanProcedure = "/pinnace.v1.ControlService/Plan"
 	// ControlServiceDeployProcedure is the fully-qualified name of the ControlService's Deploy RPC.
@@ -91,6 +94,9 @@ type ControlServiceClient interface {
 	CreateRelease(context.Context, *connect.Request[v1.CreateReleaseRequest]) (*connect.Response[v1.CreateReleaseResponse], error)
 	GetRelease(context.Context, *connect.Request[v1.GetReleaseRequest]) (*connect.Response[v1.GetReleaseResponse], error)
 	ListReleases(context.Context, *connect.Request[v1.ListReleasesRequest]) (*connect.Response[v1.ListReleasesResponse], error)
+	// CheckManifest says what an environment lacks for a manifest, which need not be part of a Release yet, and
+	// changes nothing.
+	CheckManifest(context.Context, *connect.Request[v1.CheckManifestRequest]) (*connect.Response[v1.CheckManifestResponse], error)
 	// Plan says what Deploy, Rollback or Stop would do now, and changes nothing.
 	Plan(context.Context, *connect.Request[v1.PlanRequest]) (*connect.Response[v1.PlanResponse], error)
 	Deploy(context.Context, *connect.Request[v1.DeployRequest]) (*connect.Response[v1.DeployResponse], error)
@@ -157,6 +163,12 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+ControlServiceListReleasesProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("ListReleases")),
+			connect.WithClientOptions(opts...),
+		),
+		checkManifest: connect.NewClient[v1.CheckManifestRequest, v1.CheckManifestResponse](
+			httpClient,
+			baseURL+ControlServiceCheckManifestProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("CheckManifest")),
 			connect.WithClientOptions(opts...),
 		),
 		plan: connect.NewClient[v1.PlanRequest, v1.PlanResponse](
@@ -231,6 +243,7 @@ type controlServiceClient struct {
 	createRelease     *connect.Client[v1.CreateReleaseRequest, v1.CreateReleaseResponse]
 	getRelease        *connect.Client[v1.GetReleaseRequest, v1.GetReleaseResponse]
 	listReleases      *connect.Client[v1.ListReleasesRequest, v1.ListReleasesResponse]
+	checkManifest     *connect.Client[v1.CheckManifestRequest, v1.CheckManifestResponse]
 	plan              *connect.Client[v1.PlanRequest, v1.PlanResponse]
 	deploy            *connect.Client[v1.DeployRequest, v1.DeployResponse]
 	rollback          *connect.Client[v1.RollbackRequest, v1.RollbackResponse]
@@ -276,6 +289,11 @@ func (c *controlServiceClient) GetRelease(ctx context.Context, req *connect.Requ
 // ListReleases calls pinnace.v1.ControlService.ListReleases.
 func (c *controlServiceClient) ListReleases(ctx context.Context, req *connect.Request[v1.ListReleasesRequest]) (*connect.Response[v1.ListReleasesResponse], error) {
 	return c.listReleases.CallUnary(ctx, req)
+}
+
+// CheckManifest calls pinnace.v1.ControlService.CheckManifest.
+func (c *controlServiceClient) CheckManifest(ctx context.Context, req *connect.Request[v1.CheckManifestRequest]) (*connect.Response[v1.CheckManifestResponse], error) {
+	return c.checkManifest.CallUnary(ctx, req)
 }
 
 // Plan calls pinnace.v1.ControlService.Plan.
@@ -337,6 +355,9 @@ type ControlServiceHandler interface {
 	CreateRelease(context.Context, *connect.Request[v1.CreateReleaseRequest]) (*connect.Response[v1.CreateReleaseResponse], error)
 	GetRelease(context.Context, *connect.Request[v1.GetReleaseRequest]) (*connect.Response[v1.GetReleaseResponse], error)
 	ListReleases(context.Context, *connect.Request[v1.ListReleasesRequest]) (*connect.Response[v1.ListReleasesResponse], error)
+	// CheckManifest says what an environment lacks for a manifest, which need not be part of a Release yet, and
+	// changes nothing.
+	CheckManifest(context.Context, *connect.Request[v1.CheckManifestRequest]) (*connect.Response[v1.CheckManifestResponse], error)
 	// Plan says what Deploy, Rollback or Stop would do now, and changes nothing.
 	Plan(context.Context, *connect.Request[v1.PlanRequest]) (*connect.Response[v1.PlanResponse], error)
 	Deploy(context.Context, *connect.Request[v1.DeployRequest]) (*connect.Response[v1.DeployResponse], error)
@@ -399,6 +420,12 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		ControlServiceListReleasesProcedure,
 		svc.ListReleases,
 		connect.WithSchema(controlServiceMethods.ByName("ListReleases")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceCheckManifestHandler := connect.NewUnaryHandler(
+		ControlServiceCheckManifestProcedure,
+		svc.CheckManifest,
+		connect.WithSchema(controlServiceMethods.ByName("CheckManifest")),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServicePlanHandler := connect.NewUnaryHandler(
@@ -477,6 +504,8 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceGetReleaseHandler.ServeHTTP(w, r)
 		case ControlServiceListReleasesProcedure:
 			controlServiceListReleasesHandler.ServeHTTP(w, r)
+		case ControlServiceCheckManifestProcedure:
+			controlServiceCheckManifestHandler.ServeHTTP(w, r)
 		case ControlServicePlanProcedure:
 			controlServicePlanHandler.ServeHTTP(w, r)
 		case ControlServiceDeployProcedure:
@@ -532,6 +561,10 @@ func (UnimplementedControlServiceHandler) GetRelease(context.Context, *connect.R
 
 func (UnimplementedControlServiceHandler) ListReleases(context.Context, *connect.Request[v1.ListReleasesRequest]) (*connect.Response[v1.ListReleasesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ListReleases is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) CheckManifest(context.Context, *connect.Request[v1.CheckManifestRequest]) (*connect.Response[v1.CheckManifestResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.CheckManifest is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) Plan(context.Context, *connect.Request[v1.PlanRequest]) (*connect.Response[v1.PlanResponse], error) {
