@@ -139,7 +139,8 @@ secrets.tls = { path = "/run/tls" }`)))
 		{"everything", full, `[] [] 0`},
 		{"nothing", supply{}, `["A" "B"] [{api true [TOKEN URL]} {db true [PASSWORD]} {tls true []}] 0`},
 		{
-			"some", supply{vars: keys("B"), bundles: map[string]map[string]bool{"api": keys("TOKEN"), "tls": {}, "db": {}}},
+			"some",
+			supply{vars: keys("B"), bundles: map[string]map[string]bool{"api": keys("TOKEN"), "tls": {}, "db": {}}},
 			`["A"] [{api false [URL]} {db false [PASSWORD]}] 0`,
 		},
 	} {
