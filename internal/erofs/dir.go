@@ -14,9 +14,9 @@ const (
 )
 
 // fit is how many of names go into the next block, and the bytes they take.
-func fit(names []string, block int) (count, used int) {
-	for _, name := range names {
-		need := direntSize + len(name)
+func fit(names []name, block int) (count, used int) {
+	for _, n := range names {
+		need := direntSize + len(n.text)
 		if used+need > block {
 			break
 		}
@@ -27,7 +27,7 @@ func fit(names []string, block int) (count, used int) {
 }
 
 // dirSize is i_size of a directory with these names: whole blocks and what is in the last one.
-func dirSize(names []string, block int) uint64 {
+func dirSize(names []name, block int) uint64 {
 	var size uint64
 	for len(names) > 0 {
 		count, used := fit(names, block)
@@ -41,14 +41,15 @@ func dirSize(names []string, block int) uint64 {
 }
 
 // appendDir appends blocks of dir: in each the entries, sorted, and behind them their names.
-func appendDir(b []byte, dir *Inode, block int, which blocks) []byte {
-	names := dir.names
+func (p *plan) appendDir(b []byte, dir Node, which blocks) []byte {
+	block := p.opts.BlockSize
+	names := p.names(dir)
 	for len(names) > 0 {
 		count, _ := fit(names, block)
 		last := count == len(names)
 		if last && which != fullBlocks || !last && which != lastBlock {
 			start := len(b)
-			b = appendDirBlock(b, dir, names[:count])
+			b = p.appendDirBlock(b, names[:count])
 			if !last {
 				b = append(b, make([]byte, block-(len(b)-start))...)
 			}
@@ -58,24 +59,18 @@ func appendDir(b []byte, dir *Inode, block int, which blocks) []byte {
 	return b
 }
 
-func appendDirBlock(b []byte, dir *Inode, names []string) []byte {
+func (p *plan) appendDirBlock(b []byte, names []name) []byte {
 	le := binary.LittleEndian
 	offset := direntSize * len(names)
-	for _, name := range names {
-		n := dir.Children[name]
-		switch name {
-		case ".":
-			n = dir
-		case "..":
-			n = dir.parent
-		}
-		b = le.AppendUint64(b, n.nid)
+	for _, n := range names {
+		r := p.at(n.node)
+		b = le.AppendUint64(b, uint64(r.nid))
 		b = le.AppendUint16(b, uint16(offset))
-		b = append(b, direntType(n.Mode), 0)
-		offset += len(name)
+		b = append(b, direntType(r.mode), 0)
+		offset += len(n.text)
 	}
-	for _, name := range names {
-		b = append(b, name...)
+	for _, n := range names {
+		b = append(b, n.text...)
 	}
 	return b
 }

@@ -42,9 +42,7 @@ const (
 	TagSize      = 64 // bytes of a device's tag
 )
 
-// An Inode is one object of the tree. Two names for the same *Inode are hard links.
-//
-// Write keeps notes of its own in the unexported fields, so a tree belongs to one Write at a time.
+// An Inode is what a Tree is told of one object, and tells.
 type Inode struct {
 	Mode      uint16 // type and permission bits
 	UID, GID  uint32
@@ -52,24 +50,24 @@ type Inode struct {
 	MtimeNsec uint32 // below 1e9
 
 	// Regular files: Size bytes at Offset, a multiple of the block size, in device Slot, counted from 1 in
-	// Options.Devices. An empty file needs none.
-	Size   uint64
-	Offset uint64
-	Slot   uint16
+	// Options.Devices. An empty file needs none. With Sparse, only the Extents are there, and the rest of
+	// the Size bytes reads as zeros.
+	Size    uint64
+	Offset  uint64
+	Slot    uint16
+	Sparse  bool
+	Extents []Extent
 
-	Major, Minor uint32            // character and block devices
-	Target       string            // symbolic links
-	Xattrs       []Xattr           // sorted by name
-	Children     map[string]*Inode // directories
+	Major, Minor uint32  // character and block devices
+	Target       string  // symbolic links
+	Xattrs       []Xattr // sorted by name
+}
 
-	// Owned by Write.
-	parent *Inode
-	names  []string // of a directory, sorted, with "." and ".."
-	ino    uint32   // place in the order of the inodes, from 1
-	nlink  uint32
-	nid    uint64
-	layout uint16
-	block  uint32 // where plain data begins
+// An Extent is a part of a sparse file: Size bytes from Start on are at Offset in the file's device. Extents
+// are sorted and do not overlap. All numbers are multiples of the block size, but for the Size of an extent
+// that ends with the file.
+type Extent struct {
+	Start, Size, Offset uint64
 }
 
 // An Xattr is an extended attribute with its whole name, "user.comment".
@@ -90,18 +88,17 @@ type Options struct {
 	Devices   []Device
 }
 
-// Write writes the image of root, a directory. The tree is checked first: when it cannot be expressed,
-// nothing has been written. Every other error is w's.
-func Write(w io.Writer, root *Inode, opts Options) error {
+// Write writes the image of a tree. The tree is checked first: when it cannot be expressed, nothing has been
+// written. Every other error is w's. The tree can be changed and written again.
+func Write(w io.Writer, t *Tree, opts Options) error {
 	if opts.BlockSize == 0 {
 		opts.BlockSize = 512
 	}
 	if n := opts.BlockSize; n < 512 || n > 4096 || n&(n-1) != 0 {
 		return fmt.Errorf("block size %d: want a power of two from 512 to 4096", n)
 	}
-	p := plan{opts: opts, blockBits: bits.TrailingZeros(uint(opts.BlockSize))}
-	defer p.release()
-	if err := p.collect(root); err != nil {
+	p := plan{tree: t, opts: opts, blockBits: bits.TrailingZeros(uint(opts.BlockSize))}
+	if err := p.collect(); err != nil {
 		return err
 	}
 	if err := p.place(); err != nil {

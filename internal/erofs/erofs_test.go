@@ -16,6 +16,7 @@ import (
 	reader "github.com/erofs/go-erofs"
 
 	"github.com/pinnacehq/pinnace/internal/erofs"
+	"github.com/pinnacehq/pinnace/internal/erofs/erofstest"
 )
 
 func TestReadBack(t *testing.T) {
@@ -32,8 +33,8 @@ func TestReadBack(t *testing.T) {
 }
 
 func TestHardLinks(t *testing.T) {
-	n := &erofs.Inode{Mode: erofs.TypeRegular | 0o644}
-	root := dir(map[string]*erofs.Inode{"a": n, "d": dir(map[string]*erofs.Inode{"b": n, "c": n})})
+	n := &erofstest.Node{Mode: erofs.TypeRegular | 0o644}
+	root := dir(map[string]*erofstest.Node{"a": n, "d": dir(map[string]*erofstest.Node{"b": n, "c": n})})
 	fsys := open(t, root, 512, nil)
 	inos := map[uint64]bool{}
 	for _, name := range []string{"a", "d/b", "d/c"} {
@@ -73,44 +74,53 @@ func TestDeterministic(t *testing.T) {
 }
 
 func TestRefused(t *testing.T) {
-	file := func(size, offset uint64, slot uint16) *erofs.Inode {
-		return &erofs.Inode{Mode: erofs.TypeRegular, Size: size, Offset: offset, Slot: slot}
+	file := func(size, offset uint64, slot uint16) *erofstest.Node {
+		return &erofstest.Node{Mode: erofs.TypeRegular, Size: size, Offset: offset, Slot: slot}
 	}
 	shared := dir(nil)
 	loop := dir(nil)
-	loop.Children = map[string]*erofs.Inode{"loop": loop}
+	loop.Children = map[string]*erofstest.Node{"loop": loop}
 	tests := []struct {
 		name string
-		root *erofs.Inode
+		root *erofstest.Node
 		want string
 	}{
-		{"nil root", nil, "root is not a directory"},
 		{"file as root", file(0, 0, 0), "root is not a directory"},
 		{"name with slash", one("a/b", dir(nil)), "cannot be in a directory"},
 		{"name dotdot", one("..", dir(nil)), "cannot be in a directory"},
 		{"name with NUL", one("a\x00", dir(nil)), "cannot be in a directory"},
 		{"name too long", one(strings.Repeat("x", 256), dir(nil)), "cannot be in a directory"},
-		{"nil child", one("a", nil), "no inode"},
-		{"directory with two names", dir(map[string]*erofs.Inode{"a": shared, "b": shared}), "only one name"},
+		{"directory with two names", dir(map[string]*erofstest.Node{"a": shared, "b": shared}), "only one name"},
 		{"directory in itself", loop, "only one name"},
-		{"no type", one("a", &erofs.Inode{Mode: 0o644}), "unknown file type"},
+		{"no type", one("a", &erofstest.Node{Mode: 0o644}), "unknown file type"},
 		{"unaligned", one("a", file(1, 511, 1)), "multiple of the block size"},
 		{"no such device", one("a", file(1, 0, 2)), "device slot 2"},
 		{"beyond the device", one("a", file(513, 512, 1)), "do not lie within"},
-		{"size overflows", one("a", file(1<<64-1, 512, 1)), "do not lie within"},
-		{"empty target", one("a", &erofs.Inode{Mode: erofs.TypeSymlink}), "symbolic link"},
-		{"long target", one("a", &erofs.Inode{Mode: erofs.TypeSymlink, Target: strings.Repeat("x", 4096)}), "symbolic link"},
-		{"device number", one("a", &erofs.Inode{Mode: erofs.TypeChar, Major: 4096}), "device number"},
-		{"nanoseconds", one("a", &erofs.Inode{Mode: erofs.TypeFIFO, MtimeNsec: 1e9}), "nanoseconds"},
+		{"size overflows", one("a", file(1<<64-1, 512, 1)), "a file has at most 1099511627776"},
+		{"size overflows with its offset", one("a", file(1<<40, 1<<63, 1)), "do not lie within"},
+		{"empty target", one("a", &erofstest.Node{Mode: erofs.TypeSymlink}), "symbolic link"},
+		{"long target", one("a", &erofstest.Node{Mode: erofs.TypeSymlink, Target: strings.Repeat("x", 4096)}), "symbolic link"},
+		{"device number", one("a", &erofstest.Node{Mode: erofs.TypeChar, Major: 4096}), "device number"},
+		{"nanoseconds", one("a", &erofstest.Node{Mode: erofs.TypeFIFO, MtimeNsec: 1e9}), "nanoseconds"},
 		{"attribute namespace", one("a", attr("com.apple.x", "")), "no such namespace"},
 		{"attribute without name", one("a", attr("user.", "")), "no such namespace"},
 		{"attribute too big", one("a", attr("user.x", strings.Repeat("x", 65536))), "at most 65535"},
-		{"path in the message", one("a", one("b", one("c", &erofs.Inode{}))), `"a/b/c"`},
+		{"parts overlap", one("a", sparse(2048, erofs.Extent{Size: 1024}, erofs.Extent{Start: 512, Size: 512})), "overlaps another one"},
+		{"parts out of order", one("a", sparse(2048, erofs.Extent{Start: 1024, Size: 512}, erofs.Extent{Size: 512})), "overlaps another one"},
+		{"empty part", one("a", sparse(2048, erofs.Extent{Start: 512})), "overlaps another one"},
+		{"part beyond the end", one("a", sparse(1000, erofs.Extent{Start: 512, Size: 512})), "or the end at 1000"},
+		{"part that overflows", one("a", sparse(1000, erofs.Extent{Start: 1<<64 - 512, Size: 1000})), "or the end at 1000"},
+		{"part between blocks", one("a", sparse(2048, erofs.Extent{Start: 100, Size: 412})), "not made of blocks of 512"},
+		{"part that ends between blocks", one("a", sparse(2048, erofs.Extent{Size: 100})), "not made of blocks of 512"},
+		{"part from between blocks", one("a", sparse(2048, erofs.Extent{Size: 512, Offset: 1})), "multiple of the block size"},
+		{"part beyond the device", one("a", sparse(2048, erofs.Extent{Size: 512, Offset: 1024})), "do not lie within"},
+		{"too many parts", one("a", sparse(1<<30, erofs.Extent{Start: 512, Size: 512})), "index of 2097152 chunks"},
+		{"path in the message", one("a", one("b", one("c", &erofstest.Node{}))), `"a/b/c"`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var out bytes.Buffer
-			err := erofs.Write(&out, tt.root, erofs.Options{Devices: []erofs.Device{{Tag: "x", Size: 1024}}})
+			err := erofs.Write(&out, tt.root.Tree(), erofs.Options{Devices: []erofs.Device{{Tag: "x", Size: 1024}}})
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q in it", err, tt.want)
 			}
@@ -128,7 +138,7 @@ func TestDeviceTableRefused(t *testing.T) {
 		"beyond 2 TiB": {{Tag: "a", Size: 1 << 40}, {Tag: "b", Size: 1 << 40}},
 		"negative":     {{Tag: "a", Size: -1}},
 	} {
-		if err := erofs.Write(&bytes.Buffer{}, dir(nil), erofs.Options{Devices: devices}); err == nil {
+		if err := erofs.Write(&bytes.Buffer{}, dir(nil).Tree(), erofs.Options{Devices: devices}); err == nil {
 			t.Errorf("%s: written, want an error", name)
 		}
 	}
@@ -155,52 +165,68 @@ func TestFsck(t *testing.T) {
 	}
 }
 
-func attr(name, value string) *erofs.Inode {
-	return &erofs.Inode{Mode: erofs.TypeFIFO, Xattrs: []erofs.Xattr{{Name: name, Value: value}}}
+func attr(name, value string) *erofstest.Node {
+	return &erofstest.Node{Mode: erofs.TypeFIFO, Xattrs: []erofs.Xattr{{Name: name, Value: value}}}
 }
 
-func dir(children map[string]*erofs.Inode) *erofs.Inode {
-	return &erofs.Inode{Mode: erofs.TypeDir | 0o755, Children: children}
+func sparse(size uint64, parts ...erofs.Extent) *erofstest.Node {
+	return &erofstest.Node{Mode: erofs.TypeRegular | 0o600, Size: size, Slot: 1, Sparse: true, Extents: parts}
 }
 
-func one(name string, n *erofs.Inode) *erofs.Inode {
-	return dir(map[string]*erofs.Inode{name: n})
+// content is what a file holds.
+func content(n *erofstest.Node, device []byte) []byte {
+	if !n.Sparse {
+		return device[n.Offset : n.Offset+n.Size]
+	}
+	b := make([]byte, n.Size)
+	for _, e := range n.Extents {
+		copy(b[e.Start:e.Start+e.Size], device[e.Offset:])
+	}
+	return b
+}
+
+func dir(children map[string]*erofstest.Node) *erofstest.Node {
+	return &erofstest.Node{Mode: erofs.TypeDir | 0o755, Children: children}
+}
+
+func one(name string, n *erofstest.Node) *erofstest.Node {
+	return dir(map[string]*erofstest.Node{name: n})
 }
 
 // everything is a tree with each kind of inode at the sizes where layouts change, and its device.
-func everything(block int) ([]byte, *erofs.Inode) {
+func everything(block int) ([]byte, *erofstest.Node) {
 	random := rand.New(rand.NewPCG(1, 2))
 	device := make([]byte, 64*block)
 	for i := range device {
 		device[i] = byte(random.Uint32())
 	}
-	root := dir(map[string]*erofs.Inode{})
+	root := dir(map[string]*erofstest.Node{})
 	root.Mode, root.UID, root.GID, root.Mtime = erofs.TypeDir|0o1777, 7, 1<<32-2, 1234567890
 	for _, size := range []int{0, 1, block - 1, block, block + 1, 3*block + 5, 33 * block} {
-		root.Children[fmt.Sprintf("file-%d", size)] = &erofs.Inode{
+		root.Children[fmt.Sprintf("file-%d", size)] = &erofstest.Node{
 			Mode: erofs.TypeRegular | 0o4755, Size: uint64(size), Offset: uint64(2 * block), Slot: 1, Mtime: 5, MtimeNsec: 999999999,
 		}
 	}
 	for _, size := range []int{1, block - 64, block - 63, block, block + 9, 4095} {
 		if size <= erofs.MaxTarget {
-			root.Children[fmt.Sprintf("link-%d", size)] = &erofs.Inode{Mode: erofs.TypeSymlink | 0o777, Target: strings.Repeat("t", size)}
+			root.Children[fmt.Sprintf("link-%d", size)] = &erofstest.Node{Mode: erofs.TypeSymlink | 0o777, Target: strings.Repeat("t", size)}
 		}
 	}
 	// Directories from empty over one inline tail to several blocks, and names that sort before ".".
 	for _, count := range []int{0, 1, 5, 20, 24, 25, 26, 27, 28, 30, 100, 3000} {
-		d := dir(map[string]*erofs.Inode{})
+		d := dir(map[string]*erofstest.Node{})
 		for i := range count {
-			d.Children[fmt.Sprintf("%c%0*d", "!-+az"[i%5], 1+i%9, i)] = &erofs.Inode{Mode: erofs.TypeRegular, UID: uint32(i)}
+			d.Children[fmt.Sprintf("%c%0*d", "!-+az"[i%5], 1+i%9, i)] = &erofstest.Node{Mode: erofs.TypeRegular, UID: uint32(i)}
 		}
 		root.Children[fmt.Sprintf("dir-%d", count)] = d
 	}
 	root.Children["dir-1"].Children[strings.Repeat("n", 255)] = dir(nil)
-	root.Children["char"] = &erofs.Inode{Mode: erofs.TypeChar | 0o666, Major: 4095, Minor: 1<<20 - 1}
-	root.Children["block"] = &erofs.Inode{Mode: erofs.TypeBlock | 0o660, Major: 8, Minor: 300}
-	root.Children["fifo"] = &erofs.Inode{Mode: erofs.TypeFIFO | 0o600}
-	root.Children["socket"] = &erofs.Inode{Mode: erofs.TypeSocket | 0o600}
+	root.Children["char"] = &erofstest.Node{Mode: erofs.TypeChar | 0o666, Major: 4095, Minor: 1<<20 - 1}
+	root.Children["block"] = &erofstest.Node{Mode: erofs.TypeBlock | 0o660, Major: 8, Minor: 300}
+	root.Children["fifo"] = &erofstest.Node{Mode: erofs.TypeFIFO | 0o600}
+	root.Children["socket"] = &erofstest.Node{Mode: erofs.TypeSocket | 0o600}
 	for _, size := range []int{0, 1, 2, 3, block, 5 * block} {
-		root.Children[fmt.Sprintf("xattr-%d", size)] = &erofs.Inode{
+		root.Children[fmt.Sprintf("xattr-%d", size)] = &erofstest.Node{
 			Mode: erofs.TypeRegular, Size: 10, Offset: uint64(block), Slot: 1,
 			Xattrs: []erofs.Xattr{
 				{Name: "security.data", Value: strings.Repeat("c", size)},
@@ -209,19 +235,31 @@ func everything(block int) ([]byte, *erofs.Inode) {
 			},
 		}
 	}
-	root.Children["xdir"] = dir(map[string]*erofs.Inode{"x": {Mode: erofs.TypeFIFO}})
+	b := uint64(block)
+	for name, parts := range map[string][]erofs.Extent{
+		"hole":     {},
+		"begins":   {{Size: 2 * b, Offset: 3 * b}},
+		"ends":     {{Start: 38 * b, Size: 2*b - 7, Offset: b}},
+		"pieces":   {{Start: 4 * b, Size: 4 * b, Offset: b}, {Start: 16 * b, Size: 8 * b, Offset: 5 * b}, {Start: 32 * b, Size: 8*b - 7, Offset: 20 * b}},
+		"adjacent": {{Size: 3 * b, Offset: 30 * b}, {Start: 3 * b, Size: 5 * b, Offset: 2 * b}},
+	} {
+		n := sparse(40*b-7, parts...)
+		n.Xattrs = []erofs.Xattr{{Name: "user.holes", Value: name}}
+		root.Children["sparse-"+name] = n
+	}
+	root.Children["xdir"] = dir(map[string]*erofstest.Node{"x": {Mode: erofs.TypeFIFO}})
 	root.Children["xdir"].Xattrs = []erofs.Xattr{{Name: "user.d", Value: strings.Repeat("v", 3*block)}}
 	return device, root
 }
 
-func write(t *testing.T, root *erofs.Inode, block int, device []byte) []byte {
+func write(t *testing.T, root *erofstest.Node, block int, device []byte) []byte {
 	t.Helper()
 	opts := erofs.Options{BlockSize: block, UUID: [16]byte{1, 2, 3}}
 	if device != nil {
 		opts.Devices = []erofs.Device{{Tag: strings.Repeat("a", 64), Size: int64(len(device))}}
 	}
 	var out bytes.Buffer
-	if err := erofs.Write(&out, root, opts); err != nil {
+	if err := erofs.Write(&out, root.Tree(), opts); err != nil {
 		t.Fatal(err)
 	}
 	if out.Len()%block != 0 {
@@ -230,7 +268,7 @@ func write(t *testing.T, root *erofs.Inode, block int, device []byte) []byte {
 	return out.Bytes()
 }
 
-func open(t *testing.T, root *erofs.Inode, block int, device []byte) fs.FS {
+func open(t *testing.T, root *erofstest.Node, block int, device []byte) fs.FS {
 	t.Helper()
 	var opts []reader.OpenOpt
 	if device != nil {
@@ -244,17 +282,17 @@ func open(t *testing.T, root *erofs.Inode, block int, device []byte) fs.FS {
 }
 
 // describe lists what walk should find.
-func describe(root *erofs.Inode, device []byte) []string {
+func describe(root *erofstest.Node, device []byte) []string {
 	var list []string
-	var visit func(path string, n *erofs.Inode)
-	visit = func(path string, n *erofs.Inode) {
+	var visit func(path string, n *erofstest.Node)
+	visit = func(path string, n *erofstest.Node) {
 		line := fmt.Sprintf("%s %o %d:%d %d.%09d", path, n.Mode&^0o7000, n.UID, n.GID, n.Mtime, n.MtimeNsec)
 		for _, x := range n.Xattrs {
 			line += fmt.Sprintf(" %s=%d", x.Name, len(x.Value))
 		}
 		switch n.Mode & erofs.TypeMask {
 		case erofs.TypeRegular:
-			line += fmt.Sprintf(" %x", sha256.Sum256(device[n.Offset:n.Offset+n.Size]))
+			line += fmt.Sprintf(" %x", sha256.Sum256(content(n, device)))
 		case erofs.TypeSymlink:
 			line += " " + n.Target
 		case erofs.TypeChar, erofs.TypeBlock:

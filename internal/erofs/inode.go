@@ -1,32 +1,29 @@
 package erofs
 
-import (
-	"encoding/binary"
-	"math/bits"
-)
+import "encoding/binary"
 
-const (
-	formatExtended = 1    // the inode is 64 bytes long
-	chunkIndexes   = 0x20 // the chunk format has indexes, not bare block numbers
-	maxChunkBits   = 31
-)
+const formatExtended = 1 // the inode is 64 bytes long
 
 // writeInodes writes the inode area: each inode with its attributes and what lies inline behind it.
 func (p *plan) writeInodes(out *writer) {
 	base := p.metaBlock << p.blockBits
 	var scratch []byte
 	for _, n := range p.order {
-		out.padTo(base + n.nid*slotSize)
+		r := p.at(n)
+		out.padTo(base + uint64(r.nid)*slotSize)
 		scratch = p.appendInode(scratch[:0], n)
-		scratch = appendXattrs(scratch, n.Xattrs)
+		scratch = appendXattrs(scratch, p.xattrs(r))
 		switch {
-		case n.layout == layoutChunks:
+		case r.layout == layoutChunks:
 			scratch = append(scratch, make([]byte, alignUp(uint64(len(scratch)), chunkIndex)-uint64(len(scratch)))...)
-			scratch = p.appendChunkIndex(scratch, n)
-		case n.layout == layoutInline && n.Mode&TypeMask == TypeDir:
-			scratch = appendDir(scratch, n, p.opts.BlockSize, lastBlock)
-		case n.layout == layoutInline:
-			scratch = append(scratch, n.Target[len(n.Target)&^(p.opts.BlockSize-1):]...)
+			out.bytes(scratch)
+			p.writeChunks(out, r)
+			continue
+		case r.layout == layoutInline && r.mode&TypeMask == TypeDir:
+			scratch = p.appendDir(scratch, n, lastBlock)
+		case r.layout == layoutInline:
+			target := p.tree.target(r)
+			scratch = append(scratch, target[len(target)&^(p.opts.BlockSize-1):]...)
 		}
 		out.bytes(scratch)
 	}
@@ -37,67 +34,57 @@ func (p *plan) writeInodes(out *writer) {
 func (p *plan) writeData(out *writer) {
 	var scratch []byte
 	for _, n := range p.order {
+		r := p.at(n)
 		blocks := allBlocks
-		if n.layout == layoutInline {
+		if r.layout == layoutInline {
 			blocks = fullBlocks
 		}
-		switch n.Mode & TypeMask {
+		switch r.mode & TypeMask {
 		case TypeDir:
-			scratch = appendDir(scratch[:0], n, p.opts.BlockSize, blocks)
+			scratch = p.appendDir(scratch[:0], n, blocks)
 			out.bytes(scratch)
 		case TypeSymlink:
-			end := len(n.Target)
-			if n.layout == layoutInline {
-				end &^= p.opts.BlockSize - 1
+			target := p.tree.target(r)
+			if r.layout == layoutInline {
+				target = target[:len(target)&^(p.opts.BlockSize-1)]
 			}
-			out.string(n.Target[:end])
+			out.string(target)
+		default:
+			continue
 		}
 		out.padTo(alignUp(out.pos, uint64(p.opts.BlockSize)))
 	}
 }
 
 // appendInode appends struct erofs_inode_extended.
-func (p *plan) appendInode(b []byte, n *Inode) []byte {
+func (p *plan) appendInode(b []byte, n Node) []byte {
+	r := p.at(n)
 	size, union := p.content(n), uint32(0)
-	switch n.Mode & TypeMask {
+	switch r.mode & TypeMask {
 	case TypeRegular:
-		size = n.Size
-		if n.layout == layoutChunks {
-			union = chunkIndexes | p.chunkBits(n.Size)
+		size = r.a
+		if r.layout == layoutChunks {
+			union = chunkIndexes | p.chunks(r).bits
 		}
 	case TypeDir, TypeSymlink:
-		union = n.block
+		union = r.block
 	case TypeChar, TypeBlock:
-		union = deviceNumber(n.Major, n.Minor)
+		union = deviceNumber(uint32(r.b>>32), uint32(r.b))
 	}
 	le := binary.LittleEndian
-	b = le.AppendUint16(b, n.layout<<1|formatExtended)
-	b = le.AppendUint16(b, xattrCount(n.Xattrs))
-	b = le.AppendUint16(b, n.Mode)
+	b = le.AppendUint16(b, r.layout<<1|formatExtended)
+	b = le.AppendUint16(b, xattrCount(p.xattrs(r)))
+	b = le.AppendUint16(b, r.mode)
 	b = le.AppendUint16(b, 0)
 	b = le.AppendUint64(b, size)
 	b = le.AppendUint32(b, union)
-	b = le.AppendUint32(b, n.ino)
-	b = le.AppendUint32(b, n.UID)
-	b = le.AppendUint32(b, n.GID)
-	b = le.AppendUint64(b, uint64(n.Mtime))
-	b = le.AppendUint32(b, n.MtimeNsec)
-	b = le.AppendUint32(b, n.nlink)
+	b = le.AppendUint32(b, r.ino)
+	b = le.AppendUint32(b, r.uid)
+	b = le.AppendUint32(b, r.gid)
+	b = le.AppendUint64(b, uint64(r.mtime))
+	b = le.AppendUint32(b, r.nsec)
+	b = le.AppendUint32(b, r.nlink)
 	return append(b, make([]byte, 16)...)
-}
-
-// appendChunkIndex appends the only chunk index of a file.
-func (p *plan) appendChunkIndex(b []byte, n *Inode) []byte {
-	le := binary.LittleEndian
-	b = le.AppendUint16(b, 0)
-	b = le.AppendUint16(b, n.Slot)
-	return le.AppendUint32(b, uint32(n.Offset>>p.blockBits))
-}
-
-// chunkBits is the smallest chunk that holds size bytes, as a power of two of blocks.
-func (p *plan) chunkBits(size uint64) uint32 {
-	blocks := alignUp(size, uint64(p.opts.BlockSize)) >> p.blockBits
-	return uint32(bits.Len64(blocks - 1))
 }
 
 // deviceNumber encodes like the kernel's new_encode_dev.

@@ -59,9 +59,9 @@ func TestMountLargeFile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	root := one("large", &erofs.Inode{Mode: erofs.TypeRegular | 0o644, Size: size, Offset: offset, Slot: 1})
+	root := one("large", &erofstest.Node{Mode: erofs.TypeRegular | 0o644, Size: size, Offset: offset, Slot: 1})
 	var out bytes.Buffer
-	if err := erofs.Write(&out, root, erofs.Options{Devices: []erofs.Device{{Tag: "x", Size: 9 << 30}}}); err != nil {
+	if err := erofs.Write(&out, root.Tree(), erofs.Options{Devices: []erofs.Device{{Tag: "x", Size: 9 << 30}}}); err != nil {
 		t.Fatal(err)
 	}
 	writeFile(t, meta, out.Bytes())
@@ -87,10 +87,10 @@ func TestMountLargeFile(t *testing.T) {
 	})
 }
 
-func flatten(root *erofs.Inode) map[string]*erofs.Inode {
-	all := map[string]*erofs.Inode{}
-	var visit func(path string, n *erofs.Inode)
-	visit = func(path string, n *erofs.Inode) {
+func flatten(root *erofstest.Node) map[string]*erofstest.Node {
+	all := map[string]*erofstest.Node{}
+	var visit func(path string, n *erofstest.Node)
+	visit = func(path string, n *erofstest.Node) {
 		all[path] = n
 		for name, child := range n.Children {
 			visit(filepath.Join(path, name), child)
@@ -100,7 +100,7 @@ func flatten(root *erofs.Inode) map[string]*erofs.Inode {
 	return all
 }
 
-func compare(t *testing.T, path string, n *erofs.Inode, device []byte) {
+func compare(t *testing.T, path string, n *erofstest.Node, device []byte) {
 	t.Helper()
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -124,7 +124,7 @@ func compare(t *testing.T, path string, n *erofs.Inode, device []byte) {
 	switch info.Mode().Type() {
 	case 0:
 		b, err := os.ReadFile(path)
-		if err != nil || !bytes.Equal(b, device[n.Offset:n.Offset+n.Size]) {
+		if err != nil || !bytes.Equal(b, content(n, device)) {
 			t.Errorf("%s: content differs, %v", path, err)
 		}
 	case fs.ModeSymlink:

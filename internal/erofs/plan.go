@@ -1,7 +1,6 @@
 package erofs
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -12,7 +11,7 @@ import (
 const (
 	layoutPlain  = 0 // data in whole blocks of its own
 	layoutInline = 2 // the last, partial block follows the inode
-	layoutChunks = 4 // data in devices, found by the chunk index that follows the inode
+	layoutChunks = 4 // data in devices, found by the chunk indexes that follow the inode
 )
 
 const (
@@ -23,138 +22,122 @@ const (
 
 // A plan says where everything goes before anything is written: inodes name the positions of others.
 type plan struct {
+	tree      *Tree
 	opts      Options
 	blockBits int
 
-	order     []*Inode // breadth first, directories' names sorted; the root is first
-	metaBlock uint64   // first block of the inode area
-	dataBlock uint64   // first block after it: plain data
+	order  []Node   // breadth first, directories' names sorted; the root is first
+	sorted []uint32 // names of the directories of order, one directory after the other, each ended by a 0
+	listed []name   // of one directory; see names
+
+	metaBlock uint64 // first block of the inode area
+	dataBlock uint64 // first block after it: plain data
 	endBlock  uint64
 }
 
-// collect lists the inodes that are reachable from root and checks each.
-func (p *plan) collect(root *Inode) error {
-	if root == nil || root.Mode&TypeMask != TypeDir {
-		return errors.New("root is not a directory")
+func (p *plan) at(n Node) *record { return p.tree.inodes.at(uint32(n)) }
+
+// collect lists the inodes that are reachable from the root and checks each.
+func (p *plan) collect() error {
+	t := p.tree
+	for i := range t.inodes.count {
+		t.inodes.at(i).ino = 0
 	}
-	if err := p.check(root); err != nil {
+	if !t.IsDir(Root) {
+		return fmt.Errorf("root is not a directory")
+	}
+	if err := p.check(Root); err != nil {
 		return fmt.Errorf("root: %w", err)
 	}
-	p.add(root, root)
+	p.order = make([]Node, 0, t.inodes.count)
+	p.sorted = make([]uint32, 0, t.names.count)
+	p.add(Root, Root)
 	for i := 0; i < len(p.order); i++ {
 		dir := p.order[i]
-		if dir.Mode&TypeMask != TypeDir {
+		r := p.at(dir)
+		if r.mode&TypeMask != TypeDir {
 			continue
 		}
-		dir.names = make([]string, 0, len(dir.Children)+2)
-		for name := range dir.Children {
-			if err := checkName(name); err != nil {
-				return fmt.Errorf("%s: %w", pathOf(dir, name), err)
-			}
-			dir.names = append(dir.names, name)
-		}
-		slices.Sort(dir.names)
-		for _, name := range dir.names {
-			if err := p.addChild(dir, dir.Children[name]); err != nil {
-				return fmt.Errorf("%s: %w", pathOf(dir, name), err)
+		first := len(p.sorted)
+		r.setFirst(uint32(first))
+		for place := r.last(); place != 0; place = t.names.at(place).next {
+			if t.names.at(place).node != 0 {
+				p.sorted = append(p.sorted, place)
 			}
 		}
-		// "." and ".." are entries like any other, and a name may sort before them.
-		dir.names = append(dir.names, ".", "..")
-		slices.Sort(dir.names)
+		names := p.sorted[first:]
+		slices.Reverse(names) // into the order in which they were made, which often is the one wanted
+		slices.SortFunc(names, func(a, b uint32) int { return strings.Compare(t.name(t.names.at(a)), t.name(t.names.at(b))) })
+		for _, place := range names {
+			d := t.names.at(place)
+			if err := p.addChild(dir, d); err != nil {
+				return fmt.Errorf("%s: %w", p.pathOf(dir, t.name(d)), err)
+			}
+		}
+		p.sorted = append(p.sorted, 0)
 	}
 	return nil
 }
 
-func (p *plan) addChild(dir, child *Inode) error {
-	if child == nil {
-		return errors.New("no inode for this name")
+func (p *plan) addChild(dir Node, d *dirent) error {
+	if err := checkName(p.tree.name(d)); err != nil {
+		return err
 	}
-	known := child.ino > 0 && int(child.ino) <= len(p.order) && p.order[child.ino-1] == child
-	isDir := child.Mode&TypeMask == TypeDir
+	r := p.at(d.node)
+	isDir := r.mode&TypeMask == TypeDir
 	switch {
-	case known && isDir:
-		return errors.New("a directory can have only one name")
-	case known:
-		child.nlink++
+	case r.ino > 0 && isDir:
+		return fmt.Errorf("a directory can have only one name")
+	case r.ino > 0:
+		r.nlink++
 		return nil
 	}
-	if err := p.check(child); err != nil {
+	if err := p.check(d.node); err != nil {
 		return err
 	}
-	if len(p.order) == math.MaxUint32 {
-		return errors.New("more inodes than 32 bits can number")
-	}
-	p.add(dir, child)
+	p.add(dir, d.node)
 	if isDir {
-		dir.nlink++
+		p.at(dir).nlink++
 	}
 	return nil
 }
 
-func (p *plan) add(parent, n *Inode) {
+func (p *plan) add(parent, n Node) {
 	p.order = append(p.order, n)
-	n.parent, n.ino, n.nlink, n.names = parent, uint32(len(p.order)), 1, nil
-	if n.Mode&TypeMask == TypeDir {
-		n.nlink = 2
+	r := p.at(n)
+	r.ino, r.nlink = uint32(len(p.order)), 1
+	if r.mode&TypeMask == TypeDir {
+		r.nlink = 2
+		r.setParent(parent)
 	}
 }
 
-// check says why n cannot be written.
-func (p *plan) check(n *Inode) error {
-	if n.MtimeNsec >= 1e9 {
-		return fmt.Errorf("mtime: %d nanoseconds, want less than a second", n.MtimeNsec)
-	}
-	if err := checkXattrs(n.Xattrs); err != nil {
-		return err
-	}
-	switch n.Mode & TypeMask {
-	case TypeDir, TypeFIFO, TypeSocket:
-		return nil
-	case TypeChar, TypeBlock:
-		if n.Major > MaxMajor || n.Minor > MaxMinor {
-			return fmt.Errorf("device number %d:%d: at most %d:%d", n.Major, n.Minor, MaxMajor, MaxMinor)
+// A name is an entry of a directory, as it is written.
+type name struct {
+	text string
+	node Node
+}
+
+// names lists a directory, sorted, with "." and "..", which are entries like any other: a name may sort before
+// them. The list is good until the next call.
+func (p *plan) names(dir Node) []name {
+	r := p.at(dir)
+	p.listed = p.listed[:0]
+	dots := []name{{".", dir}, {"..", r.parent()}}
+	for _, place := range p.sorted[r.first():] {
+		if place == 0 {
+			break
 		}
-		return nil
-	case TypeSymlink:
-		if n.Target == "" || len(n.Target) > MaxTarget || strings.IndexByte(n.Target, 0) >= 0 {
-			return fmt.Errorf("symbolic link: target of %d bytes, want 1 to %d without NUL", len(n.Target), MaxTarget)
+		d := p.tree.names.at(place)
+		text := p.tree.name(d)
+		for len(dots) > 0 && dots[0].text < text {
+			p.listed = append(p.listed, dots[0])
+			dots = dots[1:]
 		}
-		return nil
-	case TypeRegular:
-		return p.checkContent(n)
-	default:
-		return fmt.Errorf("mode %#o: unknown file type", n.Mode)
+		p.listed = append(p.listed, name{text, d.node})
 	}
-}
-
-func (p *plan) checkContent(n *Inode) error {
-	if n.Size == 0 {
-		return nil
-	}
-	if n.Slot == 0 || int(n.Slot) > len(p.opts.Devices) {
-		return fmt.Errorf("device slot %d: there are %d", n.Slot, len(p.opts.Devices))
-	}
-	block := uint64(p.opts.BlockSize)
-	if n.Offset%block != 0 {
-		return fmt.Errorf("offset %d is not a multiple of the block size %d", n.Offset, block)
-	}
-	device := uint64(max(p.opts.Devices[n.Slot-1].Size, 0))
-	if n.Offset > device || n.Size > device-n.Offset || alignUp(n.Size, block) > device-n.Offset {
-		return fmt.Errorf("%d bytes at %d do not lie within device %d of %d bytes", n.Size, n.Offset, n.Slot, device)
-	}
-	// One chunk index per file: 2^31 blocks are 1 TiB at 512 bytes.
-	if n.Size > block<<maxChunkBits {
-		return fmt.Errorf("%d bytes: a file has at most %d", n.Size, block<<maxChunkBits)
-	}
-	return nil
-}
-
-func checkName(name string) error {
-	if name == "" || name == "." || name == ".." || len(name) > MaxName || strings.ContainsAny(name, "/\x00") {
-		return fmt.Errorf("name %q cannot be in a directory", name[:min(len(name), MaxName)])
-	}
-	return nil
+	p.listed = append(p.listed, dots...)
+	return p.listed
 }
 
 // place gives every inode its nid and every directory or link that doesn't fit beside its inode its blocks.
@@ -163,26 +146,30 @@ func (p *plan) place() error {
 	p.metaBlock = alignUp(superOffset+superSize+deviceSize*uint64(len(p.opts.Devices)), block) / block
 	var pos, data uint64
 	for _, n := range p.order {
-		head := inodeSize + xattrSize(n.Xattrs)
+		r := p.at(n)
+		head := inodeSize + xattrSize(p.xattrs(r))
 		content, tail := p.content(n), uint64(0)
-		n.layout = layoutPlain
+		r.layout = layoutPlain
 		switch {
-		case n.Mode&TypeMask == TypeRegular && n.Size > 0:
-			n.layout = layoutChunks
-			head, tail = alignUp(head, chunkIndex), chunkIndex
+		case r.mode&TypeMask == TypeRegular && r.a > 0:
+			r.layout = layoutChunks
+			head, tail = alignUp(head, chunkIndex), chunkIndex*p.chunks(r).count
 		case content%block != 0 && head+content%block <= block:
-			n.layout = layoutInline
+			r.layout = layoutInline
 			tail = content % block
 			content -= tail
 		}
 		pos = alignUp(pos, slotSize)
 		// The kernel refuses inline data that crosses a block.
-		if n.layout == layoutInline && pos%block+head+tail > block {
+		if r.layout == layoutInline && pos%block+head+tail > block {
 			pos = alignUp(pos, block)
 		}
-		n.nid = pos / slotSize
+		if pos/slotSize > math.MaxUint32 {
+			return fmt.Errorf("inodes take more than %d bytes", uint64(math.MaxUint32)*slotSize)
+		}
+		r.nid = uint32(pos / slotSize)
 		pos += head + tail
-		n.block = uint32(data)
+		r.block = uint32(data)
 		data += alignUp(content, block) / block
 	}
 	p.dataBlock = p.metaBlock + alignUp(pos, block)/block
@@ -191,40 +178,42 @@ func (p *plan) place() error {
 		return fmt.Errorf("metadata takes %d blocks, more than 32 bits can number", p.endBlock)
 	}
 	for _, n := range p.order {
-		n.block += uint32(p.dataBlock)
+		p.at(n).block += uint32(p.dataBlock)
 	}
 	return nil
 }
 
 // content is the size of what an inode holds in this image itself.
-func (p *plan) content(n *Inode) uint64 {
-	switch n.Mode & TypeMask {
+func (p *plan) content(n Node) uint64 {
+	switch r := p.at(n); r.mode & TypeMask {
 	case TypeDir:
-		return dirSize(n.names, p.opts.BlockSize)
+		return dirSize(p.names(n), p.opts.BlockSize)
 	case TypeSymlink:
-		return uint64(len(n.Target))
+		return r.a
 	default:
 		return 0
 	}
 }
 
-// release drops what the plan keeps in the tree.
-func (p *plan) release() {
-	for _, n := range p.order {
-		n.names, n.parent = nil, nil
+func (p *plan) xattrs(r *record) []Xattr {
+	if r.extra == 0 {
+		return nil
 	}
+	xattrs, _, _ := decodeExtra(p.tree.extras[r.extra-1])
+	return xattrs
 }
 
 // pathOf is for messages.
-func pathOf(dir *Inode, name string) string {
+func (p *plan) pathOf(dir Node, name string) string {
 	path := name
-	for dir.parent != nil && dir.parent != dir {
-		for sibling, n := range dir.parent.Children {
+	for dir != Root {
+		parent := p.at(dir).parent()
+		for sibling, n := range p.tree.Children(parent) {
 			if n == dir {
 				path = sibling + "/" + path
 			}
 		}
-		dir = dir.parent
+		dir = parent
 	}
-	return fmt.Sprintf("%q", path)
+	return fmt.Sprintf("%.4096q", path)
 }

@@ -31,7 +31,7 @@ func (p *plan) writeSuper(out *writer) error {
 	le.PutUint32(super[0:], superMagic)
 	le.PutUint32(super[8:], compatChecksum|compatMtime)
 	super[12] = byte(p.blockBits)
-	le.PutUint16(super[14:], uint16(p.order[0].nid)) // 0: the root is the first inode
+	le.PutUint16(super[14:], uint16(p.at(Root).nid)) // 0: the root is the first inode
 	le.PutUint64(super[16:], uint64(len(p.order)))
 	le.PutUint32(super[36:], uint32(p.endBlock))
 	le.PutUint32(super[40:], uint32(p.metaBlock))

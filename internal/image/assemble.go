@@ -40,7 +40,7 @@ func (s *Store) assemble(spec *spec, layers []*layerFile) (*Image, error) {
 	}
 	t.prune()
 	id := identity(spec.diffIDs)
-	r, err := s.writeMetadata(t.root, id, devices)
+	r, err := s.writeMetadata(t.Tree, id, devices)
 	if err != nil {
 		return nil, fmt.Errorf("write metadata: %w", err)
 	}
@@ -51,8 +51,8 @@ func (s *Store) assemble(spec *spec, layers []*layerFile) (*Image, error) {
 	return s.image(spec, r, layers), nil
 }
 
-// writeMetadata writes the file system of root and gives a record with its checksums.
-func (s *Store) writeMetadata(root *erofs.Inode, id [sha256.Size]byte, devices []erofs.Device) (*record, error) {
+// writeMetadata writes the file system of a tree and gives a record with its checksums.
+func (s *Store) writeMetadata(tree *erofs.Tree, id [sha256.Size]byte, devices []erofs.Device) (*record, error) {
 	f, err := s.create()
 	if err != nil {
 		return nil, err
@@ -60,7 +60,7 @@ func (s *Store) writeMetadata(root *erofs.Inode, id [sha256.Size]byte, devices [
 	sum, crc := sha256.New(), crc32.New(crc32.MakeTable(crc32.Castagnoli))
 	size := new(counter)
 	buffered := bufio.NewWriterSize(io.MultiWriter(f, sum, crc, size), 1<<20)
-	err = erofs.Write(buffered, root, erofs.Options{BlockSize: sectorSize, UUID: [16]byte(id[:16]), Devices: devices})
+	err = erofs.Write(buffered, tree, erofs.Options{BlockSize: sectorSize, UUID: [16]byte(id[:16]), Devices: devices})
 	if err == nil {
 		err = buffered.Flush()
 	}

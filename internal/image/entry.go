@@ -13,7 +13,8 @@ import (
 type kind uint8
 
 const (
-	kindInode    kind = iota // puts an inode at path
+	kindInode    kind = iota // puts an inode, not a directory, at path
+	kindDir                  // puts a directory at path
 	kindLink                 // makes path another name of target
 	kindWhiteout             // hides path of the layers below
 	kindOpaque               // hides everything in path of the layers below
@@ -25,7 +26,7 @@ type entry struct {
 	kind  kind
 	path  string // clean and relative; "" is the root
 	link  string // kindLink: the target as it stands in the tar
-	inode *erofs.Inode
+	inode erofs.Inode
 }
 
 const (
@@ -33,7 +34,6 @@ const (
 	whiteoutOpaque = ".wh..wh..opq"
 	whiteoutAUFS   = ".wh..wh."
 	xattrPAX       = "SCHILY.xattr."
-	sparsePAX      = "GNU.sparse."
 )
 
 // newEntry checks a header, whose content begins at offset, and gives the entry, or nil when the header
@@ -68,24 +68,27 @@ func newEntry(h *tar.Header, offset int64) (*entry, error) {
 		}
 		return &entry{kind: kindLink, path: path, link: h.Linkname}, nil
 	}
-	inode, err := newInode(h, offset)
-	if err != nil {
+	e := &entry{path: path}
+	if h.Typeflag == tar.TypeDir {
+		e.kind = kindDir
+	}
+	if err := setInode(&e.inode, h, offset); err != nil {
 		return nil, err
 	}
-	if path == "" && h.Typeflag != tar.TypeDir {
+	if path == "" && e.kind != kindDir {
 		return nil, refuse("is the root and not a directory")
 	}
-	return &entry{kind: kindInode, path: path, inode: inode}, nil
+	return e, nil
 }
 
-func newInode(h *tar.Header, offset int64) (*erofs.Inode, error) {
-	n := &erofs.Inode{
+func setInode(n *erofs.Inode, h *tar.Header, offset int64) error {
+	*n = erofs.Inode{
 		Mode: uint16(h.Mode & 0o7777),
 		UID:  uint32(h.Uid), GID: uint32(h.Gid),
 		Mtime: h.ModTime.Unix(), MtimeNsec: uint32(h.ModTime.Nanosecond()),
 	}
 	if h.Uid < 0 || h.Uid > maxID || h.Gid < 0 || h.Gid > maxID {
-		return nil, refuse("has the owner %d:%d, want ids from 0 to %d", h.Uid, h.Gid, uint32(maxID))
+		return refuse("has the owner %d:%d, want ids from 0 to %d", h.Uid, h.Gid, uint32(maxID))
 	}
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeCont:
@@ -99,7 +102,7 @@ func newInode(h *tar.Header, offset int64) (*erofs.Inode, error) {
 		n.Mode |= erofs.TypeSymlink
 		n.Target = h.Linkname
 		if n.Target == "" || len(n.Target) > erofs.MaxTarget {
-			return nil, refuse("is a symbolic link with a target of %d bytes, want 1 to %d", len(n.Target), erofs.MaxTarget)
+			return refuse("is a symbolic link with a target of %d bytes, want 1 to %d", len(n.Target), erofs.MaxTarget)
 		}
 	case tar.TypeFifo:
 		n.Mode |= erofs.TypeFIFO
@@ -109,13 +112,13 @@ func newInode(h *tar.Header, offset int64) (*erofs.Inode, error) {
 			n.Mode = n.Mode&^erofs.TypeMask | erofs.TypeBlock
 		}
 		if h.Devmajor < 0 || h.Devmajor > erofs.MaxMajor || h.Devminor < 0 || h.Devminor > erofs.MaxMinor {
-			return nil, refuse("is the device %d:%d, at most %d:%d", h.Devmajor, h.Devminor, erofs.MaxMajor, erofs.MaxMinor)
+			return refuse("is the device %d:%d, at most %d:%d", h.Devmajor, h.Devminor, erofs.MaxMajor, erofs.MaxMinor)
 		}
 		n.Major, n.Minor = uint32(h.Devmajor), uint32(h.Devminor)
 	default:
-		return nil, refuse("has the type %q, which has no place in a file system", h.Typeflag)
+		return refuse("has the type %q, which has no place in a file system", h.Typeflag)
 	}
-	return n, setXattrs(n, h)
+	return setXattrs(n, h)
 }
 
 // setXattrs takes the attributes that mean something in the guest. Trusted ones, and those under which
@@ -141,18 +144,13 @@ func setXattrs(n *erofs.Inode, h *tar.Header) error {
 	return nil
 }
 
-// isSparse reports whether the tar holds only the parts of the file that are not zero, so that the file's
-// bytes are nowhere in one piece.
-func isSparse(h *tar.Header) bool {
-	if h.Typeflag == tar.TypeGNUSparse {
-		return true
+// nameBytes is what an entry takes in memory beside its fixed part.
+func (e *entry) nameBytes() int64 {
+	n := int64(len(e.path) + len(e.link) + len(e.inode.Target) + 32*len(e.inode.Extents))
+	for _, x := range e.inode.Xattrs {
+		n += int64(len(x.Name) + len(x.Value) + 32)
 	}
-	for key := range h.PAXRecords {
-		if strings.HasPrefix(key, sparsePAX) {
-			return true
-		}
-	}
-	return false
+	return n
 }
 
 // cleanPath makes a name relative to the root, without empty and "." components. It refuses "..", which no

@@ -67,7 +67,7 @@ type File struct {
 // ErrRefused when no kernel would go so far.
 func (t *Tree) Stat(name string) (File, error) {
 	fail := func(err error) (File, error) { return File{}, fmt.Errorf("%s: %w", quote(name), err) }
-	stack, names := []*erofs.Inode{t.tree.root}, []string{}
+	stack, names := []erofs.Node{erofs.Root}, []string{}
 	rest, links := name, 0
 	for rest != "" {
 		part, after, _ := strings.Cut(rest, "/")
@@ -76,29 +76,30 @@ func (t *Tree) Stat(name string) (File, error) {
 		switch {
 		case part == "" || part == ".":
 			continue
-		case !isDir(here):
+		case !t.tree.IsDir(here):
 			return fail(fs.ErrNotExist)
 		case part == "..":
 			stack, names = stack[:max(1, len(stack)-1)], names[:max(0, len(names)-1)]
 			continue
 		}
-		next := here.Children[part]
+		next := t.tree.Lookup(here, part)
 		switch {
-		case next == nil:
+		case next == 0:
 			return fail(fs.ErrNotExist)
-		case !isSymlink(next):
+		case !t.tree.isSymlink(next):
 			stack, names = append(stack, next), append(names, part)
 			continue
 		}
 		if links++; links > maxLinks || len(rest) > maxLinks*maxPath {
 			return fail(refuse("is reached through more than %d symbolic links", maxLinks))
 		}
-		if strings.HasPrefix(next.Target, "/") {
+		target := t.tree.Target(next)
+		if strings.HasPrefix(target, "/") {
 			stack, names = stack[:1], names[:0]
 		}
-		rest = next.Target + "/" + rest
+		rest = target + "/" + rest
 	}
-	return newFile("/"+strings.Join(names, "/"), stack[len(stack)-1]), nil
+	return t.file("/"+strings.Join(names, "/"), stack[len(stack)-1]), nil
 }
 
 // Open reads the content of a regular file. The reader is good until the Tree is closed.
@@ -117,11 +118,36 @@ func (t *Tree) Open(f File) (*io.SectionReader, error) {
 		}
 		t.open[slot] = layer
 	}
+	if f.inode.Sparse {
+		return io.NewSectionReader(sparseReader{t.open[slot], f.inode.Extents}, 0, f.Size), nil
+	}
 	return io.NewSectionReader(t.open[slot], int64(f.inode.Offset), f.Size), nil
 }
 
-func newFile(name string, n *erofs.Inode) File {
-	f := File{Path: name, Mode: fileMode(n.Mode), UID: n.UID, GID: n.GID, Target: n.Target, inode: n}
+// A sparseReader reads a file of which only the extents are in the layer, as if there were no end to it.
+type sparseReader struct {
+	layer   io.ReaderAt
+	extents []erofs.Extent
+}
+
+func (r sparseReader) ReadAt(p []byte, at int64) (int, error) {
+	clear(p)
+	from, to := uint64(at), uint64(at)+uint64(len(p))
+	for _, e := range r.extents {
+		start, end := max(from, e.Start), min(to, e.Start+e.Size)
+		if start >= end {
+			continue
+		}
+		if n, err := r.layer.ReadAt(p[start-from:end-from], int64(e.Offset+start-e.Start)); n < int(end-start) {
+			return 0, err
+		}
+	}
+	return len(p), nil
+}
+
+func (t *Tree) file(name string, node erofs.Node) File {
+	n := t.tree.Inode(node)
+	f := File{Path: name, Mode: fileMode(n.Mode), UID: n.UID, GID: n.GID, Target: n.Target, inode: &n}
 	if f.Mode.IsRegular() {
 		f.Size = int64(n.Size)
 	}
@@ -168,7 +194,7 @@ type FileChange struct {
 // content of two files of one size is read, unless they are the same bytes of the same layer.
 func Compare(a, b *Tree) ([]FileChange, error) {
 	c := comparison{a: a, b: b}
-	if err := c.directory("/", a.tree.root, b.tree.root); err != nil {
+	if err := c.directory("/", erofs.Root, erofs.Root); err != nil {
 		return nil, fmt.Errorf("compare files: %w", err)
 	}
 	return c.changes, nil
@@ -179,24 +205,26 @@ type comparison struct {
 	changes []FileChange
 }
 
-// directory compares two directories, either of which may be nil. Their depth is bounded by that of a tree.
-func (c *comparison) directory(at string, a, b *erofs.Inode) error {
+// directory compares two directories, either of which may be 0. Their depth is bounded by that of a tree.
+func (c *comparison) directory(at string, a, b erofs.Node) error {
 	names := map[string]bool{}
-	for _, dir := range []*erofs.Inode{a, b} {
-		if dir == nil {
-			continue
+	list := func(t *Tree, dir erofs.Node) {
+		if dir == 0 {
+			return
 		}
-		for name := range dir.Children {
+		for name := range t.tree.Children(dir) {
 			names[name] = true
 		}
 	}
+	list(c.a, a)
+	list(c.b, b)
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		var old, now *erofs.Inode
-		if a != nil {
-			old = a.Children[name]
+		var old, now erofs.Node
+		if a != 0 {
+			old = c.a.tree.Lookup(a, name)
 		}
-		if b != nil {
-			now = b.Children[name]
+		if b != 0 {
+			now = c.b.tree.Lookup(b, name)
 		}
 		if err := c.entry(strings.TrimSuffix(at, "/")+"/"+name, old, now); err != nil {
 			return err
@@ -205,33 +233,33 @@ func (c *comparison) directory(at string, a, b *erofs.Inode) error {
 	return nil
 }
 
-func (c *comparison) entry(at string, old, now *erofs.Inode) error {
+func (c *comparison) entry(at string, old, now erofs.Node) error {
 	change := FileChange{Path: at}
-	if old != nil {
-		f := newFile(at, old)
+	if old != 0 {
+		f := c.a.file(at, old)
 		change.Old = &f
 	}
-	if now != nil {
-		f := newFile(at, now)
+	if now != 0 {
+		f := c.b.file(at, now)
 		change.New = &f
 	}
-	if old != nil && now != nil {
+	if old != 0 && now != 0 {
 		what, err := c.differences(*change.Old, *change.New)
 		if err != nil {
 			return err
 		}
 		change.What = what
 	}
-	if old == nil || now == nil || len(change.What) > 0 {
+	if old == 0 || now == 0 || len(change.What) > 0 {
 		c.changes = append(c.changes, change)
 	}
-	if old != nil && !isDir(old) {
-		old = nil
+	if old != 0 && !c.a.tree.IsDir(old) {
+		old = 0
 	}
-	if now != nil && !isDir(now) {
-		now = nil
+	if now != 0 && !c.b.tree.IsDir(now) {
+		now = 0
 	}
-	if old == nil && now == nil {
+	if old == 0 && now == 0 {
 		return nil
 	}
 	return c.directory(at, old, now)
@@ -271,7 +299,7 @@ func (c *comparison) sameContent(old, now File) (bool, error) {
 	if !old.Mode.IsRegular() || old.Size == 0 {
 		return true, nil
 	}
-	if old.inode.Offset == now.inode.Offset && c.a.layers[old.inode.Slot-1].DiffID == c.b.layers[now.inode.Slot-1].DiffID {
+	if old.inode.Offset == now.inode.Offset && slices.Equal(old.inode.Extents, now.inode.Extents) && c.a.layers[old.inode.Slot-1].DiffID == c.b.layers[now.inode.Slot-1].DiffID {
 		return true, nil
 	}
 	a, err := c.a.Open(old)

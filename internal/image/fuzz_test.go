@@ -39,7 +39,7 @@ func FuzzLayer(f *testing.F) {
 			}
 		}
 		merged.prune()
-		if err := erofs.Write(io.Discard, merged.root, erofs.Options{Devices: devices}); err != nil {
+		if err := erofs.Write(io.Discard, merged.Tree, erofs.Options{Devices: devices}); err != nil {
 			t.Fatalf("a merged tree cannot be written: %v", err)
 		}
 	})
@@ -89,14 +89,14 @@ func FuzzMerge(f *testing.F) {
 		build := func(order func([]entry) []entry) (string, error) {
 			merged := newTree(limits)
 			for slot, entries := range scripted(script) {
-				if err := merged.apply(&index{entries: order(entries)}, uint16(slot+1)); err != nil {
+				if err := merged.apply(indexOf(order(entries)), uint16(slot+1)); err != nil {
 					return "", err
 				}
 			}
 			merged.prune()
 			var out bytes.Buffer
 			devices := slices.Repeat([]erofs.Device{{Tag: "x", Size: 1 << 20}}, 1000)
-			if err := erofs.Write(&out, merged.root, erofs.Options{Devices: devices}); err != nil {
+			if err := erofs.Write(&out, merged.Tree, erofs.Options{Devices: devices}); err != nil {
 				t.Fatalf("a merged tree cannot be written: %v", err)
 			}
 			return out.String(), nil
@@ -113,6 +113,14 @@ func FuzzMerge(f *testing.F) {
 			t.Fatalf("the place of whiteouts changes the tree: %v, %v", errA, errB)
 		}
 	})
+}
+
+func indexOf(entries []entry) *index {
+	var w indexWriter
+	for i := range entries {
+		w.add(&entries[i])
+	}
+	return w.index(0)
 }
 
 func whiteoutLast(e entry) int {
@@ -133,14 +141,16 @@ func scripted(script []byte) [][]entry {
 		}
 		e := entry{path: names[int(step[1])%len(names)]}
 		target := targets[int(step[2])%len(targets)]
-		n := &erofs.Inode{Mode: uint16(step[2]) | erofs.TypeRegular, Size: uint64(step[2]), Mtime: int64(len(list[0]))}
+		n := erofs.Inode{Mode: uint16(step[2]) | erofs.TypeRegular, Size: uint64(step[2]), Mtime: int64(len(list[0]))}
 		switch step[0] % 10 {
 		case 0:
-			n.Mode, n.Size, e.inode = uint16(step[2])|erofs.TypeDir, 0, n
+			e.kind, n.Mode, n.Size = kindDir, uint16(step[2])|erofs.TypeDir, 0
+			e.inode = n
 		case 1, 2:
 			e.inode = n
 		case 3:
-			n.Mode, n.Size, n.Target, e.inode = 0o777|erofs.TypeSymlink, 0, target, n
+			n.Mode, n.Size, n.Target = 0o777|erofs.TypeSymlink, 0, target
+			e.inode = n
 		case 4:
 			e.kind, e.link = kindLink, target
 		case 5:
@@ -148,9 +158,11 @@ func scripted(script []byte) [][]entry {
 		case 6:
 			e.kind = kindOpaque
 		case 7:
-			n.Mode, n.Size, e.inode = erofs.TypeChar, 0, n
+			n.Mode, n.Size = erofs.TypeChar, 0
+			e.inode = n
 		case 8:
-			e.path, n.Mode, n.Size, e.inode = "", uint16(step[2])|erofs.TypeDir, 0, n
+			e.kind, e.path, n.Mode, n.Size = kindDir, "", uint16(step[2])|erofs.TypeDir, 0
+			e.inode = n
 		case 9:
 			list = append(list, nil)
 			continue

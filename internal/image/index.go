@@ -5,28 +5,57 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"iter"
 	"os"
+	"strings"
 
 	"github.com/pinnacehq/pinnace/internal/erofs"
 )
+
+// An index is what a layer's tar holds. Its entries stay encoded, as they are on disk: a layer of a million
+// files is a few dozen bytes for each.
+type index struct {
+	size    int64 // of the tar, in bytes
+	count   int
+	payload string
+}
 
 // The index of a layer on disk: a header of indexMagic, the size of the tar, the number of entries, the
 // length of the payload and its crc32c, and the payload: the entries in the tar's order. It is derived from
 // the tar, so a version that can't be read is made again. The number in the magic is the version.
 const (
-	indexMagic  = "PINIDX1\n"
+	indexMagic  = "PINIDX2\n"
 	indexHeader = 8 + 8 + 8 + 8 + 4
 )
 
 var errIndex = errors.New("index is damaged")
 
+// An indexWriter collects the entries of an index.
+type indexWriter struct {
+	payload strings.Builder
+	scratch []byte
+	count   int
+}
+
+func (w *indexWriter) add(e *entry) {
+	w.scratch = e.append(w.scratch[:0])
+	var length [1 + binary.MaxVarintLen64]byte
+	length[0] = byte(e.kind)
+	n := binary.PutUvarint(length[1:], uint64(len(w.scratch)))
+	w.payload.Write(length[:1+n])
+	w.payload.Write(w.scratch)
+	w.count++
+}
+
+func (w *indexWriter) index(size int64) *index {
+	return &index{size: size, count: w.count, payload: w.payload.String()}
+}
+
 // encode gives the bytes of the index.
 func (x *index) encode() []byte {
-	b := make([]byte, indexHeader, indexHeader+96*len(x.entries))
-	for i := range x.entries {
-		b = x.entries[i].append(b)
-	}
-	putHeader(b, x.size, uint64(len(x.entries)))
+	b := make([]byte, indexHeader+len(x.payload))
+	copy(b[indexHeader:], x.payload)
+	putHeader(b, x.size, uint64(x.count))
 	return b
 }
 
@@ -41,17 +70,17 @@ func putHeader(b []byte, size int64, count uint64) {
 	le.PutUint32(b[32:], checksum(payload))
 }
 
+// append appends what follows kind and length: the path, and by kind the link's target or the inode.
 func (e *entry) append(b []byte) []byte {
-	b = append(b, byte(e.kind))
 	b = appendString(b, e.path)
 	switch e.kind {
 	case kindLink:
 		return appendString(b, e.link)
-	case kindInode:
+	case kindInode, kindDir:
 	default:
 		return b
 	}
-	n := e.inode
+	n := &e.inode
 	for _, v := range [...]uint64{
 		uint64(n.Mode), uint64(n.UID), uint64(n.GID), uint64(n.Mtime), uint64(n.MtimeNsec),
 		n.Size, n.Offset, uint64(n.Major), uint64(n.Minor),
@@ -62,6 +91,13 @@ func (e *entry) append(b []byte) []byte {
 	b = binary.AppendUvarint(b, uint64(len(n.Xattrs)))
 	for _, x := range n.Xattrs {
 		b = appendString(appendString(b, x.Name), x.Value)
+	}
+	if !n.Sparse {
+		return b
+	}
+	b = binary.AppendUvarint(b, uint64(len(n.Extents)))
+	for _, x := range n.Extents {
+		b = binary.AppendUvarint(binary.AppendUvarint(binary.AppendUvarint(b, x.Start), x.Size), x.Offset)
 	}
 	return b
 }
@@ -103,19 +139,43 @@ func decodeIndex(b []byte) (*index, error) {
 		return nil, err
 	}
 	count := binary.LittleEndian.Uint64(b[16:])
-	d := decoder{rest: string(b[indexHeader:])}
-	// An entry has at least its kind and the length of its path.
-	if count > uint64(len(d.rest)/2) {
-		return nil, fmt.Errorf("%w: %d entries in %d bytes", errIndex, count, len(d.rest))
+	x := &index{size: size, count: int(count), payload: string(b[indexHeader:])}
+	// An entry has at least its kind, its length and that of its path.
+	if count > uint64(len(x.payload)/3) {
+		return nil, fmt.Errorf("%w: %d entries in %d bytes", errIndex, count, len(x.payload))
 	}
-	x := &index{size: size, entries: make([]entry, count)}
-	for i := range x.entries {
-		d.entry(&x.entries[i])
+	var e entry
+	d := decoder{rest: x.payload}
+	for range x.count {
+		d.entry(&e)
 	}
 	if d.failed || d.rest != "" {
 		return nil, fmt.Errorf("%w: entries do not fill it", errIndex)
 	}
 	return x, nil
+}
+
+// entries goes over the entries of these kinds, in the tar's order. Each is good until the next one; its strings
+// stay good, and keep the whole index in memory.
+func (x *index) entries(kinds ...kind) iter.Seq[*entry] {
+	var wanted [kindCount]bool
+	for _, k := range kinds {
+		wanted[k] = true
+	}
+	return func(yield func(*entry) bool) {
+		var e entry
+		d := decoder{rest: x.payload}
+		for d.rest != "" {
+			if k := kind(d.rest[0]); !wanted[k] {
+				d.rest = d.rest[1:]
+				d.rest = d.rest[d.uint():]
+				continue
+			}
+			if d.entry(&e); !yield(&e) {
+				return
+			}
+		}
+	}
 }
 
 // A decoder takes values off the front of rest; strings share its memory. After a value that isn't there
@@ -127,23 +187,29 @@ type decoder struct {
 
 func (d *decoder) entry(e *entry) {
 	if d.rest == "" || d.rest[0] >= byte(kindCount) {
-		d.failed, d.rest = true, ""
+		d.fail()
 		return
 	}
 	e.kind = kind(d.rest[0])
 	d.rest = d.rest[1:]
-	e.path = d.string()
+	in := decoder{rest: d.string()}
+	e.path, e.link = in.string(), ""
 	switch e.kind {
 	case kindLink:
-		e.link = d.string()
-	case kindInode:
-		e.inode = d.inode()
+		e.link = in.string()
+	case kindInode, kindDir:
+		in.inode(&e.inode)
 	default: // whiteouts are only a path
+	}
+	if in.failed || in.rest != "" {
+		d.fail()
 	}
 }
 
-func (d *decoder) inode() *erofs.Inode {
-	n := &erofs.Inode{
+func (d *decoder) fail() { d.failed, d.rest = true, "" }
+
+func (d *decoder) inode(n *erofs.Inode) {
+	*n = erofs.Inode{
 		Mode: uint16(d.uint()),
 		UID:  uint32(d.uint()), GID: uint32(d.uint()),
 		Mtime: int64(d.uint()), MtimeNsec: uint32(d.uint()),
@@ -153,8 +219,8 @@ func (d *decoder) inode() *erofs.Inode {
 	}
 	count := d.uint()
 	if count > uint64(len(d.rest)/2) {
-		d.failed, d.rest = true, ""
-		return n
+		d.fail()
+		return
 	}
 	if count > 0 {
 		n.Xattrs = make([]erofs.Xattr, count)
@@ -162,7 +228,18 @@ func (d *decoder) inode() *erofs.Inode {
 	for i := range n.Xattrs {
 		n.Xattrs[i] = erofs.Xattr{Name: d.string(), Value: d.string()}
 	}
-	return n
+	if d.rest == "" {
+		return
+	}
+	n.Sparse = true
+	if count = d.uint(); count > uint64(len(d.rest)/3) {
+		d.fail()
+		return
+	}
+	n.Extents = make([]erofs.Extent, count)
+	for i := range n.Extents {
+		n.Extents[i] = erofs.Extent{Start: d.uint(), Size: d.uint(), Offset: d.uint()}
+	}
 }
 
 func (d *decoder) uint() uint64 {
@@ -175,14 +252,14 @@ func (d *decoder) uint() uint64 {
 			return v
 		}
 	}
-	d.failed, d.rest = true, ""
+	d.fail()
 	return 0
 }
 
 func (d *decoder) string() string {
 	n := d.uint()
 	if n > uint64(len(d.rest)) {
-		d.failed, d.rest = true, ""
+		d.fail()
 		return ""
 	}
 	s := d.rest[:n]

@@ -7,26 +7,22 @@ import (
 	"github.com/pinnacehq/pinnace/internal/erofs"
 )
 
-// apply puts a layer, whose tar is in device slot, over the tree. It takes the inodes of x as its own.
+// apply puts a layer, whose tar is in device slot, over the tree.
 //
 // Whiteouts act on the layers below only, wherever in the tar they stand, so they come first. But what they
 // name has to be looked up in a tree where this layer's directories have replaced what is no directory
 // below: a marker in such a directory must not reach through the symbolic link that was there before.
 func (t *tree) apply(x *index, slot uint16) error {
-	for i := range x.entries {
-		if t.names += x.entries[i].nameBytes(); t.names > t.limits.NameBytes {
-			return refuse("names and attributes of the layers exceed %d bytes", t.limits.NameBytes)
+	defer t.forget() // for it holds on to x
+	if t.inodes > 1 {
+		t.uncover(x)
+		t.forget()
+		if err := t.hide(x); err != nil {
+			return err
 		}
+		t.forget()
 	}
-	t.forget()
-	t.uncover(x)
-	t.forget()
-	if err := t.hide(x); err != nil {
-		return err
-	}
-	t.forget()
-	for i := range x.entries {
-		e := &x.entries[i]
+	for e := range x.entries(kindInode, kindDir, kindLink, kindWhiteout, kindOpaque) {
 		if err := t.add(e, slot); err != nil {
 			return fmt.Errorf("entry %s: %w", quote(e.path), err)
 		}
@@ -37,21 +33,21 @@ func (t *tree) apply(x *index, slot uint16) error {
 // uncover replaces what is no directory by the directory that this layer has there, parents first.
 func (t *tree) uncover(x *index) {
 	var paths []string
-	for i := range x.entries {
-		if e := &x.entries[i]; e.kind == kindInode && isDir(e.inode) && e.path != "" {
+	for e := range x.entries(kindDir) {
+		if e.path != "" {
 			paths = append(paths, e.path)
 		}
 	}
 	slices.Sort(paths)
 	for _, path := range paths {
 		dir, base, err := t.parent(path, false)
-		if err != nil || dir == nil {
+		if err != nil || dir == 0 {
 			// Nothing is there below; or something that add, which walks the same way, will refuse.
 			continue
 		}
-		if old := dir.Children[base]; old != nil && !isDir(old) {
+		if old := t.Lookup(dir, base); old != 0 && !t.IsDir(old) {
 			t.forget()
-			dir.Children[base] = newDir()
+			t.Link(dir, base, t.newDir())
 		}
 	}
 }
@@ -60,26 +56,22 @@ func (t *tree) uncover(x *index) {
 // none depends on another.
 func (t *tree) hide(x *index) error {
 	type hidden struct {
-		dir  *erofs.Inode
+		dir  erofs.Node
 		base string // "" for all of it
 	}
 	var list []hidden
-	for i := range x.entries {
-		e := &x.entries[i]
+	for e := range x.entries(kindWhiteout, kindOpaque) {
 		var h hidden
 		var err error
-		switch e.kind {
-		case kindWhiteout:
+		if e.kind == kindWhiteout {
 			h.dir, h.base, err = t.parent(e.path, false)
-		case kindOpaque:
+		} else {
 			h.dir, err = t.dir(e.path, false)
-		default:
-			continue
 		}
 		if err != nil {
 			return fmt.Errorf("whiteout of %s: %w", quote(e.path), err)
 		}
-		if h.dir != nil {
+		if h.dir != 0 {
 			list = append(list, h)
 		}
 	}
@@ -96,54 +88,69 @@ func (t *tree) hide(x *index) error {
 // add puts the layer's own entries into the tree, in the order of the tar: of two with one name, the last
 // stands.
 func (t *tree) add(e *entry, slot uint16) error {
-	if e.kind != kindInode && e.kind != kindLink {
+	if t.names += e.nameBytes(); t.names > t.limits.NameBytes {
+		return refuse("is where names and attributes of the layers exceed %d bytes", t.limits.NameBytes)
+	}
+	if e.kind == kindWhiteout || e.kind == kindOpaque {
 		return nil
 	}
-	if err := t.count(); err != nil {
+	if err := t.count(1); err != nil {
 		return err
 	}
 	if e.path == "" {
-		if e.kind == kindLink {
+		if e.kind != kindDir {
 			return refuse("is the root and not a directory")
 		}
-		copyProperties(t.root, e.inode)
+		t.SetProperties(erofs.Root, &e.inode)
 		return nil
 	}
 	dir, base, err := t.parent(e.path, true)
 	if err != nil {
 		return err
 	}
-	if e.kind == kindLink {
+	switch e.kind {
+	case kindLink:
 		return t.link(dir, base, e.link)
+	case kindDir:
+		t.setDir(dir, base, &e.inode)
+		return nil
+	default: // kindInode
 	}
-	if e.inode.Size > 0 {
-		e.inode.Slot = slot
+	n := &e.inode
+	switch n.Mode & erofs.TypeMask {
+	case erofs.TypeRegular:
+		if n.Size > 0 {
+			n.Slot = slot
+		}
+		if n.Sparse {
+			if err := t.count(int(erofs.Chunks(n, sectorSize) / chunksPerEntry)); err != nil {
+				return err
+			}
+		}
+	case erofs.TypeChar, erofs.TypeBlock:
+		t.devices = true
 	}
-	if isDir(e.inode) {
-		t.setDir(dir, base, e.inode)
-	} else {
-		t.set(dir, base, e.inode)
-	}
+	t.set(dir, base, t.New(n))
 	return nil
 }
 
 // link makes dir/base a name of what target names: of a symbolic link itself, not of what it points to. The
 // target may be in this layer, before the link, or in one below.
-func (t *tree) link(dir *erofs.Inode, base, target string) error {
+func (t *tree) link(dir erofs.Node, base, target string) error {
 	// Not through the one-entry memory of parents, which dir came from.
 	head, name := splitPath(target)
 	from, err := t.walk(head, false)
 	if err != nil {
 		return fmt.Errorf("hard link to %s: %w", quote(target), err)
 	}
-	var n *erofs.Inode
-	if from != nil {
-		n = from.Children[name]
+	var n erofs.Node
+	if from != 0 {
+		n = t.Lookup(from, name)
 	}
 	switch {
-	case n == nil:
+	case n == 0:
 		return refuse("is a hard link to %s, which is not there", quote(target))
-	case isDir(n):
+	case t.IsDir(n):
 		return refuse("is a hard link to %s, which is a directory", quote(target))
 	}
 	t.set(dir, base, n)

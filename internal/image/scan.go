@@ -8,14 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"math"
 )
-
-// An index is what a layer's tar holds.
-type index struct {
-	size    int64 // of the tar, in bytes
-	entries []entry
-}
 
 // A tap reads a tar in big steps, of which each is hashed and written before the parser sees a byte of it.
 // It implements io.Seeker so that archive/tar steps over contents instead of copying them.
@@ -108,7 +101,7 @@ func (t *tap) drain() error {
 // it wrote is the layer only when it returns no error.
 func scan(src io.Reader, dst io.Writer, diffID string, limits Limits) (*index, error) {
 	t := newTap(src, dst, limits.LayerBytes)
-	s := scanner{tap: t, limits: limits}
+	s := scanner{tap: t, raw: rawHeaders{tap: t}, limits: limits}
 	if err := s.entries(); err != nil {
 		return nil, err
 	}
@@ -125,21 +118,24 @@ func scan(src io.Reader, dst io.Writer, diffID string, limits Limits) (*index, e
 	if t.total < sectorSize {
 		return nil, refuse("has %d bytes uncompressed, which is no tar", t.total)
 	}
-	return &index{size: t.total, entries: s.list}, nil
+	return s.list.index(t.total), nil
 }
 
 type scanner struct {
-	tap    *tap
-	limits Limits
-	list   []entry
-	names  int64
-	end    int64 // of the last file's content, padded
+	tap      *tap
+	raw      rawHeaders
+	limits   Limits
+	list     indexWriter
+	names    int64
+	declared int64 // sizes of sparse files
+	end      int64 // of the last file's content, padded: where the next header begins
 }
 
 func (s *scanner) entries() error {
-	reader := tar.NewReader(s.tap)
+	reader := tar.NewReader(&s.raw)
 	last := ""
 	for count := 1; ; count++ {
+		s.raw.expect(s.end)
 		h, err := reader.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -169,38 +165,33 @@ func (s *scanner) malformed(err error, last string) error {
 }
 
 func (s *scanner) add(h *tar.Header) error {
-	if isSparse(h) {
-		return refuse("is stored as a sparse file: make the archive without --sparse")
-	}
 	offset := s.tap.pos
-	if h.Size < 0 || h.Size > s.limits.LayerBytes-offset {
-		return refuse("declares %d bytes, and a layer may have %d", h.Size, s.limits.LayerBytes)
+	size, err := s.raw.contentSize(h)
+	if err != nil {
+		return err
+	}
+	if h.Size < 0 || h.Size > s.limits.LayerBytes-offset || size > s.limits.LayerBytes-offset {
+		return refuse("declares %d bytes, and a layer may have %d", max(h.Size, size), s.limits.LayerBytes)
+	}
+	s.end = alignTo(s.raw.header+size, sectorSize)
+	if h.Typeflag == tar.TypeGNUSparse {
+		return refuse("is a sparse file in GNU tar's old form: make the archive with --format=pax, or without --sparse")
 	}
 	e, err := newEntry(h, offset)
 	if err != nil || e == nil {
 		return err
 	}
-	if h.Size > 0 {
-		s.end = offset + (h.Size+sectorSize-1)/sectorSize*sectorSize
+	if isSparse(h) && e.kind == kindInode {
+		if s.declared += h.Size; s.declared > s.limits.LayerBytes {
+			return refuse("declares %d bytes of sparse files with those before it, and a layer may have %d", s.declared, s.limits.LayerBytes)
+		}
+		if err := s.setExtents(&e.inode, h, size); err != nil {
+			return err
+		}
 	}
 	if s.names += e.nameBytes(); s.names > s.limits.NameBytes {
 		return refuse("is where names and attributes exceed %d bytes", s.limits.NameBytes)
 	}
-	s.list = append(s.list, *e)
+	s.list.add(e)
 	return nil
-}
-
-// nameBytes is what an entry takes in memory beside its fixed part.
-func (e *entry) nameBytes() int64 {
-	n := len(e.path) + len(e.link)
-	if e.inode != nil {
-		n += len(e.inode.Target)
-		for _, x := range e.inode.Xattrs {
-			n += len(x.Name) + len(x.Value) + 32
-		}
-	}
-	if n > math.MaxInt32 {
-		return math.MaxInt32
-	}
-	return int64(n)
 }

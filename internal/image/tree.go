@@ -9,7 +9,7 @@ import (
 // A tree is the file system that the layers merged so far make. Paths are resolved in it as a kernel would
 // whose root it is: symbolic links lead to other places in the tree, ".." stops at the root.
 type tree struct {
-	root   *erofs.Inode
+	*erofs.Tree
 	limits Limits
 	inodes int
 	names  int64
@@ -18,49 +18,49 @@ type tree struct {
 	// The last parent that was found, for the next entry is most often its neighbour. Forgotten whenever
 	// a directory or symbolic link is replaced or removed.
 	lastDir  string
-	lastNode *erofs.Inode
+	lastNode erofs.Node
+
+	devices bool // there may be nodes for prune
 }
 
 // stepsPerEntry bounds the components walked for all entries together; honest images need about ten each.
 const stepsPerEntry = 300
 
+// chunksPerEntry is how much of the index of a sparse file costs as much as another file.
+const chunksPerEntry = 32
+
 func newTree(limits Limits) *tree {
-	return &tree{root: newDir(), limits: limits, inodes: 1}
+	return &tree{Tree: erofs.NewTree(), limits: limits, inodes: 1}
 }
 
 // newDir is a directory that no layer has an entry for.
-func newDir() *erofs.Inode {
-	return &erofs.Inode{Mode: erofs.TypeDir | 0o755, Children: map[string]*erofs.Inode{}}
-}
-
-func isDir(n *erofs.Inode) bool     { return n.Mode&erofs.TypeMask == erofs.TypeDir }
-func isSymlink(n *erofs.Inode) bool { return n.Mode&erofs.TypeMask == erofs.TypeSymlink }
+func (t *tree) newDir() erofs.Node { return t.New(&erofs.Inode{Mode: erofs.TypeDir | 0o755}) }
 
 // parent finds the directory in which path's last component is. With create it makes the directories that
-// are missing; without, it gives nil for them. A file in the way is refused.
-func (t *tree) parent(path string, create bool) (dir *erofs.Inode, base string, err error) {
+// are missing; without, it gives 0 for them. A file in the way is refused.
+func (t *tree) parent(path string, create bool) (dir erofs.Node, base string, err error) {
 	head, base := splitPath(path)
 	dir, err = t.dir(head, create)
 	return dir, base, err
 }
 
 // dir finds a directory by its path.
-func (t *tree) dir(path string, create bool) (*erofs.Inode, error) {
-	if t.lastNode != nil && path == t.lastDir {
+func (t *tree) dir(path string, create bool) (erofs.Node, error) {
+	if t.lastNode != 0 && path == t.lastDir {
 		return t.lastNode, nil
 	}
 	n, err := t.walk(path, create)
-	if err == nil && n != nil {
+	if err == nil && n != 0 {
 		t.lastDir, t.lastNode = path, n
 	}
 	return n, err
 }
 
-func (t *tree) forget() { t.lastNode = nil }
+func (t *tree) forget() { t.lastDir, t.lastNode = "", 0 }
 
-func (t *tree) walk(path string, create bool) (*erofs.Inode, error) {
+func (t *tree) walk(path string, create bool) (erofs.Node, error) {
 	var (
-		stack = []*erofs.Inode{t.root}
+		stack = append(make([]erofs.Node, 0, 32), erofs.Root)
 		rest  = path
 		links int
 	)
@@ -68,10 +68,10 @@ func (t *tree) walk(path string, create bool) (*erofs.Inode, error) {
 		part, after, _ := strings.Cut(rest, "/")
 		rest = after
 		if t.steps++; t.steps > stepsPerEntry*t.limits.Entries {
-			return nil, refuse("makes paths that take too long to follow")
+			return 0, refuse("makes paths that take too long to follow")
 		}
 		if len(stack) > maxDepth {
-			return nil, refuse("is more than %d directories deep", maxDepth)
+			return 0, refuse("is more than %d directories deep", maxDepth)
 		}
 		here := stack[len(stack)-1]
 		switch part {
@@ -81,121 +81,111 @@ func (t *tree) walk(path string, create bool) (*erofs.Inode, error) {
 			stack = stack[:max(1, len(stack)-1)]
 			continue
 		}
-		next := here.Children[part]
+		next := t.Lookup(here, part)
 		switch {
-		case next == nil && !create:
-			return nil, nil
-		case next == nil:
+		case next == 0 && !create:
+			return 0, nil
+		case next == 0:
 			made, err := t.implicit(here, part)
 			if err != nil {
-				return nil, err
+				return 0, err
 			}
 			stack = append(stack, made)
-		case isDir(next):
+		case t.IsDir(next):
 			stack = append(stack, next)
-		case isSymlink(next):
+		case t.isSymlink(next):
+			target := t.Target(next)
 			if links++; links > maxLinks {
-				return nil, refuse("is reached through more than %d symbolic links", maxLinks)
+				return 0, refuse("is reached through more than %d symbolic links", maxLinks)
 			}
-			if strings.HasPrefix(next.Target, "/") {
+			if strings.HasPrefix(target, "/") {
 				stack = stack[:1]
 			}
-			if rest = next.Target + "/" + rest; len(rest) > maxLinks*maxPath {
-				return nil, refuse("is reached through links of more than %d bytes", maxLinks*maxPath)
+			if rest = target + "/" + rest; len(rest) > maxLinks*maxPath {
+				return 0, refuse("is reached through links of more than %d bytes", maxLinks*maxPath)
 			}
 		default:
-			return nil, refuse("lies below %s, which is not a directory", quote(part))
+			return 0, refuse("lies below %s, which is not a directory", quote(part))
 		}
 	}
 	return stack[len(stack)-1], nil
 }
 
 // implicit makes the directory name, which the layer mentions only as part of a path.
-func (t *tree) implicit(dir *erofs.Inode, name string) (*erofs.Inode, error) {
+func (t *tree) implicit(dir erofs.Node, name string) (erofs.Node, error) {
 	if len(name) > erofs.MaxName {
-		return nil, refuse("has a component of %d bytes, at most %d", len(name), erofs.MaxName)
+		return 0, refuse("has a component of %d bytes, at most %d", len(name), erofs.MaxName)
 	}
-	if err := t.count(); err != nil {
-		return nil, err
+	if err := t.count(1); err != nil {
+		return 0, err
 	}
-	n := newDir()
-	dir.Children[name] = n
+	n := t.newDir()
+	t.Link(dir, name, n)
 	return n, nil
 }
 
-func (t *tree) count() error {
-	if t.inodes++; t.inodes > t.limits.Entries {
+func (t *tree) isSymlink(n erofs.Node) bool { return t.Mode(n)&erofs.TypeMask == erofs.TypeSymlink }
+
+func (t *tree) count(n int) error {
+	if t.inodes += n; t.inodes > t.limits.Entries {
 		return refuse("is one more than the %d files and directories that an image may have", t.limits.Entries)
 	}
 	return nil
 }
 
 // set puts n, not a directory, at dir/base, whatever was there.
-func (t *tree) set(dir *erofs.Inode, base string, n *erofs.Inode) {
-	if old := dir.Children[base]; old != nil && (isDir(old) || isSymlink(old)) {
+func (t *tree) set(dir erofs.Node, base string, n erofs.Node) {
+	if old := t.Lookup(dir, base); old != 0 && (t.IsDir(old) || t.isSymlink(old)) {
 		t.forget()
 	}
-	dir.Children[base] = n
+	t.Link(dir, base, n)
 }
 
 // remove removes dir/base and everything below it.
-func (t *tree) remove(dir *erofs.Inode, base string) {
-	if dir.Children[base] != nil {
-		delete(dir.Children, base)
-		t.forget()
-	}
+func (t *tree) remove(dir erofs.Node, base string) {
+	t.Unlink(dir, base)
+	t.forget()
 }
 
 // clear removes everything in dir.
-func (t *tree) clear(dir *erofs.Inode) {
-	dir.Children = map[string]*erofs.Inode{}
+func (t *tree) clear(dir erofs.Node) {
+	t.Clear(dir)
 	t.forget()
 }
 
 // setDir gives dir/base the properties of n. A directory that is there keeps its content; anything else,
 // a symbolic link included, is replaced by an empty directory.
-func (t *tree) setDir(dir *erofs.Inode, base string, n *erofs.Inode) {
-	old := dir.Children[base]
-	if old == nil || !isDir(old) {
-		n.Children = map[string]*erofs.Inode{}
-		dir.Children[base] = n
-		if old != nil {
-			t.forget()
-		}
+func (t *tree) setDir(dir erofs.Node, base string, n *erofs.Inode) {
+	old := t.Lookup(dir, base)
+	if old != 0 && t.IsDir(old) {
+		t.SetProperties(old, n)
 		return
 	}
-	copyProperties(old, n)
-}
-
-func copyProperties(dst, src *erofs.Inode) {
-	dst.Mode, dst.UID, dst.GID = src.Mode, src.UID, src.GID
-	dst.Mtime, dst.MtimeNsec = src.Mtime, src.MtimeNsec
-	dst.Xattrs = src.Xattrs
+	if old != 0 {
+		t.forget()
+	}
+	t.Link(dir, base, t.New(n))
 }
 
 // prune removes the device nodes that a guest has no use for.
 func (t *tree) prune() {
-	queue := []*erofs.Inode{t.root}
+	if !t.devices {
+		return
+	}
+	queue := []erofs.Node{erofs.Root}
 	for len(queue) > 0 {
 		dir := queue[len(queue)-1]
 		queue = queue[:len(queue)-1]
-		for name, n := range dir.Children {
-			switch {
-			case isDir(n):
+		for name, n := range t.Children(dir) {
+			switch t.Mode(n) & erofs.TypeMask {
+			case erofs.TypeDir:
 				queue = append(queue, n)
-			case isDevice(n) && !allowedDevice(n):
-				delete(dir.Children, name)
+			case erofs.TypeChar, erofs.TypeBlock:
+				if inode := t.Inode(n); !allowedDevice(&inode) {
+					t.Unlink(dir, name)
+				}
 			}
 		}
-	}
-}
-
-func isDevice(n *erofs.Inode) bool {
-	switch n.Mode & erofs.TypeMask {
-	case erofs.TypeChar, erofs.TypeBlock:
-		return true
-	default:
-		return false
 	}
 }
 

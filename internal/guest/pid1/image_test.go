@@ -12,13 +12,14 @@ import (
 	"testing"
 
 	"github.com/pinnacehq/pinnace/internal/erofs"
+	"github.com/pinnacehq/pinnace/internal/erofs/erofstest"
 )
 
 // writeImage makes an image of two layers: the first is a disk of its own and holds the program, the second is a
 // partition of a pack disk and holds the other files.
 func (l *lab) writeImage(t *testing.T, program []byte) {
 	t.Helper()
-	tree := &erofs.Inode{Mode: erofs.TypeDir | 0o755, Children: map[string]*erofs.Inode{}}
+	tree := &erofstest.Node{Mode: erofs.TypeDir | 0o755, Children: map[string]*erofstest.Node{}}
 	var second []byte
 	for _, f := range []struct {
 		path, content string
@@ -32,15 +33,15 @@ func (l *lab) writeImage(t *testing.T, program []byte) {
 		{"bin/plain", "not executable\n", 0o644},
 		{"run/app/socket-goes-here", "", 0o644},
 	} {
-		addFile(tree, f.path, &erofs.Inode{
+		addFile(tree, f.path, &erofstest.Node{
 			Mode: erofs.TypeRegular | f.mode, Size: uint64(len(f.content)), Offset: uint64(len(second)), Slot: 2,
 		})
 		second = pad(append(second, f.content...))
 	}
-	addFile(tree, "bin/workload", &erofs.Inode{Mode: erofs.TypeRegular | 0o755, Size: uint64(len(program)), Slot: 1})
+	addFile(tree, "bin/workload", &erofstest.Node{Mode: erofs.TypeRegular | 0o755, Size: uint64(len(program)), Slot: 1})
 	// As systemd leaves it: a link to a file that is made at run time.
-	addFile(tree, "etc/resolv.conf", &erofs.Inode{Mode: erofs.TypeSymlink | 0o777, Target: "../run/systemd/resolve/stub-resolv.conf"})
-	addFile(tree, "proc/.keep", &erofs.Inode{Mode: erofs.TypeRegular | 0o644})
+	addFile(tree, "etc/resolv.conf", &erofstest.Node{Mode: erofs.TypeSymlink | 0o777, Target: "../run/systemd/resolve/stub-resolv.conf"})
+	addFile(tree, "proc/.keep", &erofstest.Node{Mode: erofs.TypeRegular | 0o644})
 
 	first := pad(program)
 	var meta bytes.Buffer
@@ -51,7 +52,7 @@ func (l *lab) writeImage(t *testing.T, program []byte) {
 	opts := erofs.Options{UUID: [16]byte(uuid), Devices: []erofs.Device{
 		{Tag: "first", Size: int64(len(first))}, {Tag: "second", Size: int64(len(second))},
 	}}
-	if err := erofs.Write(&meta, tree, opts); err != nil {
+	if err := erofs.Write(&meta, tree.Tree(), opts); err != nil {
 		t.Fatal(err)
 	}
 	for name, content := range map[string][]byte{"meta": pad(meta.Bytes()), "first": first, "pack": partitioned(second)} {
@@ -61,12 +62,12 @@ func (l *lab) writeImage(t *testing.T, program []byte) {
 	}
 }
 
-func addFile(tree *erofs.Inode, path string, file *erofs.Inode) {
+func addFile(tree *erofstest.Node, path string, file *erofstest.Node) {
 	dir, name := filepath.Split(path)
 	for part := range strings.SplitSeq(strings.Trim(dir, "/"), "/") {
 		next := tree.Children[part]
 		if next == nil {
-			next = &erofs.Inode{Mode: erofs.TypeDir | 0o755, Children: map[string]*erofs.Inode{}}
+			next = &erofstest.Node{Mode: erofs.TypeDir | 0o755, Children: map[string]*erofstest.Node{}}
 			tree.Children[part] = next
 		}
 		tree = next

@@ -17,6 +17,9 @@ import (
 type Entry struct {
 	Header tar.Header
 	Body   []byte
+
+	// Raw, when set, is the whole entry, in blocks of 512 bytes, and goes into the archive as it is.
+	Raw []byte
 }
 
 // When is the time stamp of entries that set none.
@@ -110,6 +113,13 @@ func Tar(entries ...Entry) []byte {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
 	for _, e := range entries {
+		if e.Raw != nil {
+			if err := w.Flush(); err != nil {
+				panic(fmt.Sprintf("entry before %q: %v", e.Header.Name, err))
+			}
+			out.Write(e.Raw)
+			continue
+		}
 		h := e.Header
 		if err := w.WriteHeader(&h); err != nil {
 			panic(fmt.Sprintf("entry %q: %v", h.Name, err))
