@@ -49,6 +49,7 @@ var forbidden = []struct {
 	{"internal/agent", "internal/registry", "which registry client there is, is cmd's business; the agent pulls from a source"},
 	{"internal/agent", "internal/fleet", "an agent acts on its assignments alone"},
 	{"internal/server", "internal/eventlog/sqlite", "only cmd names a concrete engine"},
+	{"internal/server", "internal/eventlog/postgres", "only cmd names a concrete engine"},
 	{"internal/agent", "internal/vm/qemu", "only cmd names a concrete driver"},
 	{"internal/vm", "internal/guest", "a machine carries bytes; the protocol is not its business"},
 	{"internal/vm", "internal/image", "a machine has disks; what is on them is not its business"},
@@ -178,7 +179,7 @@ func TestRolesCanBeSlim(t *testing.T) {
 		without []string
 	}{
 		{"internal/agent", []string{"modernc.org/sqlite", "github.com/distribution/distribution/v3", "github.com/jackc/pgx/v5"}},
-		{"internal/server", []string{"github.com/vishvananda/netlink", "github.com/google/nftables", "github.com/distribution/distribution/v3"}},
+		{"internal/server", []string{"github.com/vishvananda/netlink", "github.com/google/nftables", "github.com/distribution/distribution/v3", "modernc.org/sqlite", "github.com/jackc/pgx/v5"}},
 	} {
 		packages := list(t, "./"+role.pkg)
 		for _, dep := range packages[0].Deps {

@@ -61,6 +61,10 @@ case $want in build) ;; demo | test)
 esac
 if [ "$want" = test ]; then
 	need debootstrap debootstrap "makes a base for images that were not written for Pinnace"
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || {
+		say "postgresql is missing: the event log's other engine; tests start clusters of their own"
+		missing="$missing postgresql"
+	}
 	need fsck.erofs erofs-utils "checks the file systems that Pinnace writes with the tool of their authors"
 fi
 go=

@@ -58,6 +58,11 @@ func (l *Log) Append(ctx context.Context, appends ...Append) (Receipt, error) {
 	if err := checkRequest(appends); err != nil {
 		return Receipt{}, err
 	}
+	select {
+	case <-l.leads:
+	default:
+		return Receipt{}, l.cannotLead()
+	}
 	r := &request{appends: slices.Clone(appends), done: make(chan result, 1)}
 	for i := range r.appends {
 		a := &r.appends[i]
@@ -141,7 +146,8 @@ type writer struct {
 	head     Head
 	time     int64
 	versions map[string]uint64 // of every stream
-	keys     map[keyID]span    // of every idempotency key
+	keys     map[keyID]span    // of the idempotency keys that are not in older
+	older    keySlab
 
 	// The transaction that is being put together.
 	requests []*request
@@ -157,12 +163,14 @@ type streamVersion struct {
 	version uint64
 }
 
-// write is the writer goroutine.
+// write answers requests until the log is closed or has failed.
 func (l *Log) write(ctx context.Context) {
-	defer close(l.stopped)
 	for {
 		select {
 		case <-l.stopping:
+			return
+		case <-l.lost:
+			_ = l.fail(ErrFenced)
 			return
 		case r := <-l.queue:
 			if !l.commit(ctx, r) {
@@ -179,6 +187,7 @@ func (l *Log) commit(ctx context.Context, r *request) bool {
 	base, baseTime := w.head, w.time
 	for r != nil {
 		if r.state.CompareAndSwap(waiting, taken) {
+			batchTaken.Hit()
 			w.requests = append(w.requests, r)
 			l.plan(r)
 		}
@@ -192,14 +201,12 @@ func (l *Log) commit(ctx context.Context, r *request) bool {
 	}
 	var err error
 	if len(w.events) > 0 {
+		batchPlanned.Hit()
 		err = l.store(ctx, base)
 	}
 	if err == nil {
 		if len(w.events) > 0 {
-			if l.opts.OnCommit != nil {
-				l.opts.OnCommit(w.events)
-			}
-			l.tail.publish(w.events)
+			l.publish(w.events)
 		}
 	} else {
 		w.head, w.time = base, baseTime
@@ -211,15 +218,29 @@ func (l *Log) commit(ctx context.Context, r *request) bool {
 			l.opts.Discard(base.Seq)
 		}
 	}
-	for _, r := range w.requests {
+	for i, r := range w.requests {
 		if err != nil {
 			// Conflicts and repetitions were found against events that are void, so they are void too.
 			r.result = result{err: err}
 		}
 		r.done <- r.result
+		if i == 0 {
+			answerFirst.Hit()
+		}
 	}
+	answerAll.Hit()
 	w.reset()
 	return l.Err() == nil
+}
+
+// publish makes committed events visible.
+func (l *Log) publish(events []Event) {
+	if l.opts.OnCommit != nil {
+		l.opts.OnCommit(events)
+	}
+	commitFolded.Hit()
+	l.tail.publish(events)
+	commitPublished.Hit()
 }
 
 // reset forgets the transaction, keeping the memory but nothing that it points to.
@@ -238,7 +259,7 @@ func (l *Log) plan(r *request) {
 	var id keyID
 	if key != "" {
 		id = keyIDOf(key)
-		if s, ok := w.keys[id]; ok {
+		if s, ok := w.span(id); ok {
 			r.result = result{span: s, repeated: true}
 			return
 		}
@@ -294,6 +315,14 @@ func (l *Log) extend(appends []Append) error {
 	return nil
 }
 
+// span finds the events of an idempotency key.
+func (w *writer) span(id keyID) (span, bool) {
+	if s, ok := w.keys[id]; ok {
+		return s, true
+	}
+	return w.older.find(id)
+}
+
 // rewind takes stream versions back to where undo had n entries.
 func (w *writer) rewind(n int) {
 	for _, u := range slices.Backward(w.undo[n:]) {
@@ -310,7 +339,9 @@ func (w *writer) rewind(n int) {
 // store commits the transaction. When the engine reports an error, it is asked what it has: the outcome is
 // never guessed. An error means that nothing of the transaction is stored, or that the log has failed.
 func (l *Log) store(ctx context.Context, base Head) error {
+	commitBefore.Hit()
 	cause := l.engine.Commit(ctx, l.w.events)
+	commitAfter.Hit()
 	if cause == nil {
 		return nil
 	}
@@ -339,4 +370,18 @@ func (l *Log) event(ctx context.Context, seq uint64) (Event, error) {
 		return events[0], nil
 	}
 	return Event{}, fmt.Errorf("event %d is not in the log", seq)
+}
+
+// remember learns the idempotency key of an event that is stored.
+func (w *writer) remember(e *Event) {
+	if e.IdempotencyKey == "" {
+		return
+	}
+	id := keyIDOf(e.IdempotencyKey)
+	s, ok := w.span(id)
+	if !ok {
+		s.first = e.Seq
+	}
+	s.last = e.Seq
+	w.keys[id] = s
 }

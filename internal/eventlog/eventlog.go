@@ -10,6 +10,7 @@
 package eventlog
 
 import (
+	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -40,11 +41,42 @@ type Hash [32]byte
 // String is the hash in lower-case hexadecimal.
 func (h Hash) String() string { return hex.EncodeToString(h[:]) }
 
+// MarshalText implements encoding.TextMarshaler.
+func (h Hash) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h[:]), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler. It takes what MarshalText gives and nothing else.
+func (h *Hash) UnmarshalText(text []byte) error { return decodeHex(h[:], text) }
+
+// decodeHex fills dst from lower-case hexadecimal of exactly its length.
+func decodeHex(dst, text []byte) error {
+	if len(text) != 2*len(dst) {
+		return fmt.Errorf("%d hexadecimal digits where %d belong", len(text), 2*len(dst))
+	}
+	if strings.ContainsAny(string(text), "ABCDEF") {
+		return errors.New("hexadecimal digits are lower-case")
+	}
+	_, err := hex.Decode(dst, text)
+	return err
+}
+
 // A LogID tells one log from every other; it is drawn when the log is created and never changes.
 type LogID [16]byte
 
 // String is the ID in lower-case hexadecimal.
 func (id LogID) String() string { return hex.EncodeToString(id[:]) }
+
+// NewID draws the ID of a new log.
+func NewID() (id LogID) {
+	// Reading random bytes never fails: the runtime ends the process instead.
+	_, _ = rand.Read(id[:])
+	return id
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (id LogID) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, id[:]), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (id *LogID) UnmarshalText(text []byte) error { return decodeHex(id[:], text) }
 
 // An Event is one committed fact. Events are shared between readers: nobody may change one, nor its Payload.
 type Event struct {
@@ -101,6 +133,10 @@ var (
 	ErrFailed = errors.New("the event log has failed and takes no more appends")
 	// ErrFenced means that another writer owns the store now.
 	ErrFenced = errors.New("another writer has taken over the event log")
+	// ErrHeld means that somebody else owns the store and may be alive.
+	ErrHeld = errors.New("another writer has the event log")
+	// ErrFollowing means that this log only follows the one that appends.
+	ErrFollowing = errors.New("this server follows another one, which appends to the event log")
 	// ErrBroken means that the storage failed in a way after which nothing that it says can be trusted
 	// until the process has started again: a failed sync, above all.
 	ErrBroken = errors.New("the event log's storage is broken")

@@ -1,7 +1,9 @@
 // Package failpoint lets a test stop a program, or let it fail, at each step that changes what is on a disk.
 //
-// Code calls Hit just before such a step. In a program that nobody tests, Hit is one atomic load. The package
-// knows no steps by name: a test counts them, or looks at the path.
+// There are two kinds. Code that changes files calls Hit just before each step; such steps have no names: a test
+// counts them, or looks at the path. A Point is a place between two things that become durable or known, has
+// a name, and kills the process as SIGKILL does when Arm has said so. In a program that nobody tests, either is
+// one atomic load.
 package failpoint
 
 import "sync/atomic"

@@ -14,6 +14,9 @@ func openEngine(t *testing.T, s Store) (eventlog.Engine, eventlog.Info) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := e.Lead(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		if err := e.Close(); err != nil {
 			t.Errorf("close: %v", err)

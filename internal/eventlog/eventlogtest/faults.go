@@ -118,12 +118,13 @@ func testCommitUnknowable(t *testing.T, s Store) {
 		func(func() (eventlog.Head, error)) (eventlog.Head, error) { return eventlog.Head{}, errInjected },
 		func(func() (eventlog.Head, error)) (eventlog.Head, error) { return eventlog.Head{Seq: 1}, nil },
 	} {
-		f := &Faulty{Engine: s.Engine(), OnHead: onHead}
+		f := &Faulty{Engine: s.Engine()}
 		f.OnCommit = func([]eventlog.Event, func() error) error { return errInjected }
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
 		l = open(t, f, eventlog.Options{})
+		f.OnHead = onHead // ordered before its use by the append
 		_, err := l.Append(t.Context(), event("a", 0))
 		wantFailed(t, l, err, errInjected)
 	}

@@ -4,7 +4,6 @@ package memory
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,13 +19,13 @@ type Store struct {
 	mu     sync.Mutex
 	epoch  int // counts the engines that were opened
 	events []eventlog.Event
+	last   eventlog.Checkpoint
 }
 
 // NewStore makes an empty store. A zero id draws one.
 func NewStore(id eventlog.LogID) *Store {
 	if id == (eventlog.LogID{}) {
-		// Reading random bytes never fails: the runtime ends the process instead.
-		_, _ = rand.Read(id[:])
+		id = eventlog.NewID()
 	}
 	return &Store{id: id}
 }
@@ -40,19 +39,26 @@ func New() *Engine { return NewStore(eventlog.LogID{}).Engine() }
 // An Engine is the access of one owner to a Store.
 type Engine struct {
 	store *Store
-	epoch int // guarded by store.mu; 0 while not open
+	epoch int // guarded by store.mu; 0 while it does not lead
 }
 
 var _ eventlog.Engine = (*Engine)(nil)
 
 // Open implements eventlog.Engine.
 func (e *Engine) Open(context.Context) (eventlog.Info, error) {
+	e.store.mu.Lock()
+	defer e.store.mu.Unlock()
+	return eventlog.Info{ID: e.store.id, Head: e.store.head()}, nil
+}
+
+// Lead implements eventlog.Engine. Nobody holds a store in memory against somebody else.
+func (e *Engine) Lead(context.Context) (<-chan struct{}, error) {
 	s := e.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.epoch++
 	e.epoch = s.epoch
-	return eventlog.Info{ID: s.id, Head: s.head()}, nil
+	return nil, nil
 }
 
 // Commit implements eventlog.Engine.
@@ -61,7 +67,7 @@ func (e *Engine) Commit(_ context.Context, events []eventlog.Event) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e.epoch == 0 {
-		return errors.New("memory engine is not open")
+		return errors.New("memory engine does not lead")
 	}
 	if e.epoch != s.epoch {
 		return eventlog.ErrFenced
@@ -107,6 +113,30 @@ func (e *Engine) Scan(ctx context.Context, after uint64, fn func(eventlog.Event)
 		}
 	}
 	return nil
+}
+
+// SaveCheckpoint implements eventlog.Engine.
+func (e *Engine) SaveCheckpoint(_ context.Context, c eventlog.Checkpoint) error {
+	s := e.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.epoch == 0 || e.epoch != s.epoch {
+		return eventlog.ErrFenced
+	}
+	if c.Seq == 0 || c.Seq > uint64(len(s.events)) {
+		return fmt.Errorf("checkpoint of event %d, which is not stored", c.Seq)
+	}
+	if c.Seq >= s.last.Seq {
+		s.last = c
+	}
+	return nil
+}
+
+// LastCheckpoint implements eventlog.Engine.
+func (e *Engine) LastCheckpoint(context.Context) (eventlog.Checkpoint, error) {
+	e.store.mu.Lock()
+	defer e.store.mu.Unlock()
+	return e.store.last, nil
 }
 
 // Tamper calls fn with the stored events and stores what it returns, as somebody with access to a disk would.

@@ -14,7 +14,7 @@ func TestEngine(t *testing.T) {
 		return eventlogtest.Store{
 			Engine: func() eventlog.Engine { return s.Engine() },
 			Steal: func(t *testing.T) {
-				if _, err := s.Engine().Open(t.Context()); err != nil {
+				if _, err := s.Engine().Lead(t.Context()); err != nil {
 					t.Fatal(err)
 				}
 			},

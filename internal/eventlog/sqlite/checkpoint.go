@@ -84,9 +84,11 @@ func (e *Engine) copyBack(ctx context.Context) (pages int64, err error) {
 	if p := e.broken.Load(); p != nil {
 		return 0, *p
 	}
+	copyBackBefore.Hit()
 	var busy, length, copied sql.NullInt64
 	err = e.copier.QueryRowContext(ctx, `PRAGMA wal_checkpoint(PASSIVE)`).Scan(&busy, &length, &copied)
 	if err == nil {
+		copyBackAfter.Hit()
 		return length.Int64, nil
 	}
 	if err := ctx.Err(); err != nil {

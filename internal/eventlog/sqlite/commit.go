@@ -38,10 +38,13 @@ func (e *Engine) Commit(ctx context.Context, events []eventlog.Event) error {
 	if _, err := e.writer.ExecContext(ctx, `BEGIN IMMEDIATE`); err != nil {
 		return e.classify(fmt.Errorf("begin: %w", err))
 	}
+	began.Hit()
 	size, err := e.insert(ctx, events)
 	if err == nil {
+		insertedAll.Hit()
 		_, err = e.writer.ExecContext(ctx, `COMMIT`)
 		if err == nil {
+			committed.Hit()
 			e.copying.committed(size)
 			return nil
 		}
@@ -59,6 +62,7 @@ func (e *Engine) insert(ctx context.Context, events []eventlog.Event) (size int,
 	if epoch != e.epoch {
 		return 0, fmt.Errorf("%w: the lease has epoch %d, ours is %d", eventlog.ErrFenced, epoch, e.epoch)
 	}
+	checkedLease.Hit()
 	defer func() { clear(e.args) }() // the payloads are not ours to keep
 	for len(events) > 0 {
 		stmt, n := e.insert1, 1
@@ -83,6 +87,7 @@ func (e *Engine) insert(ctx context.Context, events []eventlog.Event) (size int,
 		if _, err := stmt.ExecContext(ctx, e.args...); err != nil {
 			return 0, fmt.Errorf("insert events %d to %d: %w", events[0].Seq, events[n-1].Seq, err)
 		}
+		insertedSome.Hit()
 		events = events[n:]
 	}
 	return size, nil

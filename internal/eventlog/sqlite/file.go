@@ -90,7 +90,7 @@ func prepareFile(ctx context.Context, c *sql.Conn, id eventlog.LogID) error {
 			return fmt.Errorf("%s is %d, not %d: %s", want.pragma, got, want.value, want.why)
 		}
 	}
-	return nil
+	return prepareCheckpoints(ctx, c)
 }
 
 func create(ctx context.Context, c *sql.Conn, id eventlog.LogID) (err error) {
@@ -99,7 +99,7 @@ func create(ctx context.Context, c *sql.Conn, id eventlog.LogID) (err error) {
 		return err
 	}
 	if id == (eventlog.LogID{}) {
-		id = newID()
+		id = eventlog.NewID()
 	}
 	genesis := eventlog.Genesis(id)
 	if _, err := c.ExecContext(ctx, `BEGIN IMMEDIATE`); err != nil {
@@ -113,6 +113,7 @@ func create(ctx context.Context, c *sql.Conn, id eventlog.LogID) (err error) {
 	if _, err := c.ExecContext(ctx, schema); err != nil {
 		return err
 	}
+	createdTables.Hit()
 	for k, v := range map[string][]byte{"format": []byte(strconv.Itoa(Format)), "log_id": id[:], "genesis": genesis[:]} {
 		if _, err := c.ExecContext(ctx, `INSERT INTO meta (k, v) VALUES (?, ?)`, k, v); err != nil {
 			return err
@@ -121,7 +122,9 @@ func create(ctx context.Context, c *sql.Conn, id eventlog.LogID) (err error) {
 	if _, err := c.ExecContext(ctx, `PRAGMA application_id = `+strconv.Itoa(applicationID)); err != nil {
 		return err
 	}
-	_, err = c.ExecContext(ctx, `COMMIT`)
+	if _, err = c.ExecContext(ctx, `COMMIT`); err == nil {
+		createdAll.Hit()
+	}
 	return err
 }
 

@@ -25,11 +25,4 @@ CREATE TABLE lease (
   until  INTEGER NOT NULL
 ) STRICT;
 
--- Signed heads. Written by no code yet.
-CREATE TABLE checkpoint (
-  seq  INTEGER PRIMARY KEY,
-  hash BLOB NOT NULL,
-  sig  BLOB NOT NULL
-) STRICT;
-
 INSERT INTO lease (one, epoch, holder, until) VALUES (1, 0, '', 0);

@@ -8,7 +8,6 @@ package sqlite
 
 import (
 	"context"
-	"crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -82,12 +81,16 @@ func (e *Engine) open(ctx context.Context) (eventlog.Info, error) {
 	if err := e.connect(ctx); err != nil {
 		return eventlog.Info{}, fmt.Errorf("%s: %w", e.path, err)
 	}
-	info, err := e.claim(ctx)
+	id, err := readID(ctx, e.writer)
+	if err != nil {
+		return eventlog.Info{}, fmt.Errorf("%s: %w", e.path, err)
+	}
+	head, err := readHead(ctx, e.writer, id)
 	if err != nil {
 		return eventlog.Info{}, fmt.Errorf("%s: %w", e.path, err)
 	}
 	e.copying.start(e)
-	return info, nil
+	return eventlog.Info{ID: id, Head: head}, nil
 }
 
 // connect opens the file, creating it with its tables when it is new, and checks that it is what it should be.
@@ -100,6 +103,7 @@ func (e *Engine) connect(ctx context.Context) error {
 	if err := errors.Join(f.Close(), durable.SyncDir(e.opts.Dir)); err != nil {
 		return err
 	}
+	createdFile.Hit()
 	if e.writers, err = openDB(e.path, false); err != nil {
 		return err
 	}
@@ -128,8 +132,9 @@ func (e *Engine) connect(ctx context.Context) error {
 	return nil
 }
 
-// claim makes this engine the one that may write.
-func (e *Engine) claim(ctx context.Context) (eventlog.Info, error) {
+// Lead implements eventlog.Engine. The lock of the directory keeps other processes away; the epoch keeps
+// those away who came in beside it.
+func (e *Engine) Lead(ctx context.Context) (<-chan struct{}, error) {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown"
@@ -137,17 +142,10 @@ func (e *Engine) claim(ctx context.Context) (eventlog.Info, error) {
 	holder := fmt.Sprintf("%s pid %d", host, os.Getpid())
 	err = e.writer.QueryRowContext(ctx, `UPDATE lease SET epoch = epoch + 1, holder = ? WHERE one = 1 RETURNING epoch`, holder).Scan(&e.epoch)
 	if err != nil {
-		return eventlog.Info{}, fmt.Errorf("claim the lease: %w", err)
+		return nil, fmt.Errorf("%s: claim the lease: %w", e.path, err)
 	}
-	id, err := readID(ctx, e.writer)
-	if err != nil {
-		return eventlog.Info{}, err
-	}
-	head, err := readHead(ctx, e.writer, id)
-	if err != nil {
-		return eventlog.Info{}, err
-	}
-	return eventlog.Info{ID: id, Head: head}, nil
+	claimed.Hit()
+	return nil, nil
 }
 
 // Head implements eventlog.Engine.
@@ -179,6 +177,7 @@ func (e *Engine) Close() error {
 			errs = append(errs, db.Close())
 		}
 	}
+	closedReaders.Hit()
 	for _, s := range []*sql.Stmt{e.insert1, e.insertN} {
 		if s != nil {
 			errs = append(errs, s.Close())
@@ -190,15 +189,10 @@ func (e *Engine) Close() error {
 	if e.writers != nil {
 		errs = append(errs, e.writers.Close())
 	}
+	closedWriter.Hit()
 	if e.lock != nil {
 		errs = append(errs, e.lock.Unlock())
 	}
 	e.readers, e.copier, e.insert1, e.insertN, e.writer, e.writers, e.lock = nil, nil, nil, nil, nil, nil, nil
 	return errors.Join(errs...)
-}
-
-func newID() (id eventlog.LogID) {
-	// Reading random bytes never fails: the runtime ends the process instead.
-	_, _ = rand.Read(id[:])
-	return id
 }
