@@ -20,7 +20,7 @@ const hashPrefix = "sha256:"
 // ParseHash accepts exactly the form that HashOf makes.
 func ParseHash(s string) (Hash, error) {
 	digits, ok := strings.CutPrefix(s, hashPrefix)
-	if !ok || len(digits) != 2*sha256.Size || strings.Trim(digits, "0123456789abcdef") != "" {
+	if !ok || len(digits) != 2*sha256.Size || !consistsOf(digits, numeric+"abcdef") {
 		return "", fmt.Errorf("%s is not a manifest hash: sha256: and 64 lower-case hex digits", quote(s))
 	}
 	return Hash(s), nil

@@ -18,11 +18,23 @@ const (
 	lower   = "abcdefghijklmnopqrstuvwxyz"
 	upper   = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 	numeric = "0123456789"
+
+	octalDigits = "01234567"
 )
+
+// consistsOf reports whether every byte of s is in set.
+func consistsOf(s, set string) bool {
+	for i := range len(s) {
+		if strings.IndexByte(set, s[i]) < 0 {
+			return false
+		}
+	}
+	return true
+}
 
 // matches reports whether s has 1 to limit bytes, the first one out of first, the others out of rest.
 func matches(s, first, rest string, limit int) bool {
-	return s != "" && len(s) <= limit && strings.IndexByte(first, s[0]) >= 0 && strings.Trim(s[1:], rest) == ""
+	return s != "" && len(s) <= limit && strings.IndexByte(first, s[0]) >= 0 && consistsOf(s[1:], rest)
 }
 
 // label checks the names that become DNS labels, identities and path segments.
@@ -72,7 +84,7 @@ const maxPath = 1024
 
 // portReference checks what can be said about a port's name without knowing the ports.
 func portReference(s string) fault {
-	if strings.Trim(s, numeric) != "" {
+	if !consistsOf(s, numeric) {
 		return fault{}
 	}
 	return fault{
@@ -134,7 +146,7 @@ func userSpec(s string) fault {
 
 func userOrGroup(s, part string) fault {
 	f := fault{code: CodeOutOfRange, message: quote(s) + ` is not a user: "uid", "uid:gid", or names`}
-	if part != "" && strings.Trim(part, numeric) == "" {
+	if part != "" && consistsOf(part, numeric) {
 		// The last id means "no change" to chown and setresuid.
 		if id, err := strconv.ParseUint(part, 10, 32); err != nil || id > 1<<32-2 {
 			f.message = quote(s) + " has an id that is out of range: 0..4294967294"

@@ -45,7 +45,7 @@ func validClock(s string) bool {
 	if !has {
 		return fraction == ""
 	}
-	return fraction != "" && strings.Trim(fraction, numeric) == ""
+	return fraction != "" && consistsOf(fraction, numeric)
 }
 
 func validOffset(s string) bool {

@@ -89,7 +89,7 @@ func (n *node) add(c *node) {
 // document builds the tree of a TOML text from the expressions of the parser. It checks what the parser does
 // not: that no key is defined twice, and how deep the document nests.
 type document struct {
-	parser  unstable.Parser
+	parser  *unstable.Parser
 	src     string
 	base    int // offset in src of what the parser was given last
 	root    *node

@@ -176,7 +176,7 @@ func simplest(part string) string {
 	switch {
 	case inner == part || strings.ContainsAny(inner, `\"`) || strings.ContainsFunc(inner, isControl):
 		return part
-	case inner != "" && strings.Trim(inner, bareKey) == "" && !strings.Contains(inner, "."):
+	case inner != "" && consistsOf(inner, bareKey) && !strings.Contains(inner, "."):
 		return inner
 	default:
 		return `"` + inner + `"`

@@ -69,7 +69,7 @@ func quote(s string) string {
 // displayName shows a key: bare when TOML would take it bare, quoted otherwise.
 func displayName(key string) string {
 	key = shorten(key)
-	if key != "" && strings.Trim(key, bareKey) == "" && !strings.Contains(key, "..") {
+	if key != "" && consistsOf(key, bareKey) && !strings.Contains(key, "..") {
 		return key
 	}
 	return strconv.Quote(key)

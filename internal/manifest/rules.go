@@ -37,16 +37,19 @@ func (d *decoder) complain(name string, f fault, paths ...string) {
 }
 
 func (d *decoder) portRules() {
-	inside := make(map[string]string)
+	type number struct {
+		protocol string
+		port     int
+	}
 	type door struct{ name, edge string }
-	outside := make(map[string]door)
+	inside, outside := make(map[number]string), make(map[number]door)
 	for _, name := range d.portsInOrder() {
 		p := d.m.Ports[name]
 		if p.Port != 0 && p.Protocol != "" {
-			at := fmt.Sprintf("%s/%d", p.Protocol, p.Port)
+			at := number{p.Protocol, p.Port}
 			if first, ok := inside[at]; ok {
 				d.complain(name, fault{
-					code: CodeDuplicatePort, message: fmt.Sprintf("%s is the port of ports.%s already", at, displayName(first)),
+					code: CodeDuplicatePort, message: fmt.Sprintf("%s/%d is the port of ports.%s already", at.protocol, at.port, displayName(first)),
 					why: "one process listens once on a number",
 				}, "ports.*.port")
 			} else {
@@ -62,11 +65,11 @@ func (d *decoder) portRules() {
 		if p.PublicPort == 0 || p.Edge == "" {
 			continue
 		}
-		at := fmt.Sprintf("%s/%d", p.Protocol, p.PublicPort)
+		at := number{p.Protocol, p.PublicPort}
 		first, taken := outside[at]
 		if taken && (p.Edge == EdgeRaw || first.edge == EdgeRaw) {
 			d.complain(name, fault{
-				code: CodeDuplicatePort, message: fmt.Sprintf("%s is the public port of ports.%s already", at, displayName(first.name)),
+				code: CodeDuplicatePort, message: fmt.Sprintf("%s/%d is the public port of ports.%s already", at.protocol, at.port, displayName(first.name)),
 				why: `a public port leads to one place; only ports with edge = "sni" can share one, by host name`,
 			}, "ports.*.public_port", "ports.*.edge", "ports.*.expose", "ports")
 		} else if !taken {
@@ -134,6 +137,9 @@ func (d *decoder) rolloutRules() {
 	}
 }
 
+// reservedDirs are the system's; a secret may be in the last one.
+var reservedDirs = [...]string{"/proc", "/sys", "/dev", "/run"}
+
 // mount is a place in the instance's file system that a secret or a volume takes.
 type mount struct {
 	table, name, path string
@@ -142,12 +148,15 @@ type mount struct {
 }
 
 func (d *decoder) mountRules() {
-	var mounts []mount
+	if len(d.m.Secrets)+len(d.m.Volumes) == 0 {
+		return
+	}
+	mounts := make([]mount, 0, len(d.m.Secrets)+len(d.m.Volumes))
 	for name, s := range d.m.Secrets {
-		mounts = append(mounts, mount{"secrets", name, s.Path, []string{"/proc", "/sys", "/dev"}, d.m.where(name, "secrets.*.path")})
+		mounts = append(mounts, mount{"secrets", name, s.Path, reservedDirs[:3], d.m.where(name, "secrets.*.path")})
 	}
 	for name, v := range d.m.Volumes {
-		mounts = append(mounts, mount{"volumes", name, v.Path, []string{"/proc", "/sys", "/dev", "/run"}, d.m.where(name, "volumes.*.path")})
+		mounts = append(mounts, mount{"volumes", name, v.Path, reservedDirs[:], d.m.where(name, "volumes.*.path")})
 	}
 	slices.SortFunc(mounts, func(a, b mount) int {
 		if a.at.off != b.at.off {
@@ -155,7 +164,7 @@ func (d *decoder) mountRules() {
 		}
 		return strings.Compare(a.table+"."+a.name, b.table+"."+b.name)
 	})
-	var taken []mount
+	taken := make([]mount, 0, len(mounts))
 	for _, m := range mounts {
 		if m.path == "" {
 			continue

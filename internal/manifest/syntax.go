@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/pelletier/go-toml/v2/unstable"
@@ -21,6 +22,9 @@ const (
 // maxSyntaxErrors bounds how often the parser picks itself up. What comes after that many is noise.
 const maxSyntaxErrors = 10
 
+// parsers keeps the parsers' memory for the next text.
+var parsers = sync.Pool{New: func() any { return new(unstable.Parser) }}
+
 // read makes the tree of a TOML text. The second result is false when the text is broken, so that what is
 // missing from the tree may only be missing because of that.
 func read(src string, list *problemList) (*node, bool) {
@@ -34,7 +38,12 @@ func readWithin(src string, list *problemList, deepest int) (*node, bool) {
 		list.add(at, p)
 		return root, false
 	}
-	d := &document{src: src, root: root, current: root, list: list, deepest: deepest}
+	parser := parsers.Get().(*unstable.Parser)
+	defer func() {
+		parser.Reset(nil)
+		parsers.Put(parser)
+	}()
+	d := &document{parser: parser, src: src, root: root, current: root, list: list, deepest: deepest}
 	data := []byte(src)
 	for failures := 0; ; failures++ {
 		d.parser.Reset(data[d.base:])

@@ -48,10 +48,13 @@ func withUnit(n *node, u *units) (int64, fault) {
 		}
 		return 0, f
 	}
-	digits := strings.TrimRight(n.text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-	unit := n.text[len(digits):]
+	end := 0
+	for end < len(n.text) && n.text[end] >= '0' && n.text[end] <= '9' {
+		end++
+	}
+	digits, unit := n.text[:end], n.text[end:]
 	factor := u.factor(unit)
-	if factor == 0 || digits == "" || strings.Trim(digits, "0123456789") != "" {
+	if factor == 0 || digits == "" {
 		return 0, u.bad(n)
 	}
 	v, err := strconv.ParseInt(digits, 10, 64)

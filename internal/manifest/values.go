@@ -131,7 +131,7 @@ func (d *decoder) integer(c *spec, n *node) (int64, fault) {
 // plainInteger reads decimal digits. TOML knows more spellings; a manifest has one for each value.
 func plainInteger(text string) (int64, fault) {
 	digits := strings.TrimPrefix(text, "-")
-	if strings.Trim(digits, "0123456789") != "" || digits == "" || len(digits) > 1 && digits[0] == '0' {
+	if !consistsOf(digits, numeric) || digits == "" || len(digits) > 1 && digits[0] == '0' {
 		f := fault{code: CodeOutOfRange, message: fmt.Sprintf("%s is not written as a plain decimal number", shorten(text)), why: "every value has one spelling"}
 		if v, err := strconv.ParseInt(strings.TrimPrefix(text, "+"), 0, 64); err == nil {
 			f.suggestion = strconv.FormatInt(v, 10)
@@ -214,7 +214,7 @@ func milliCPU(n *node) (int64, fault) {
 		if n.kind == kindString && decimal(n.text) {
 			f.suggestion = n.text
 		}
-		if milli, ok := strings.CutSuffix(n.text, "m"); ok && n.kind == kindString && len(milli) < 9 && strings.Trim(milli, "0123456789") == "" && milli != "" {
+		if milli, ok := strings.CutSuffix(n.text, "m"); ok && n.kind == kindString && len(milli) < 9 && consistsOf(milli, numeric) && milli != "" {
 			v, _ := strconv.ParseInt(milli, 10, 64)
 			f.suggestion = formatMilli(v)
 		}
@@ -244,7 +244,7 @@ func milliCPU(n *node) (int64, fault) {
 // decimal matches digits, and a point and digits after them.
 func decimal(s string) bool {
 	whole, fraction, point := strings.Cut(s, ".")
-	return whole != "" && strings.Trim(whole, "0123456789") == "" && strings.Trim(fraction, "0123456789") == "" && (!point || fraction != "")
+	return whole != "" && consistsOf(whole, numeric) && consistsOf(fraction, numeric) && (!point || fraction != "")
 }
 
 // mode reads four octal digits.
@@ -252,14 +252,14 @@ func mode(c *spec, n *node) (uint32, fault) {
 	why := "the digits are octal, as for chmod"
 	if n.kind != kindString {
 		f := fault{code: CodeWrongType, message: `expected a file mode in quotes such as "0400", found ` + n.show(), why: why}
-		if octal := strings.TrimPrefix(n.text, "0o"); n.kind == kindInteger && len(octal) <= 4 && strings.Trim(octal, "01234567") == "" {
+		if octal := strings.TrimPrefix(n.text, "0o"); n.kind == kindInteger && len(octal) <= 4 && consistsOf(octal, octalDigits) {
 			f.suggestion = fmt.Sprintf(`"%04s"`, octal)
 		}
 		return 0, f
 	}
-	if len(n.text) != 4 || strings.Trim(n.text, "01234567") != "" {
+	if len(n.text) != 4 || !consistsOf(n.text, octalDigits) {
 		f := fault{code: CodeOutOfRange, message: n.literal() + " is not four octal digits", why: why}
-		if len(n.text) == 3 && strings.Trim(n.text, "01234567") == "" {
+		if len(n.text) == 3 && consistsOf(n.text, octalDigits) {
 			f.suggestion = `"0` + n.text + `"`
 		}
 		return 0, f
