@@ -29,7 +29,7 @@ func parseCanonical(schema *spec, b []byte) (*Manifest, error) {
 	}
 	list := &problemList{noText: true}
 	m := &Manifest{origins: make([]origin, 0, 64)}
-	d := &decoder{m: m, list: list, canonical: true, whole: true}
+	d := &decoder{m: m, root: root, list: list, canonical: true, whole: true}
 	d.table(schema, root, &scope{m: m})
 	d.rules()
 	list.problems.sort()

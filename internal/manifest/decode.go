@@ -3,6 +3,7 @@ package manifest
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -21,6 +22,7 @@ type origin struct {
 // decoder fills a Manifest from a tree, driven by the table.
 type decoder struct {
 	m         *Manifest
+	root      *node
 	list      *problemList
 	canonical bool // values are in canonical units
 	whole     bool // the text was read to its end, so what is missing is missing
@@ -43,7 +45,7 @@ func parse(schema *spec, src string) (*Manifest, Problems) {
 // fill makes a Manifest of the tree of a TOML text.
 func fill(schema *spec, root *node, whole bool, list *problemList) (*Manifest, Problems) {
 	m := &Manifest{source: list.src, origins: make([]origin, 0, 64)}
-	d := &decoder{m: m, list: list, whole: whole}
+	d := &decoder{m: m, root: root, list: list, whole: whole}
 	top := &scope{m: m}
 	d.table(schema, root, top)
 	if whole {
@@ -229,7 +231,29 @@ func tooMany(n int, limit int64) fault {
 }
 
 func (d *decoder) report(at span, k *Key, name string, f fault) {
+	if f.fix == "" && f.suggestion == "" {
+		f.fix = k.sample(f.code)
+	}
 	d.reportAt(at, k.path(name), f)
+}
+
+// sample shows a value that is right, for values that are so wrong that nothing better can be said.
+func (k *Key) sample(code string) string {
+	value := k.Example
+	switch {
+	case code != CodeWrongType && code != CodeOutOfRange && code != CodeBadUnit:
+		return ""
+	case value != "":
+	case k.Default != "" && k.Default != "[]":
+		value = k.Default
+	case len(k.Values) > 0 && k.Type == String:
+		value = strconv.Quote(k.Values[0])
+	case len(k.DefaultWhen) > 0:
+		value = k.DefaultWhen[0].Value
+	default:
+		return ""
+	}
+	return "write for example " + k.last() + " = " + value
 }
 
 func (d *decoder) reportAt(at span, path string, f fault) {

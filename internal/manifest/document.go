@@ -143,8 +143,8 @@ func (d *document) expression(e *unstable.Node) {
 	d.end = min(lineEnd(d.src, d.end)+1, len(d.src))
 }
 
-// header opens the table that [a.b] or [[a.b]] names. After a header that is wrong there is no current table,
-// and what follows is not judged.
+// header opens the table that [a.b] or [[a.b]] names. After a header that opens nothing there is no current table,
+// and what follows is not judged. What follows a table's second header is: it is a table, wherever it belongs.
 func (d *document) header(e *unstable.Node, array bool) {
 	lost := d.lost
 	d.current, d.lost = nil, true
@@ -167,11 +167,11 @@ func (d *document) header(e *unstable.Node, array bool) {
 			n = d.table(parent, key, at, byHeader)
 		case n == nil:
 			n = d.table(parent, key, at, byParent)
-		case last && !d.reopen(n, at, array):
-			return
-		case !last && (n.how == byValue || n.kind != kindTable && n.how != byArray):
+		case last && !d.reopen(n, at, array), !last && (n.how == byValue || n.kind != kindTable && n.how != byArray):
 			d.twice(n, at)
-			return
+			if array || n.kind != kindTable {
+				return
+			}
 		}
 		if n.how == byArray {
 			if last {
@@ -193,7 +193,6 @@ func (d *document) reopen(n *node, at span, array bool) bool {
 		n.how = byHeader
 		return true
 	default:
-		d.twice(n, at)
 		return false
 	}
 }
@@ -225,7 +224,9 @@ func (d *document) keyValue(parent *node, e *unstable.Node, depth int) {
 			n = d.table(parent, key, at, byDotted)
 		} else if n.kind != kindTable || n.how != byDotted {
 			d.twice(n, at)
-			return
+			if n.kind != kindTable {
+				return
+			}
 		}
 		parent = n
 	}

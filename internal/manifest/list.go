@@ -42,7 +42,8 @@ func (l *problemList) add(at span, p Problem) {
 func (l *problemList) place(p *Problem, at span) {
 	p.Line, p.Column = l.position(at.off)
 	end := min(at.off+at.length, lineEnd(l.src, min(at.off, len(l.src))))
-	if p.width = 0; at.off < end {
+	p.width = min(at.length, 1) // at the end of a line there is nothing to underline, but there is a place
+	if at.off < end {
 		p.width = utf8.RuneCountInString(l.src[at.off:end])
 	}
 }

@@ -159,6 +159,40 @@ func TestRender(t *testing.T) {
 	}
 }
 
+// TestCaret checks that the mark stands below the place, as a terminal shows both.
+func TestCaret(t *testing.T) {
+	long := strings.Repeat("x", 300)
+	for _, tt := range []struct {
+		name, line    string
+		column, width int
+		text, mark    string
+	}{
+		{"plain", `a = "b"`, 5, 3, `a = "b"`, `    ^~~`},
+		{"about the line's end", `a =`, 4, 1, `a =`, `   ^`},
+		{"tabs before", "\ta\t= 1", 4, 1, "\ta\t= 1", "\t \t^"},
+		{"wide before", "\u6f22\u5b57 = 1", 6, 1, "\u6f22\u5b57 = 1", "       ^"},
+		{"wide within", "a = \"\u6f22\"", 5, 3, "a = \"\u6f22\"", "    ^~~~"},
+		{"combining", "e\u0301 = 1", 6, 1, "e\u0301 = 1", "    ^"},
+		{"combining, and the place itself", "e\u0301", 2, 1, "e\u0301", " ^"},
+		{"full width", "\uff11 = 1", 5, 1, "\uff11 = 1", "     ^"},
+		{"joined", "\U0001f469\u200d\U0001f4bb x", 5, 1, "\U0001f469\u200d\U0001f4bb x", "     ^"},
+		{"escape", "\x1b[31m = 1", 1, 5, "\ufffd[31m = 1", "^~~~~"},
+		{"turned around", "\u202ea = 1", 2, 1, "\ufffda = 1", " ^"},
+		{"line separator", "\u2028a", 2, 1, "\ufffda", " ^"},
+		{"from Windows", "a = 1\r", 5, 1, "a = 1", "    ^"},
+		{"long, at its beginning", long, 2, 3, long[:160] + "…", " ^~~"},
+		{"long, further on", long, 200, 4, "…" + long[:160] + "…", strings.Repeat(" ", 61) + "^~~~"},
+		{"long, at its end", long, 301, 1, "…" + long[:60], strings.Repeat(" ", 61) + "^"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			text, mark := Problem{Column: tt.column, width: tt.width}.caret(tt.line)
+			if text != tt.text || mark != tt.mark {
+				t.Errorf("got\n%q\n%q\nwant\n%q\n%q", text, mark, tt.text, tt.mark)
+			}
+		})
+	}
+}
+
 func TestProblemsErr(t *testing.T) {
 	warnings := Problems{{Code: CodeRootUser, Severity: SeverityWarning}}
 	if warnings.HasErrors() || warnings.Err() != nil || len(warnings.Warnings()) != 1 || len(warnings.Errors()) != 0 {

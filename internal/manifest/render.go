@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode"
+
+	eaw "golang.org/x/text/width"
 )
 
 // RenderOptions chooses how problems look.
@@ -63,39 +66,75 @@ func (p Problems) Render(w io.Writer, file string, src []byte, opts RenderOption
 	out.Flush() //nolint:errcheck // talk to a person; there is nowhere else to say that it was not heard
 }
 
-// maxCaretLine bounds how much of a line is shown.
-const maxCaretLine = 160
+// Of a long line only a part is shown: maxCaretLine characters, and beforeCaret of them before the place.
+const (
+	maxCaretLine = 160
+	beforeCaret  = 60
+)
 
-// caret gives the line as it can be shown on a terminal, and the mark below it. Control characters are
-// replaced, so that a file cannot write escape sequences; tabs stay, in both lines, so that the mark fits.
+// caret gives the line as it can be shown on a terminal, and the mark below it. What a terminal would act on is
+// replaced, so that a file cannot write escape sequences or turn the text around; tabs stay, in both lines, and what
+// is two cells wide or none gets as much room below, so that the mark fits.
 func (p Problem) caret(line string) (text, mark string) {
 	var t, m strings.Builder
+	first := 1
+	if p.Column+p.width > maxCaretLine {
+		first = max(p.Column-beforeCaret, 1)
+	}
 	column := 0
 	for _, r := range strings.TrimRight(line, "\r") {
-		column++
-		if column > maxCaretLine {
-			t.WriteString("…")
-			break
+		if column++; column < first {
+			continue
 		}
-		if r != '\t' && (isControl(r) || r >= 0x80 && r < 0xa0) {
+		if column == first && first > 1 || column == first+maxCaretLine {
+			t.WriteString("…")
+			m.WriteString(below(p, column, 1))
+			if column > first {
+				break
+			}
+		}
+		if r == '\t' {
+			t.WriteByte('\t')
+			m.WriteString(strings.ReplaceAll(below(p, column, 1), " ", "\t"))
+			continue
+		}
+		if unprintable(r) {
 			r = '\uFFFD'
 		}
 		t.WriteRune(r)
-		switch {
-		case column >= p.Column:
-		case r == '\t':
-			m.WriteByte('\t')
-		default:
-			m.WriteByte(' ')
-		}
+		m.WriteString(below(p, column, cells(r)))
 	}
-	if p.Column > maxCaretLine {
-		return t.String(), ""
+	if p.Column > column { // it is about the end of the line
+		m.WriteByte('^')
 	}
-	m.WriteByte('^')
-	width := min(p.width, maxCaretLine-p.Column)
-	if width > 1 {
-		m.WriteString(strings.Repeat("~", width-1))
+	return t.String(), strings.TrimRight(m.String(), " \t")
+}
+
+// below gives what stands in the second line below a character of so many cells.
+func below(p Problem, column, room int) string {
+	switch {
+	case column < p.Column || column >= p.Column+max(p.width, 1):
+		return strings.Repeat(" ", room)
+	case column == p.Column:
+		return "^" + strings.Repeat("~", max(room-1, 0))
+	default:
+		return strings.Repeat("~", room)
 	}
-	return t.String(), m.String()
+}
+
+// unprintable finds control characters, and those that format text, such as marks that turn its direction around.
+// Joiners are fine.
+func unprintable(r rune) bool {
+	return unicode.In(r, unicode.Cc, unicode.Zl, unicode.Zp) || unicode.Is(unicode.Cf, r) && r != '\u200c' && r != '\u200d'
+}
+
+// cells tells how many cells of a terminal a character takes.
+func cells(r rune) int {
+	if unicode.In(r, unicode.Mn, unicode.Me, unicode.Cf) {
+		return 0
+	}
+	if k := eaw.LookupRune(r).Kind(); k == eaw.EastAsianWide || k == eaw.EastAsianFullwidth {
+		return 2
+	}
+	return 1
 }

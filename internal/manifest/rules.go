@@ -215,10 +215,14 @@ func (d *decoder) variableRules() {
 	claim := func(names []string, source, owner, path string) {
 		for _, v := range names {
 			if first, ok := from[v]; ok && first != source {
-				d.complain(owner, fault{
+				at := d.m.where(owner, path)
+				if n := d.element(owner, path, v); n != nil {
+					at = n.at
+				}
+				d.reportAt(at, strings.Replace(path, "*", displayName(owner), 1), fault{
 					code: CodeNameTwice, message: fmt.Sprintf("%s is set by %s already", v, first),
 					why: "which of the two the process gets would be a guess", fix: "name it in one place",
-				}, path)
+				})
 				continue
 			}
 			from[v] = source
@@ -228,6 +232,25 @@ func (d *decoder) variableRules() {
 	for _, name := range slices.Sorted(maps.Keys(d.m.Secrets)) {
 		claim(d.m.Secrets[name].Env, "secrets."+displayName(name)+".env", name, "secrets.*.env")
 	}
+}
+
+// element finds a member of a list of strings, by the path of the list with "*" for the name.
+func (d *decoder) element(name, path, text string) *node {
+	n := d.root
+	for part := range strings.SplitSeq(path, ".") {
+		if part == "*" {
+			part = name
+		}
+		if n = n.child(part); n == nil {
+			return nil
+		}
+	}
+	for _, item := range n.items {
+		if item.text == text {
+			return item
+		}
+	}
+	return nil
 }
 
 // warnings says what is allowed and seldom right. top is the scope of the whole manifest.

@@ -122,6 +122,7 @@ func (d *document) explain(err error, at span, line string) Problem {
 	p := Problem{Code: CodeSyntax, Message: err.Error()}
 	key, value, isPair := strings.Cut(line, "=")
 	key, value = strings.TrimSpace(key), strings.TrimSpace(value)
+	odd, _ := utf8.DecodeRuneInString(d.src[at.off:])
 	switch {
 	case strings.HasPrefix(strings.TrimSpace(d.src), "{"):
 		p.Message = "this looks like JSON; a manifest is TOML"
@@ -129,11 +130,18 @@ func (d *document) explain(err error, at span, line string) Problem {
 	case p.Message == "expected '=' after key" && at.off < len(d.src) && d.src[at.off] == ':':
 		p.Message = "this looks like YAML; a manifest is TOML"
 		p.Fix = `write keys as name = "api", one per line; tables begin with [name]`
+	case odd >= utf8.RuneSelf && !strings.Contains(d.src[lineStart(d.src, at.off):at.off], "="):
+		p.Message = fmt.Sprintf("%s (U+%04X) cannot stand here", strconv.QuoteRune(odd), odd)
+		p.Why = "outside of quotes and comments all is ASCII, and letters of other alphabets can look like those"
+		p.Fix = "type the word anew"
 	case p.Message == "expected '=' after key" && d.clean == 0:
 		p.Message += "; this does not look like TOML"
 		p.Fix = "give a pinnace.toml; `pinnace init` writes one"
 	case isPair && value == "":
 		p.Message = "the value is missing"
+	case isPair && (strings.HasPrefix(value, ".") || strings.HasPrefix(value, "-.")) && decimal("0"+strings.TrimPrefix(value, "-")):
+		p.Message = "a number begins with a digit"
+		p.Suggestion = displayName(key) + " = " + strings.Replace(value, ".", "0.", 1)
 	case p.Message == "strings must be quoted", isPair && strings.HasPrefix(p.Message, "unexpected character"), isPair && strings.HasPrefix(p.Message, "expected keyword"):
 		value = strings.TrimSpace(strings.SplitN(value, "#", 2)[0])
 		p.Message = "a string needs quotes"
@@ -199,14 +207,20 @@ func (d *document) inTable(start int) bool {
 
 func beginsLikeHeader(line string) bool {
 	rest := strings.TrimLeft(line, "[ \t")
-	name := strings.TrimLeft(rest, bareKey)
+	name := strings.TrimLeftFunc(rest, inKey)
 	return len(rest) < len(line) && len(name) < len(rest) && strings.HasPrefix(name, "]")
 }
 
 func beginsLikeKey(line string) bool {
-	rest := strings.TrimLeft(line, bareKey)
+	rest := strings.TrimLeftFunc(line, inKey)
+	if line != "" && strings.IndexByte(`"'`, line[0]) >= 0 {
+		_, rest, _ = strings.Cut(line[1:], line[:1])
+	}
 	return len(rest) < len(line) && strings.HasPrefix(strings.TrimLeft(rest, " \t"), "=")
 }
+
+// inKey reports whether a character may be meant as one of a key without quotes: letters that look right count.
+func inKey(r rune) bool { return r >= utf8.RuneSelf || strings.ContainsRune(bareKey, r) }
 
 // bareKey are the characters of a dotted key without quotes.
 const bareKey = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
