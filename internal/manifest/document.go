@@ -167,7 +167,7 @@ func (d *document) header(e *unstable.Node, array bool) {
 			n = d.table(parent, key, at, byHeader)
 		case n == nil:
 			n = d.table(parent, key, at, byParent)
-		case last && !d.reopen(n, at, array), !last && (n.how == byValue || n.kind != kindTable && n.how != byArray):
+		case last && !d.reopen(n, array), !last && (n.how == byValue || n.kind != kindTable && n.how != byArray):
 			d.twice(n, at)
 			if array || n.kind != kindTable {
 				return
@@ -185,7 +185,7 @@ func (d *document) header(e *unstable.Node, array bool) {
 }
 
 // reopen says whether a header may name a table that is there already, and marks it.
-func (d *document) reopen(n *node, at span, array bool) bool {
+func (d *document) reopen(n *node, array bool) bool {
 	switch {
 	case array && n.how == byArray:
 		return true
