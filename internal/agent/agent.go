@@ -65,6 +65,8 @@ type Options struct {
 	// Images is the host's store; Source gives the blobs of a repository ("host/name").
 	Images *image.Store
 	Source func(repository string) image.Source
+	// ScrubRate is how many bytes a second of the store are read again in the background; 0 for not at all.
+	ScrubRate int64
 	// Scratch makes the writable disk of an attempt, of size bytes, at path.
 	Scratch func(ctx context.Context, path string, size int64) error
 	// Network and Proxy are the host's.
@@ -84,6 +86,7 @@ type Agent struct {
 
 	timing   timing
 	logs     *logStore
+	keeper   *keeper
 	routes   *routes
 	reportc  chan struct{} // has room for one: something changed that the server should know
 	running  sync.WaitGroup
@@ -109,8 +112,13 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	keeper, err := openKeeper(opts.Images, opts.imagesPath(), time.Now)
+	if err != nil {
+		return nil, err
+	}
 	a := &Agent{
 		Options:   opts,
+		keeper:    keeper,
 		timing:    defaultTiming(),
 		logs:      logs,
 		reportc:   make(chan struct{}, 1),
@@ -171,6 +179,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	loops.Go(func() { a.reportLoop(loopCtx) })
 	loops.Go(func() { a.routes.run(loopCtx) })
 	loops.Go(func() { a.logs.run(loopCtx) })
+	loops.Go(func() { a.imagesLoop(loopCtx) })
 
 	instancesCtx, stopInstances := context.WithCancel(after)
 	defer stopInstances()

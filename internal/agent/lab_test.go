@@ -47,6 +47,8 @@ type lab struct {
 	store  *image.Store
 	timing timing
 
+	scrubRate int64
+
 	agent *Agent
 	end   func() // ends the agent and waits until it has
 
@@ -78,6 +80,7 @@ func newLab(t *testing.T) *lab {
 			obituary: 300 * time.Millisecond, reset: 5 * time.Second, cleanUp: 5 * time.Second,
 			backoffFirst: 100 * time.Millisecond, backoffMax: 200 * time.Millisecond, backoffReset: time.Minute,
 			keepLine: 10 * time.Millisecond, logBeat: 10 * time.Millisecond,
+			collect: time.Hour, unused: time.Hour, scrub: 10 * time.Millisecond,
 		},
 	}
 	l.source = l.image
@@ -150,7 +153,7 @@ func (l *lab) make() error {
 		Kernel: &kernel.Kernel{
 			Release: "6.12", Path: filepath.Join(l.dir, "vmlinuz"), SHA256: "aa", Initramfs: filepath.Join(l.dir, "initramfs"), InitramfsSHA256: "bb",
 		},
-		Source: func(string) image.Source { return l },
+		Source: func(string) image.Source { return l }, ScrubRate: l.scrubRate,
 		Scratch: func(_ context.Context, path string, size int64) error {
 			if err := os.WriteFile(path, []byte("ext4"), 0o600); err != nil {
 				return err

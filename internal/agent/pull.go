@@ -14,6 +14,10 @@ import (
 // A failure that may pass is tried again within the attempt, because the end of an attempt during a rollout is
 // the end of the rollout: a registry that restarts just now is not worth that.
 func (t *attempt) pull(ctx context.Context) (string, error) {
+	// First of all, so that no collection comes between.
+	if err := t.agent.keeper.hold(ctx, t.instance); err != nil {
+		return "", err
+	}
 	img, cached, err := t.agent.Images.Lookup(t.workload.release.Platform.ManifestDigest)
 	if err == nil && !cached {
 		img, err = t.pullPatiently(ctx)
@@ -22,6 +26,9 @@ func (t *attempt) pull(ctx context.Context) (string, error) {
 		return "", err
 	}
 	t.image = img
+	if err := t.agent.keeper.used(ctx, t.instance, false); err != nil {
+		t.log.Warn("remember that the image runs here", "err", err)
+	}
 	detail := fmt.Sprintf("%d layers", len(img.Layers))
 	if cached {
 		detail += ", cached"

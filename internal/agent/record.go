@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -80,11 +81,17 @@ func (a *Agent) forget(i *instance) {
 	if err := os.Remove(i.recordPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		i.log.Warn("remove the instance's record", "err", err)
 	}
+	if err := a.keeper.release(context.Background(), i); err != nil {
+		i.log.Warn("give up the instance's image", "err", err)
+	}
 }
 
 // forgetOthers removes the records of instances that are not in wanted and do not run: they were taken away
 // from this host while the agent was not there to see it.
 func (a *Agent) forgetOthers(wanted map[string]bool) {
+	if err := a.keeper.releaseIf(func(id string) bool { return !wanted[id] && !a.has(id) }); err != nil {
+		a.Log.Warn("give up the images of instances that are gone", "err", err)
+	}
 	entries, err := os.ReadDir(a.instancesDir())
 	if err != nil {
 		a.Log.Warn("look for old records of instances", "err", err)

@@ -251,6 +251,7 @@ func TestBackOff(t *testing.T) {
 	defer store.Close()
 	synctest.Test(t, func(t *testing.T) {
 		a := &Agent{Options: Options{Dir: dir, Images: store, Log: slog.New(slog.DiscardHandler)}, timing: defaultTiming(), reportc: make(chan struct{}, 1)}
+		a.keeper = &keeper{images: store, path: a.imagesPath(), now: time.Now}
 		if err := os.MkdirAll(a.instancesDir(), 0o700); err != nil {
 			t.Fatal(err)
 		}

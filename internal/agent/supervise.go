@@ -91,6 +91,9 @@ func (t *attempt) becomeReady(ctx context.Context) {
 	t.mu.Unlock()
 	if first {
 		t.endStage("ready", "")
+		if err := t.agent.keeper.ready(ctx, t.instance); err != nil {
+			t.log.Warn("remember that the image is good", "err", err)
+		}
 	}
 	t.set(func(r *pinnacev1.InstanceReport) {
 		r.State, r.Message = stateReady, ""

@@ -38,6 +38,9 @@ type timing struct {
 	keepLine time.Duration
 	// logBeat is how often a follow without lines says that it lives, and finds out that nobody reads.
 	logBeat time.Duration
+	// collect is how often images that nobody needs are looked for. Those that were used within unused stay.
+	// scrub is the time from one reading of the whole store to the next.
+	collect, unused, scrub time.Duration
 }
 
 func defaultTiming() timing {
@@ -54,5 +57,6 @@ func defaultTiming() timing {
 		backoffFirst: time.Second, backoffMax: time.Minute, backoffReset: 10 * time.Minute,
 		keepLine: time.Second,
 		logBeat:  5 * time.Second,
+		collect:  time.Hour, unused: 24 * time.Hour, scrub: 7 * 24 * time.Hour,
 	}
 }

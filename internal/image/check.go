@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -26,10 +27,7 @@ func (v *verifier) check(ctx context.Context, name string, f *os.File, size int6
 		if err != nil {
 			return err.Error(), nil
 		}
-		if tar, there := v.inv.files["layers/"+digits+".tar"]; there && tar.size != tarSize {
-			return fmt.Sprintf("is of a layer of %d bytes, the layer has %d", tarSize, tar.size), nil
-		}
-		return "", nil
+		return v.indexSize(ctx, "layers/"+digits+".tar", tarSize)
 	case "metadata.erofs":
 		want := v.wantMetadata(digits)
 		if want == "" {
@@ -53,6 +51,21 @@ func (v *verifier) check(ctx context.Context, name string, f *os.File, size int6
 	default:
 		return "", nil
 	}
+}
+
+// indexSize compares what an index says with its tar. When they differ, the tar tells which one is damaged.
+func (v *verifier) indexSize(ctx context.Context, tar string, want int64) (string, error) {
+	info, err := os.Stat(filepath.Join(v.s.dir, tar))
+	if err != nil || info.Size() == want {
+		return "", ignoreMissing(err)
+	}
+	if err := v.file(ctx, tar); err != nil {
+		return "", err
+	}
+	if slices.ContainsFunc(v.report.Damaged, func(d Damage) bool { return d.Name == tar }) {
+		return "", nil
+	}
+	return fmt.Sprintf("is of a layer of %d bytes, the layer has %d", want, info.Size()), nil
 }
 
 func differs(got, want string) string {

@@ -63,17 +63,7 @@ func (s *Store) Lease(ctx context.Context, spec LeaseSpec, manifestDigest string
 	fail := func(err error) (*Lease, error) {
 		return nil, fmt.Errorf("hold image %s: %w", quote(manifestDigest), err)
 	}
-	if manifest == nil {
-		r, err := s.readRecord(manifestDigest)
-		if err == nil && r == nil {
-			err = ErrNotFound
-		}
-		if err != nil {
-			return fail(err)
-		}
-		manifest, config = r.Manifest, r.Config
-	}
-	parsed, err := parseSpec(manifestDigest, manifest, config, s.limits)
+	parsed, err := s.spec(manifestDigest, manifest, config)
 	if err != nil {
 		return fail(err)
 	}
@@ -82,6 +72,21 @@ func (s *Store) Lease(ctx context.Context, spec LeaseSpec, manifestDigest string
 		return fail(err)
 	}
 	return l, nil
+}
+
+// spec checks the documents of an image, which are those of its record when there are none.
+func (s *Store) spec(manifestDigest string, manifest, config []byte) (*spec, error) {
+	if manifest == nil {
+		r, err := s.readRecord(manifestDigest)
+		if err == nil && r == nil {
+			err = ErrNotFound
+		}
+		if err != nil {
+			return nil, err
+		}
+		manifest, config = r.Manifest, r.Config
+	}
+	return parseSpec(manifestDigest, manifest, config, s.limits)
 }
 
 // hold makes a lease of the checked image.

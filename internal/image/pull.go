@@ -10,7 +10,8 @@ import (
 )
 
 // Pull makes the image that manifestDigest pins complete in the store. Manifest and config are the bytes
-// that the registry gave; they are checked against the digest. Layers that are there are not asked for,
+// that the registry gave; they are checked against the digest. With nil they are those of the image's record, for
+// an image that was complete once; the error wraps ErrNotFound without one. Layers that are there are not asked for,
 // and a blob that several pulls want at once is fetched once.
 //
 // progress may be nil. It is called from several goroutines, but never two at a time, and not after Pull
@@ -23,7 +24,7 @@ import (
 func (s *Store) Pull(ctx context.Context, src Source, manifestDigest string, manifest, config []byte,
 	progress func(Progress),
 ) (_ *Image, err error) {
-	spec, err := parseSpec(manifestDigest, manifest, config, s.limits)
+	spec, err := s.spec(manifestDigest, manifest, config)
 	if err != nil {
 		return nil, fmt.Errorf("pull image %s: %w", quote(manifestDigest), err)
 	}

@@ -130,6 +130,15 @@ func (s *Store) makeRoom(ctx context.Context, need func(*inventory) (want, promi
 	return admitted()
 }
 
+// Over is how many bytes must go for the store to be within its quota, and to leave the reserve free.
+func (s *Store) Over() (int64, error) {
+	room, err := s.quick()
+	if err != nil {
+		return 0, fmt.Errorf("measure image store: %w", err)
+	}
+	return max(0, -room), nil
+}
+
 // missing is how many bytes must go before there is room for n more.
 func (s *Store) missing(n, used, free int64) int64 {
 	missing := n + s.quota.Reserve - free

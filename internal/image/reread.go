@@ -91,12 +91,5 @@ func (p *pace) wait(ctx context.Context, n int64) error {
 		return err
 	}
 	p.n += n
-	timer := time.NewTimer(time.Until(p.start.Add(time.Duration(float64(p.n) / float64(p.rate) * float64(time.Second)))))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return sleep(ctx, time.Until(p.start.Add(time.Duration(float64(p.n)/float64(p.rate)*float64(time.Second)))))
 }
