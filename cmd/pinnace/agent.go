@@ -22,6 +22,7 @@ import (
 	"github.com/pinnacehq/pinnace/internal/agent"
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
+	"github.com/pinnacehq/pinnace/internal/durable"
 	"github.com/pinnacehq/pinnace/internal/image"
 	"github.com/pinnacehq/pinnace/internal/kernel"
 	"github.com/pinnacehq/pinnace/internal/network"
@@ -42,6 +43,9 @@ type agentRole struct {
 	prefix        string
 	publicAddress string
 	firstUID      uint32
+	quota         sizeFlag
+	reserve       sizeFlag
+	scrubRate     sizeFlag
 	log           *slog.Logger
 	logLevel      slog.Level
 }
@@ -88,6 +92,11 @@ func (r *agentRole) add(cmd *cobra.Command) {
 	flags.StringVar(&r.uplink, "uplink", "host", `where guests reach the outside through: host, none, or the path of a network namespace`)
 	flags.StringVar(&r.prefix, "net-prefix", network.DefaultPrefix, "how the names of this agent's network devices begin")
 	flags.StringVar(&r.publicAddress, "public-address", "0.0.0.0", "address of this host that public ports are bound on")
+	r.quota, r.reserve = sizeFlag{percent: 80, share: true}, sizeFlag{percent: 2, share: true}
+	r.scrubRate = sizeFlag{bytes: 8 << 20}
+	flags.Var(&r.quota, "image-quota", "what images may take: a size, or a part of the file system; 0 for no bound")
+	flags.Var(&r.reserve, "image-reserve", "what pulling an image leaves free on the file system")
+	flags.Var(&r.scrubRate, "image-scrub", "how much of the images is read again each second, to find what has rotted; 0 for none")
 	flags.Uint32Var(&r.firstUID, "first-uid", 700000, "the first of the user ids that VMs run under")
 }
 
@@ -111,11 +120,11 @@ func (r *agentRole) run(ctx context.Context, ready func(vm.Capabilities)) (err e
 	if err != nil {
 		return err
 	}
-	images, err := image.Open(filepath.Join(opts.Dir, "images"))
+	images, err := r.openImages(filepath.Join(opts.Dir, "images"))
 	if err != nil {
 		return err
 	}
-	opts.Images = images
+	opts.Images, opts.ScrubRate = images, r.scrubRate.bytes
 	defer func() { err = errors.Join(err, images.Close()) }()
 
 	proxyLink, endProxy, err := r.startProxy(ctx)
@@ -144,6 +153,25 @@ func (r *agentRole) run(ctx context.Context, ready func(vm.Capabilities)) (err e
 		ready(can)
 	}
 	return a.Run(ctx)
+}
+
+// openImages opens the host's image store with its bounds.
+func (r *agentRole) openImages(dir string) (*image.Store, error) {
+	if err := durable.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	var quota image.Quota
+	var err error
+	if quota.Bytes, err = r.quota.of(dir); err != nil {
+		return nil, err
+	}
+	if quota.Reserve, err = r.reserve.of(dir); err != nil {
+		return nil, err
+	}
+	if quota == (image.Quota{}) {
+		quota.Bytes = image.NoQuota // rather than what an earlier agent set
+	}
+	return image.OpenWith(dir, image.Options{Quota: quota})
 }
 
 // options are those that need nothing of the host but a look.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"strings"
 	"syscall"
@@ -14,9 +15,12 @@ import (
 
 // A Quota bounds the room that a store takes. The zero value sets no bound.
 type Quota struct {
-	Bytes   int64 // that the files of the store may have in all; 0 for any number
-	Reserve int64 // that a pull leaves free on the file system, for whatever else is on it
+	Bytes   int64 `json:"bytes"`   // that the files of the store may have in all; 0 for any number
+	Reserve int64 `json:"reserve"` // that a pull leaves free on the file system, for whatever else is on it
 }
+
+// NoQuota is a Quota.Bytes that nothing reaches, for who wants no bound where another process has set one.
+const NoQuota = math.MaxInt64
 
 // ErrNoSpace means that there is no room for an image, also after a collection.
 var ErrNoSpace = errors.New("no room for the image")

@@ -95,6 +95,13 @@ func TestQuotaOfWhatGrows(t *testing.T) {
 		t.Fatal(err)
 	}
 	pull(t, withQuota(t, dir, image.Quota{Bytes: 10 << 20}), bomb)
+	// Who sets no quota gets the last one.
+	more := single(2, 5<<20)
+	s = open(t, dir)
+	lease(t, s, image.LeaseSpec{Owner: "agent", Kind: "instance", Name: "api-0"}, bomb)
+	if _, err := s.Pull(t.Context(), more, more.ManifestDigest, more.Manifest, more.Config, nil); !errors.Is(err, image.ErrNoSpace) {
+		t.Errorf("another process's quota: got %v, want ErrNoSpace", err)
+	}
 }
 
 func TestReserve(t *testing.T) {

@@ -22,8 +22,8 @@ const (
 // Options of a store. The zero value is right for an agent.
 type Options struct {
 	Limits  Limits
-	Workers int // layers that one Pull works on at a time; 0 means one per CPU, at least 2
-	Quota   Quota
+	Workers int   // layers that one Pull works on at a time; 0 means one per CPU, at least 2
+	Quota   Quota // the zero value takes that of who opened the store with one last
 }
 
 // A Store is a directory of images. Any number of processes may use it at the same time, and any of them
@@ -55,6 +55,9 @@ func OpenWith(dir string, opts Options) (*Store, error) {
 		if err := durable.MkdirAll(filepath.Join(dir, sub), dirPerm); err != nil {
 			return nil, fmt.Errorf("open image store %s: %w", dir, err)
 		}
+	}
+	if err := s.agreeOnQuota(); err != nil {
+		return nil, fmt.Errorf("open image store %s: %w", dir, err)
 	}
 	if err := s.takeTemp(); err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", dir, err)
