@@ -46,14 +46,16 @@ type agentRole struct {
 	quota         sizeFlag
 	reserve       sizeFlag
 	scrubRate     sizeFlag
-	log           *slog.Logger
-	logLevel      slog.Level
+	// registries says how registries are spoken to.
+	registries func(agent string, notice func(string)) (registry.Options, error)
+	log        *slog.Logger
+	logLevel   slog.Level
 }
 
 func (c *cli) newAgent() *cobra.Command {
 	var level logFlag
 	var tokenFile string
-	role := agentRole{}
+	role := agentRole{registries: c.registryOptions}
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run the agent of this host",
@@ -184,7 +186,11 @@ func (r *agentRole) options() (agent.Options, error) {
 	if err != nil {
 		return agent.Options{}, fail(exitInvalid, "", "--public-address: %w", err)
 	}
-	client := registry.New(registry.Options{UserAgent: "pinnace-agent/" + version})
+	registries, err := r.registries("pinnace-agent", func(message string) { r.log.Info("registry", "note", message) })
+	if err != nil {
+		return agent.Options{}, err
+	}
+	client := registry.New(registries)
 	return agent.Options{
 		Host:   host,
 		Dir:    filepath.Join(r.dirs.data, "agent"),

@@ -94,7 +94,10 @@ func (i *imageCheck) look(ctx context.Context, repository string, p registry.Pla
 	}
 	tree, err := i.files.cached(p.ManifestDigest)
 	if err == nil && tree == nil && i.deep {
-		client := newRegistryClient()
+		client, clientErr := i.files.c.registryClient()
+		if clientErr != nil {
+			return release.Image{}, clientErr
+		}
 		defer client.Close()
 		tree, err = i.files.fetch(ctx, client, []string{repository}, p)
 	}

@@ -30,7 +30,7 @@ type devRole struct {
 
 func (c *cli) newDev() *cobra.Command {
 	var level logFlag
-	role := devRole{}
+	role := devRole{agent: agentRole{registries: c.registryOptions}}
 	cmd := &cobra.Command{
 		Use:   "dev",
 		Short: "Run server, agent and a registry on this machine",

@@ -78,6 +78,7 @@ func (c *cli) examine(ctx context.Context, r *agentRole) []finding {
 		examineRoot(),
 		examineDevice("tun", "/dev/net/tun", "modprobe tun"),
 		examineProgram("mkfs.ext4", "makes the template of the scratch disks", "apt-get install e2fsprogs"),
+		c.examineRegistries(),
 	}
 	cache, err := os.MkdirTemp("", "pinnace-doctor-")
 	if err != nil {

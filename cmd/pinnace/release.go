@@ -113,7 +113,10 @@ func (c *cli) createRelease(ctx context.Context, file, reference string) (*pinna
 
 // resolve finds what an image reference names now.
 func (c *cli) resolve(ctx context.Context, reference string) (*registry.Image, error) {
-	client := newRegistryClient()
+	client, err := c.registryClient()
+	if err != nil {
+		return nil, err
+	}
 	defer client.Close()
 	defer c.progress(ctx, "resolving "+reference)()
 	image, err := client.Resolve(ctx, reference)

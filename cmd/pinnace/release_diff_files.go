@@ -62,7 +62,10 @@ func (c *cli) compareFiles(ctx context.Context, d *releaseDiff, a, b *pinnacev1.
 			err = closeErr
 		}
 	}()
-	client := newRegistryClient()
+	client, err := c.registryClient()
+	if err != nil {
+		return err
+	}
 	defer client.Close()
 	defer c.progress(ctx, "fetching images")()
 	var trees [2]*image.Tree

@@ -59,7 +59,10 @@ func (c *cli) exportRelease(ctx context.Context, r *pinnacev1.Release, to string
 		}
 		repository = r.Sources[0]
 	}
-	client := newRegistryClient()
+	client, err := c.registryClient()
+	if err != nil {
+		return "", "", err
+	}
 	defer client.Close()
 	defer c.progress(ctx, "pushing to "+repository)()
 	// A referrer of something that is not there would be lost at the registry's next clean-up.

@@ -82,7 +82,13 @@ func (f *imageFiles) cached(manifestDigest string) (*image.Tree, error) {
 func (f *imageFiles) fetch(ctx context.Context, client *registry.Client, repositories []string, p registry.Platform) (*image.Tree, error) {
 	var first error
 	for _, repository := range repositories {
-		img, err := f.store.Pull(ctx, repositorySource{client, repository}, p.ManifestDigest, p.Manifest, p.Config, f.progress(repository))
+		pull := func() (*image.Image, error) {
+			return f.store.Pull(ctx, repositorySource{client, repository}, p.ManifestDigest, p.Manifest, p.Config, f.progress(repository))
+		}
+		img, err := pull()
+		if errors.Is(err, registry.ErrMirror) {
+			img, err = pull()
+		}
 		if err == nil {
 			return f.tree(img)
 		}
@@ -136,11 +142,6 @@ func (t treeFiles) Open(path string) (*io.SectionReader, error) {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrInvalid}
 	}
 	return t.Tree.Open(f)
-}
-
-// registryClient is a client with the user's own credentials.
-func newRegistryClient() *registry.Client {
-	return registry.New(registry.Options{UserAgent: "pinnace/" + version})
 }
 
 // getRelease asks the server for a Release with its documents.

@@ -34,7 +34,10 @@ Exit status: 0 all is well, 2 something is not what its name says, 4 something i
 			if err != nil {
 				return err
 			}
-			report := c.verifyRelease(cmd.Context(), r)
+			report, err := c.verifyRelease(cmd.Context(), r)
+			if err != nil {
+				return err
+			}
 			if err := cmd.Context().Err(); err != nil {
 				return err
 			}
@@ -70,12 +73,15 @@ type placeReport struct {
 	status int // of what is wrong first
 }
 
-func (c *cli) verifyRelease(ctx context.Context, r *pinnacev1.Release) *verifyReport {
+func (c *cli) verifyRelease(ctx context.Context, r *pinnacev1.Release) (*verifyReport, error) {
 	report := &verifyReport{Release: r.Id, Checks: documents(r).Verify(), Places: []placeReport{}}
 	if slices.ContainsFunc(report.Checks, func(f release.Finding) bool { return !f.OK }) {
 		report.status = exitInvalid
 	}
-	client := newRegistryClient()
+	client, err := c.unmirroredClient()
+	if err != nil {
+		return nil, err
+	}
 	defer client.Close()
 	complete := false
 	for _, repository := range r.Sources {
@@ -97,7 +103,7 @@ func (c *cli) verifyRelease(ctx context.Context, r *pinnacev1.Release) *verifyRe
 		report.status = exitInvalid
 	}
 	report.OK = report.status == exitOK
-	return report
+	return report, nil
 }
 
 func (p *placeReport) good(what, format string, args ...any) {

@@ -50,7 +50,7 @@ func (s fallbackSource) Blob(ctx context.Context, digest string, size int64) (io
 	return nil, inOneLine(errs)
 }
 
-// stallReader gives up a blob when the next bytes do not come: a registry that hangs would hang the instance.
+// stallReader gives up a blob when the next bytes do not come: a source that hangs would hang the instance.
 type stallReader struct {
 	io.ReadCloser
 	cancel   context.CancelCauseFunc // ends the request whose body this is

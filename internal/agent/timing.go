@@ -14,7 +14,8 @@ type timing struct {
 	// resync is how often the proxy is told everything again, and routing bounds one exchange with it.
 	resync, routing time.Duration
 	// pullPauses are the pauses between the tries of a pull, so there is one try more; stall is how long a
-	// registry may take for the next bytes.
+	// source may take for the next bytes. A registry client waits for a registry that asks it to, and goes on
+	// after a transfer broke off; what stall is for is a source that does neither, so it is longer.
 	pullPauses []time.Duration
 	stall      time.Duration
 	// hello is how long a guest may take from the start of its monitor to init's first word, and start how
@@ -48,7 +49,7 @@ func defaultTiming() timing {
 		heartbeat: 2 * time.Second, reportSpacing: 50 * time.Millisecond,
 		call: 10 * time.Second, silence: 45 * time.Second, reconnect: time.Second,
 		resync: 5 * time.Second, routing: 10 * time.Second,
-		pullPauses: []time.Duration{time.Second, 2 * time.Second}, stall: time.Minute,
+		pullPauses: []time.Duration{time.Second, 2 * time.Second}, stall: 7 * time.Minute,
 		hello: 90 * time.Second, start: 90 * time.Second,
 		startInterval: 500 * time.Millisecond,
 		drain:         100 * time.Millisecond,

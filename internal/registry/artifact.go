@@ -67,6 +67,8 @@ func (c *Client) Describe(ctx context.Context, repository, digest string) (Descr
 	if err != nil {
 		return Descriptor{}, nil, err
 	}
+	ctx, cancel := c.bounded(ctx, 0)
+	defer cancel()
 	d := descriptor{Digest: digest, Size: unknownSize}
 	if !digestForm.MatchString(digest) {
 		return Descriptor{}, nil, &Error{Kind: ErrReference, Message: fmt.Sprintf("%q is not a sha256 digest", printable(digest))}
@@ -88,6 +90,8 @@ const maxArtifactLayers = 16
 // Artifact fetches an artifact by the digest of its manifest, with all its blobs. Everything has the digest
 // and the size that its parent says.
 func (c *Client) Artifact(ctx context.Context, repository, digest string) (*Artifact, error) {
+	ctx, cancel := c.bounded(ctx, 0)
+	defer cancel()
 	_, raw, err := c.Describe(ctx, repository, digest)
 	if err != nil {
 		return nil, err

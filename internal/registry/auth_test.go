@@ -208,7 +208,7 @@ func TestTLS(t *testing.T) {
 
 	roots := x509.NewCertPool()
 	roots.AddCert(secure.Certificate())
-	if _, err := newClient(t, Options{RootCAs: roots}).Resolve(t.Context(), addr+"/web:1"); err != nil {
+	if _, err := newClient(t, Options{Hosts: map[string]Host{addr: {RootCAs: roots}}}).Resolve(t.Context(), addr+"/web:1"); err != nil {
 		t.Errorf("a certificate that is trusted: %v", err)
 	}
 	_, err := newClient(t, Options{}).Resolve(t.Context(), addr+"/web:1")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 )
 
@@ -20,16 +21,36 @@ type body struct {
 	cancel context.CancelCauseFunc
 	timer  *time.Timer
 
-	waited time.Duration // in this window
-	got    int64         // in this window
+	mu      sync.Mutex
+	reading bool          // guarded by mu
+	stalled bool          // and therefore cancelled; guarded by mu
+	since   time.Time     // when the read that is under way began, or the window in it; guarded by mu
+	waited  time.Duration // in this window, before that; guarded by mu
+	got     int64         // in this window; guarded by mu
 }
 
 // newBody takes over inner, which ends when cancel is called.
 func newBody(inner io.ReadCloser, l limits, most int64, cancel context.CancelCauseFunc) *body {
 	b := &body{inner: inner, limits: l, left: most, cancel: cancel}
-	b.timer = time.AfterFunc(l.window, func() { cancel(errStalled) })
+	b.timer = time.AfterFunc(l.window, b.windowEnds)
 	b.timer.Stop()
 	return b
+}
+
+// windowEnds is called while a read waits.
+func (b *body) windowEnds() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.reading || b.waited+time.Since(b.since) < b.limits.window {
+		return // the read ended at the same moment
+	}
+	if b.got < b.limits.atLeast {
+		b.stalled = true
+		b.cancel(errStalled)
+		return
+	}
+	b.since, b.waited, b.got = time.Now(), 0, 0
+	b.timer.Reset(b.limits.window)
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -39,11 +60,17 @@ func (b *body) Read(p []byte) (int, error) {
 	} else if b.left > 0 && int64(len(p)) > b.left {
 		p = p[:b.left]
 	}
-	start := time.Now()
+	b.mu.Lock()
+	b.reading, b.since = true, time.Now()
 	b.timer.Reset(b.limits.window - b.waited)
+	b.mu.Unlock()
 	n, err := b.inner.Read(p)
-	fired := !b.timer.Stop()
-	b.waited += time.Since(start)
+	b.timer.Stop()
+
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.reading = false
+	b.waited += time.Since(b.since)
 	b.got += int64(n)
 	if b.left == 0 && n > 0 {
 		return 0, &Error{Kind: ErrWrongContent, Message: "the registry sent a larger answer than can be right"}
@@ -51,16 +78,19 @@ func (b *body) Read(p []byte) (int, error) {
 	if b.left > 0 {
 		b.left -= int64(n)
 	}
-	if err != nil && !errors.Is(err, io.EOF) && fired {
-		return n, fmt.Errorf("%w: %d bytes in %v", errStalled, b.got, b.limits.window)
+	if err != nil {
+		if !errors.Is(err, io.EOF) && b.stalled {
+			err = fmt.Errorf("%w: %d bytes in %v", errStalled, b.got, b.limits.window)
+		}
+		return n, err
 	}
 	if b.waited >= b.limits.window {
-		if b.got < b.limits.atLeast && err == nil {
+		if b.got < b.limits.atLeast {
 			return n, fmt.Errorf("%w: %d bytes in %v", errStalled, b.got, b.waited)
 		}
 		b.waited, b.got = 0, 0
 	}
-	return n, err
+	return n, nil
 }
 
 func (b *body) Close() error {
@@ -68,28 +98,4 @@ func (b *body) Close() error {
 	err := b.inner.Close()
 	b.cancel(nil)
 	return err
-}
-
-// exactly returns inner as a stream of size bytes: shorter or longer ones end with an error.
-type exactly struct {
-	io.ReadCloser
-	left int64
-	what string
-}
-
-func (e *exactly) Read(p []byte) (int, error) {
-	if e.left == 0 {
-		p = make([]byte, 1)
-	} else if int64(len(p)) > e.left {
-		p = p[:e.left]
-	}
-	n, err := e.ReadCloser.Read(p)
-	switch {
-	case e.left == 0 && n > 0:
-		return 0, wrongContent("%s is longer than its manifest says", e.what)
-	case errors.Is(err, io.EOF) && int64(n) < e.left:
-		return n, wrongContent("%s ends %d bytes before the size that its manifest says", e.what, e.left-int64(n))
-	}
-	e.left -= int64(n)
-	return n, err
 }

@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net"
 	"net/http"
@@ -14,54 +13,52 @@ import (
 	"time"
 )
 
-// dialers are two transports that differ in the addresses they connect to. The check is made on the
-// address itself, after DNS, so that no name can lead past it.
-type dialers struct {
-	direct *http.Transport // the registry that the user named, wherever it is
-	public *http.Transport // where it sends us: not to this machine, not into the private network
+// transports are made as they are needed: one for each way to check addresses, and those of hosts with
+// certificates of their own.
+type transports struct {
+	mu sync.Mutex
+	of map[transportKey]*http.Transport // guarded by mu
 }
 
-func newDialers(roots *x509.CertPool) dialers {
-	return dialers{direct: newTransport(roots, neverDialled), public: newTransport(roots, func(a netip.Addr) bool {
-		return neverDialled(a) || isPrivate(a)
-	})}
+type transportKey struct {
+	host  string // when it has TLS settings of its own
+	reach reach
 }
 
-func (d dialers) close() {
-	d.direct.CloseIdleConnections()
-	d.public.CloseIdleConnections()
-}
-
-func newTransport(roots *x509.CertPool, refuse func(netip.Addr) bool) *http.Transport {
-	// A proxy is the administrator's choice: it is dialled wherever it is, and looks up names itself.
-	var proxies sync.Map // host:port -> struct{}
-	plain := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
-	checked := *plain
-	checked.ControlContext = func(_ context.Context, _, address string, _ syscall.RawConn) error {
-		ap, err := netip.ParseAddrPort(address)
-		if err != nil {
-			return err
-		}
-		if refuse(ap.Addr()) {
-			return &Error{Kind: ErrForbidden, Message: fmt.Sprintf("a registry leads to the address %s, which registries have no business with", ap.Addr())}
-		}
-		return nil
+func (t *transports) get(host string, settings Host, r reach) *http.Transport {
+	key := transportKey{reach: r}
+	if settings.ownTLS() {
+		key.host = hostKey(host)
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.of[key] == nil {
+		if t.of == nil {
+			t.of = map[transportKey]*http.Transport{}
+		}
+		t.of[key] = newTransport(settings, r)
+	}
+	return t.of[key]
+}
+
+func (t *transports) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, transport := range t.of {
+		transport.CloseIdleConnections()
+	}
+}
+
+func newTransport(settings Host, r reach) *http.Transport {
+	security := &tls.Config{RootCAs: settings.RootCAs, MinVersion: tls.VersionTLS12}
+	if settings.ClientCertificate != nil {
+		security.Certificates = []tls.Certificate{*settings.ClientCertificate}
+	}
+	d := dialer{reach: r}
 	return &http.Transport{
-		Proxy: func(req *http.Request) (*url.URL, error) {
-			proxy, err := http.ProxyFromEnvironment(req)
-			if proxy != nil {
-				proxies.Store(net.JoinHostPort(proxy.Hostname(), port(proxy)), struct{}{})
-			}
-			return proxy, err
-		},
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			if _, ok := proxies.Load(address); ok {
-				return plain.DialContext(ctx, network, address)
-			}
-			return checked.DialContext(ctx, network, address)
-		},
-		TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		Proxy:                  d.proxy,
+		DialContext:            d.dial,
+		TLSClientConfig:        security,
 		TLSHandshakeTimeout:    10 * time.Second,
 		ResponseHeaderTimeout:  30 * time.Second,
 		IdleConnTimeout:        90 * time.Second,
@@ -74,19 +71,145 @@ func newTransport(roots *x509.CertPool, refuse func(netip.Addr) bool) *http.Tran
 	}
 }
 
-// metadataIPv6 is where one cloud serves instance credentials over IPv6; over IPv4 they are link-local.
-var metadataIPv6 = netip.MustParseAddr("fd00:ec2::254")
+// dialer checks addresses themselves, after DNS, so that no name can lead past it.
+type dialer struct {
+	reach   reach
+	proxies sync.Map // host:port -> struct{}
+}
 
-// neverDialled are addresses that are no registry's, whoever says so.
+// proxy is the administrator's choice: it is dialled wherever it is, and looks up names itself.
+func (d *dialer) proxy(req *http.Request) (*url.URL, error) {
+	proxy, err := http.ProxyFromEnvironment(req)
+	if proxy != nil {
+		d.proxies.Store(net.JoinHostPort(proxy.Hostname(), port(proxy)), struct{}{})
+	}
+	return proxy, err
+}
+
+func (d *dialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	plain := net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
+	if _, ok := d.proxies.Load(address); ok {
+		conn, err := plain.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return proxyConn{conn}, nil
+	}
+	// The names of this machine are spoken to without TLS, so they must not lead elsewhere.
+	onlyHere := isLoopback(hostname(address))
+	plain.ControlContext = func(_ context.Context, _, address string, _ syscall.RawConn) error {
+		ap, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return err
+		}
+		if neverDialled(ap.Addr()) || reachOf(ap.Addr()) > d.reach {
+			return &Error{Kind: ErrForbidden, Message: fmt.Sprintf("a registry leads to the address %s, which registries have no business with", ap.Addr())}
+		}
+		if onlyHere && reachOf(ap.Addr()) != reachHere {
+			return &Error{Kind: ErrForbidden, Message: fmt.Sprintf("a name of this machine leads to the address %s, which is another's", ap.Addr())}
+		}
+		return nil
+	}
+	return plain.DialContext(ctx, network, address)
+}
+
+// proxyConn keeps the address of a proxy from being taken for the registry's.
+type proxyConn struct{ net.Conn }
+
+func (proxyConn) RemoteAddr() net.Addr { return proxyAddr{} }
+
+type proxyAddr struct{}
+
+func (proxyAddr) Network() string { return "proxy" }
+func (proxyAddr) String() string  { return "proxy" }
+
+// reach is how near to this machine an address is.
+type reach int
+
+const (
+	reachPublic  reach = iota
+	reachPrivate       // the networks of an organisation
+	reachHere          // this machine
+)
+
+var (
+	// blocked are addresses that are no registry's, whoever says so: this network, the networks reserved for
+	// nobody, and where clouds serve a machine's own credentials besides link-local addresses.
+	blocked = prefixes(
+		"0.0.0.0/8", "240.0.0.0/4",
+		"fd00:ec2::/32",      // Amazon
+		"fd20:ce::254/128",   // Google
+		"168.63.129.16/32",   // Azure
+		"100.100.100.200/32", // Alibaba
+		"192.0.0.192/32",     // Oracle
+	)
+	// private are those that net/netip does not count as such: what carriers and overlay networks use, and
+	// IPv6's site-local addresses of old.
+	private = prefixes("100.64.0.0/10", "fec0::/10", "192.0.0.0/24", "198.18.0.0/15")
+)
+
+func prefixes(list ...string) []netip.Prefix {
+	var p []netip.Prefix
+	for _, s := range list {
+		p = append(p, netip.MustParsePrefix(s))
+	}
+	return p
+}
+
+func within(list []netip.Prefix, a netip.Addr) bool {
+	for _, p := range list {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// neverDialled says whether an address is no registry's, whoever says so.
 func neverDialled(a netip.Addr) bool {
 	a = a.Unmap().WithZone("")
-	return a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsUnspecified() || a == metadataIPv6
+	if a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsUnspecified() || within(blocked, a) {
+		return true
+	}
+	inner, ok := innerIPv4(a)
+	return ok && neverDialled(inner)
 }
 
-func isPrivate(a netip.Addr) bool {
+func reachOf(a netip.Addr) reach {
 	a = a.Unmap().WithZone("")
-	return a.IsLoopback() || a.IsPrivate() || carrierNAT.Contains(a)
+	r := reachPublic
+	switch {
+	case a.IsLoopback():
+		r = reachHere
+	case a.IsPrivate(), within(private, a):
+		r = reachPrivate
+	}
+	if inner, ok := innerIPv4(a); ok {
+		r = max(r, reachOf(inner))
+	}
+	return r
 }
 
-// carrierNAT is used like private addresses by clouds and overlay networks.
-var carrierNAT = netip.MustParsePrefix("100.64.0.0/10")
+// innerIPv4 is the IPv4 address that packets to an IPv6 address may be translated or tunnelled to.
+func innerIPv4(a netip.Addr) (netip.Addr, bool) {
+	if !a.Is6() {
+		return netip.Addr{}, false
+	}
+	b := a.As16()
+	at := func(i int) (netip.Addr, bool) { return netip.AddrFrom4([4]byte(b[i : i+4])), true }
+	switch {
+	case b == netip.IPv6Loopback().As16():
+		return netip.Addr{}, false
+	case within(translated, a):
+		return at(12) // NAT64, and the compatible addresses of old
+	case b[0] == 0x20 && b[1] == 0x02:
+		return at(2) // 6to4
+	case b[0] == 0x20 && b[1] == 0x01 && b[2] == 0 && b[3] == 0: // Teredo, inverted
+		return netip.AddrFrom4([4]byte{^b[12], ^b[13], ^b[14], ^b[15]}), true
+	case b[8]&^0x02 == 0 && b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe:
+		return at(12) // ISATAP
+	}
+	return netip.Addr{}, false
+}
+
+var translated = prefixes("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
+	"syscall"
 	"unicode"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -27,6 +29,16 @@ var (
 	ErrWrongContent = errors.New("registry sent wrong content")         // bytes that don't match their digest or size, or broken documents
 	ErrForbidden    = errors.New("registry asked for something unsafe") // a redirect or token server that is not allowed
 )
+
+// ErrMirror is in errors that were a mirror's fault alone, which is not asked for the same again: another try
+// can succeed at once.
+var ErrMirror = errors.New("mirror sent wrong content")
+
+// mirrorError is such an error.
+type mirrorError struct{ error }
+
+func (m mirrorError) Unwrap() error        { return m.error }
+func (m mirrorError) Is(target error) bool { return target == ErrMirror }
 
 // Error says what went wrong in words for the person who wrote the reference. Its text has the cause; Hint
 // is what to do about it, to be shown on a line of its own.
@@ -60,29 +72,55 @@ func (e *Error) Unwrap() []error {
 
 // explain turns what the HTTP layers say into an Error. what names the thing that was asked for: "tag 2 of
 // shop/web"; credential is what was sent, empty for none.
-func explain(err error, repo name.Repository, what, credential string) error {
+func (c *Client) explain(ctx context.Context, err error, repo name.Repository, what, credential string) error {
 	host := repo.RegistryStr()
+	if errors.Is(err, ErrMirror) {
+		return err
+	}
 	if known, ok := errors.AsType[*Error](err); ok {
+		if known.Registry == "" && known.Kind == ErrForbidden {
+			named := *known // the dialer does not know for whom it works
+			named.Registry = host
+			return &named
+		}
 		return known
 	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("registry %s: get %s: %w", host, what, err)
+	if ctx.Err() != nil {
+		if errors.Is(context.Cause(ctx), errTooLong) {
+			return &Error{
+				Kind: ErrUnreachable, Registry: host, Message: "takes too long for " + what,
+				Hint: "try again when the registry, or the line to it, is faster",
+			}
+		}
+		return fmt.Errorf("registry %s: get %s: %w", host, what, context.Cause(ctx))
 	}
 	if answer, ok := errors.AsType[*transport.Error](err); ok && !badCertificate(err) { // after a bad certificate, plain HTTP may have been tried
-		return explainAnswer(answer, repo, what, credential)
+		return c.explainAnswer(answer, repo, what, credential)
 	}
 	e := &Error{Registry: host, Err: shortest(err)}
 	switch {
 	case errors.Is(err, errPlainHTTP):
-		e.Kind, e.Err = ErrTLS, err
+		e.Kind, e.Err = ErrTLS, nil
 		e.Message = "it does not answer over TLS, and plain HTTP is only for loopback addresses unless you allow it"
-		e.Hint = "give the registry a certificate, or allow plain HTTP for " + host
+		e.Hint = "give the registry a certificate, or " + c.setting(host, "plain_http = true")
+	case isPlainAnswer(err):
+		e.Kind, e.Err, e.Message = ErrTLS, nil, "it answers in plain HTTP, not over TLS"
+		e.Hint = "give the registry a certificate; if the network to it is trusted, " + c.setting(host, "plain_http = true")
+	case errors.As(err, new(x509.UnknownAuthorityError)):
+		e.Kind, e.Message, e.Err = ErrTLS, "its certificate is from an authority that this machine does not trust", lastCause(err)
+		e.Hint = "if it is your own, " + c.setting(host, `ca = "/path/to/ca.pem"`)
+	case errors.As(err, new(x509.HostnameError)):
+		e.Kind, e.Message, e.Err = ErrTLS, "its certificate is for another name", lastCause(err)
+		e.Hint = "use the name that the certificate has, or get one for " + host
 	case isTLS(err):
 		e.Kind, e.Message = ErrTLS, "cannot make a secure connection"
-		e.Hint = "check the registry's certificate and that this machine trusts it; a registry without TLS must be allowed by name"
+		e.Hint = "check the registry's certificate; when it wants one from its clients, " + c.setting(host, `client_cert = "/path/to/cert.pem" and client_key = "/path/to/key.pem"`)
 	case errors.As(err, new(*net.DNSError)):
 		e.Kind, e.Message = ErrUnreachable, "there is no such host"
 		e.Hint = "check the spelling of " + host + ", and this machine's DNS"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		e.Kind, e.Message = ErrUnreachable, "nothing listens there"
+		e.Hint = "check that the registry runs, and the port: " + host
 	default:
 		e.Kind, e.Message = ErrUnreachable, "cannot be reached"
 		e.Hint = "check that the registry runs and that this machine reaches " + host
@@ -91,8 +129,16 @@ func explain(err error, repo name.Repository, what, credential string) error {
 }
 
 // explainAnswer is for registries that answered, but with an error.
-func explainAnswer(answer *transport.Error, repo name.Repository, what, credential string) error {
-	e := &Error{Registry: repo.RegistryStr()}
+func (c *Client) explainAnswer(answer *transport.Error, repo name.Repository, what, credential string) error {
+	host := repo.RegistryStr()
+	e := &Error{Registry: host}
+	asked := what
+	if answer.Request != nil && !sameHost(answer.Request.URL, host) {
+		asked = "the token server " + printable(answer.Request.URL.Host)
+		if isBlob(answer.Request) && origin(answer.Request) != answer.Request {
+			asked = printable(answer.Request.URL.Host) + ", where the registry sends for " + what
+		}
+	}
 	switch code := answer.StatusCode; code {
 	case http.StatusNotFound:
 		e.Kind, e.Message = ErrNotFound, "has no "+what
@@ -100,21 +146,27 @@ func explainAnswer(answer *transport.Error, repo name.Repository, what, credenti
 		if hasCode(answer, transport.NameUnknownErrorCode) {
 			e.Message = "has no repository " + repo.RepositoryStr()
 		}
+		if asked != what {
+			e.Kind, e.Message, e.Hint = ErrUnreachable, asked+": answers 404 Not Found", "look at the registry's own log"
+		}
 	case http.StatusUnauthorized, http.StatusForbidden:
 		e.Kind = ErrUnauthorized
 		if credential == "" {
 			e.Message = fmt.Sprintf("refuses to give %s to someone without credentials; it is private, or does not exist", what)
-			e.Hint = "docker login " + repo.RegistryStr()
+			e.Hint = "check the spelling, or docker login " + host
 		} else {
 			e.Message = fmt.Sprintf("refuses to give %s for the credentials that were sent, %s", what, credential)
-			e.Hint = "check that this user may read " + repo.RepositoryStr() + ", or docker login " + repo.RegistryStr() + " as another"
+			e.Hint = "check that this user may read " + repo.RepositoryStr() + ", or docker login " + host + " as another"
 		}
 	case http.StatusTooManyRequests:
 		e.Kind, e.Message = ErrUnreachable, "allows no more requests for now"
-		e.Hint = "wait, or docker login for a higher limit"
+		e.Hint = "wait, or docker login " + host + " for a higher limit"
 	default:
-		e.Kind, e.Message = ErrUnreachable, fmt.Sprintf("answers %d %s when asked for %s", code, http.StatusText(code), what)
+		e.Kind, e.Message = ErrUnreachable, fmt.Sprintf("answers %d %s when asked for %s", code, http.StatusText(code), asked)
 		e.Hint = "look at the registry's own log"
+		if code == http.StatusBadRequest && answer.Request != nil && answer.Request.URL.Scheme == "http" {
+			e.Hint = "it may speak TLS only: remove plain_http under [registries." + fmt.Sprintf("%q", host) + "] in " + c.options.Settings + ", if it is there"
+		}
 	}
 	if said := diagnosis(answer); said != "" {
 		e.Err = errors.New(said)
@@ -167,10 +219,30 @@ func isTLS(err error) bool {
 		errors.As(err, new(tls.AlertError))
 }
 
+// isPlainAnswer says whether a server answered TLS in plain HTTP.
+func isPlainAnswer(err error) bool {
+	record, ok := errors.AsType[tls.RecordHeaderError](err)
+	return errors.Is(err, http.ErrSchemeMismatch) || ok && string(record.RecordHeader[:]) == "HTTP/"
+}
+
+// lastCause is the innermost error.
+func lastCause(err error) error {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err
+		}
+		err = inner
+	}
+}
+
 // shortest drops the layers around a network error that repeat the URL.
 func shortest(err error) error {
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		return op
+	}
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		return u.Err
 	}
 	return err
 }

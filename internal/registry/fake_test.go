@@ -8,6 +8,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
 )
 
 // fakeRegistry answers as the test says. It has one good image, web:1, to start from.
@@ -63,6 +66,40 @@ func (f *fakeRegistry) handle(path string, h http.HandlerFunc) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.handlers[path] = h
+}
+
+// drop forgets what is below a path.
+func (f *fakeRegistry) drop(prefix string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for path := range f.handlers {
+		if strings.HasPrefix(path, prefix) {
+			delete(f.handlers, path)
+		}
+	}
+}
+
+// all answers everything with that status.
+func (f *fakeRegistry) all(status int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for path := range f.handlers {
+		f.handlers[path] = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }
+	}
+}
+
+// zeroTime is for http.ServeContent, which then says nothing of time.
+var zeroTime time.Time
+
+// perHost is a keychain with a user and a password for each host.
+type perHost map[string][2]string
+
+func (k perHost) Resolve(r authn.Resource) (authn.Authenticator, error) {
+	c, ok := k[r.RegistryStr()]
+	if !ok {
+		return authn.Anonymous, nil
+	}
+	return authn.FromConfig(authn.AuthConfig{Username: c[0], Password: c[1]}), nil
 }
 
 // paths are those that were asked for so far.

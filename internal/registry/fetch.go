@@ -2,8 +2,10 @@ package registry
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -20,78 +22,50 @@ import (
 // maxAttempts is how often a request is made when the registry is overloaded or the connection breaks.
 const maxAttempts = 4
 
-// Blob opens the blob with that digest for reading. repository is that of an Image; size is what the
-// manifest declares: a stream of another length ends in an error. The caller compares the digest, and
-// closes the stream. A stream that breaks off is not continued.
-func (c *Client) Blob(ctx context.Context, repository, digest string, size int64) (io.ReadCloser, error) {
-	repo, err := c.repository(repository)
-	if err != nil {
-		return nil, err
-	}
-	if err := (descriptor{Digest: digest, Size: size}).check(1 << 62); err != nil {
-		return nil, err
-	}
-	return c.blob(ctx, repo, digest, size)
-}
-
-func (c *Client) blob(ctx context.Context, repo name.Repository, digest string, size int64) (io.ReadCloser, error) {
-	what := "blob " + digest + " of " + repo.RepositoryStr()
-	res, err := c.get(context.WithValue(ctx, blobKey{}, true), repo, "blobs/"+digest, "application/octet-stream", what)
-	if err != nil {
-		return nil, err
-	}
-	if n := res.ContentLength; n >= 0 && n != size {
-		return nil, errors.Join(wrongContent("the registry has %s with %d bytes, but %d are declared", what, n, size), res.Body.Close())
-	}
-	return &exactly{ReadCloser: res.Body, left: size, what: what}, nil
-}
-
 // document fetches a manifest or an index, of at most maxDocument bytes. Nothing is verified yet.
-func (c *Client) document(ctx context.Context, repo name.Repository, id, what string) (raw []byte, contentType string, err error) {
-	res, err := c.get(ctx, repo, "manifests/"+id, acceptedTypes, what)
+func (c *Client) document(ctx context.Context, repo name.Repository, id, what string, attempts int) (raw []byte, contentType string, err error) {
+	res, err := c.send(ctx, repo, call{method: http.MethodGet, path: "manifests/" + id, accept: acceptedTypes, attempts: attempts}, what, http.StatusOK)
 	if err != nil {
 		return nil, "", err
 	}
 	raw, err = io.ReadAll(res.Body) // bounded by the guard
 	if err := errors.Join(err, res.Body.Close()); err != nil {
-		return nil, "", explain(err, repo, what, "")
+		return nil, "", c.explain(ctx, err, repo, what, "")
 	}
 	return raw, res.Header.Get("Content-Type"), nil
 }
 
-// get makes a GET request below the repository and returns the answer when it is 200, and an Error otherwise.
-func (c *Client) get(ctx context.Context, repo name.Repository, path, accept, what string) (*http.Response, error) {
-	return c.send(ctx, repo, call{method: http.MethodGet, path: path, accept: accept}, what, http.StatusOK)
-}
-
 // call is a request to a repository.
 type call struct {
-	method string
-	path   string   // below /v2/<repository>/
-	url    *url.URL // instead of path: where the registry sent us; the guard says whether it may
-	query  string
-	accept string
-	body   []byte
-	kind   string // media type of body
-	push   bool   // needs the right to write
+	method   string
+	path     string   // below /v2/<repository>/
+	url      *url.URL // instead of path: where the registry sent us; the guard says whether it may
+	query    string
+	accept   string
+	header   map[string]string // more of it
+	body     []byte
+	kind     string // media type of body
+	push     bool   // needs the right to write
+	attempts int    // at most; 0 for the usual number
 }
 
 // send makes a request and returns the answer when its status is one of good, and an Error otherwise. It
 // waits and tries again when that can help.
 func (c *Client) send(ctx context.Context, repo name.Repository, r call, what string, good ...int) (*http.Response, error) {
+	attempts := cmp.Or(r.attempts, maxAttempts)
 	for attempt := 1; ; attempt++ {
 		res, credential, err := c.try(ctx, repo, r, good)
 		if err == nil {
 			return res, nil
 		}
-		explained := explain(err, repo, what, credential)
+		explained := c.explain(ctx, err, repo, what, credential)
 		if errors.Is(explained, ErrUnauthorized) {
 			c.forget(repo, r.push)
 			if r.push {
 				explained = explainRefusedPush(explained, repo, what, credential)
 			}
 		}
-		if attempt == maxAttempts || !temporary(err) || !c.wait(ctx, attempt, err) {
+		if attempt == attempts || !temporary(err) || !c.wait(ctx, attempt, err, repo.RegistryStr()) {
 			return nil, explained
 		}
 	}
@@ -105,7 +79,14 @@ type retryAfter struct {
 
 func (r retryAfter) Unwrap() error { return r.error }
 
-func (c *Client) try(ctx context.Context, repo name.Repository, r call, good []int) (_ *http.Response, credential string, _ error) {
+func (c *Client) try(ctx context.Context, repo name.Repository, r call, good []int) (_ *http.Response, credential string, err error) {
+	asked := time.Duration(-1)
+	ctx = context.WithValue(ctx, askedToWait{}, &asked)
+	defer func() {
+		if err != nil && asked >= 0 {
+			err = retryAfter{err, asked}
+		}
+	}()
 	s, err := c.session(ctx, repo, r.push)
 	if s != nil {
 		credential = s.credential
@@ -115,11 +96,14 @@ func (c *Client) try(ctx context.Context, repo name.Repository, r call, good []i
 	}
 	u := r.url
 	if u == nil {
-		u = &url.URL{Scheme: repo.Scheme(), Host: repo.RegistryStr(), Path: "/v2/" + repo.RepositoryStr() + "/" + r.path, RawQuery: r.query}
+		u = &url.URL{Scheme: s.scheme, Host: repo.RegistryStr(), Path: "/v2/" + repo.RepositoryStr() + "/" + r.path, RawQuery: r.query}
 	}
 	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), bytes.NewReader(r.body))
 	if err != nil {
 		return nil, credential, err
+	}
+	for key, value := range r.header {
+		req.Header.Set(key, value)
 	}
 	if r.accept != "" {
 		req.Header.Set("Accept", r.accept)
@@ -131,14 +115,26 @@ func (c *Client) try(ctx context.Context, repo name.Repository, r call, good []i
 	if err != nil {
 		return nil, credential, err
 	}
-	if err := transport.CheckError(res, good...); err != nil {
-		err = errors.Join(err, res.Body.Close())
-		if after, ok := parseRetryAfter(res.Header.Get("Retry-After")); ok {
-			err = retryAfter{err, after}
-		}
-		return nil, credential, err
+	if err := checkStatus(res, good...); err != nil {
+		return nil, credential, errors.Join(err, res.Body.Close())
 	}
 	return res, credential, nil
+}
+
+// maxError is how much of an answer that is an error is read.
+const maxError = 64 << 10
+
+// checkStatus turns an answer with another status than one of good into an error, with what it says.
+func checkStatus(res *http.Response, good ...int) error {
+	body := res.Body
+	res.Body = io.NopCloser(io.LimitReader(body, maxError))
+	err := transport.CheckError(res, good...)
+	res.Body = body
+	if err != nil && !errors.As(err, new(*transport.Error)) {
+		// The text of the error did not come through; the status is what counts.
+		err = &transport.Error{StatusCode: res.StatusCode, Request: res.Request}
+	}
+	return err
 }
 
 func parseRetryAfter(value string) (time.Duration, bool) {
@@ -162,7 +158,7 @@ func temporary(err error) bool {
 		}
 		return false
 	}
-	if errors.As(err, new(*Error)) || isTLS(err) || errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, new(*net.DNSError)) {
+	if errors.As(err, new(*Error)) || isTLS(err) || errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, new(*net.DNSError)) || isDialTimeout(err) {
 		return false
 	}
 	var network net.Error
@@ -170,9 +166,15 @@ func temporary(err error) bool {
 		errors.As(err, &network) && network.Timeout()
 }
 
+// isDialTimeout is for hosts that do not answer at all: to wait for them several times over is no use.
+func isDialTimeout(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "dial"
+}
+
 // wait sleeps before the next attempt and says whether there is one: not when ctx ends first, nor when the
 // registry asks for more patience than anybody has.
-func (c *Client) wait(ctx context.Context, attempt int, err error) bool {
+func (c *Client) wait(ctx context.Context, attempt int, err error, host string) bool {
 	// Jitter keeps a fleet of agents from coming back all at once.
 	d := time.Duration(float64(c.limits.backoff<<(attempt-1)) * (0.5 + rand.Float64())) //nolint:gosec // G404: nothing secret about a pause
 	if asked, ok := errors.AsType[retryAfter](err); ok {
@@ -183,6 +185,9 @@ func (c *Client) wait(ctx context.Context, attempt int, err error) bool {
 	}
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < d {
 		return false
+	}
+	if d >= 10*time.Second {
+		c.options.Notice(fmt.Sprintf("registry %s asks to wait; trying again in %s", host, d.Round(time.Second)))
 	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -10,8 +10,10 @@ import (
 	"net/http/httptrace"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 )
@@ -31,8 +33,9 @@ var knownTokenHosts = map[string]string{
 // credentials and from sending this machine to places of its choice.
 type guard struct {
 	client   *Client
-	registry string // host:port
-	private  atomic.Bool
+	registry string      // host:port
+	near     atomic.Bool // the registry is on a private network, so what it redirects to may be, too
+	here     atomic.Bool // the registry is on this machine
 }
 
 func newGuard(c *Client, registry name.Registry) *guard {
@@ -44,6 +47,10 @@ type blobKey struct{}
 
 func isBlob(req *http.Request) bool { return req.Context().Value(blobKey{}) != nil }
 
+// askedToWait carries the Retry-After of an answer to whoever tries again. It is a pointer in the context
+// because the layers between turn answers into errors that have no headers.
+type askedToWait struct{}
+
 // RoundTrip implements http.RoundTripper.
 func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := g.allow(req); err != nil {
@@ -51,12 +58,8 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	home := sameHost(req.URL, g.registry)
 	ctx, cancel := context.WithCancelCause(req.Context())
-	transport := g.client.dialers.public
 	if home {
-		transport = g.client.dialers.direct
 		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: g.remember})
-	} else if g.private.Load() {
-		transport = g.client.dialers.direct
 	}
 	out := req.Clone(ctx)
 	if !home && !g.isTokenServer(req.URL) {
@@ -65,7 +68,7 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 			out.Header.Del(h)
 		}
 	}
-	res, err := transport.RoundTrip(out)
+	res, err := g.client.transports.get(req.URL.Host, g.client.host(req.URL.Host), g.reach(req.URL)).RoundTrip(out)
 	if err != nil {
 		cancel(nil)
 		return nil, err
@@ -74,12 +77,29 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		cancel(nil)
 		return nil, errors.Join(err, res.Body.Close())
 	}
+	if wait, ok := req.Context().Value(askedToWait{}).(*time.Duration); ok && res.StatusCode >= 400 {
+		if d, ok := parseRetryAfter(res.Header.Get("Retry-After")); ok {
+			*wait = d
+		}
+	}
 	most := int64(maxDocument)
-	if isBlob(req) && !g.isTokenServer(req.URL) {
+	if isBlob(req) && !g.isTokenServer(req.URL) && (res.StatusCode == http.StatusOK || res.StatusCode == http.StatusPartialContent) {
 		most = -1 // Blob bounds it by the size that the manifest declares
 	}
 	res.Body = newBody(res.Body, g.client.limits, most, cancel)
 	return res, nil
+}
+
+// reach says what addresses a host may have. The registry and what was allowed by name may be anywhere; where
+// they send us may be no nearer to this machine than the registry is.
+func (g *guard) reach(u *url.URL) reach {
+	switch {
+	case sameHost(u, g.registry), hasHost(g.client.host(g.registry).TokenHosts, u), g.here.Load():
+		return reachHere
+	case g.near.Load():
+		return reachPrivate
+	}
+	return reachPublic
 }
 
 // allow says whether a request may be made at all.
@@ -87,6 +107,9 @@ func (g *guard) allow(req *http.Request) error {
 	u := req.URL
 	if req.Host != "" && !strings.EqualFold(req.Host, u.Host) {
 		return g.forbidden("a request for %s was to be sent to %s", req.Host, u.Host)
+	}
+	if u.User != nil {
+		return g.forbidden("it leads to %s with a user name in the URL", u.Host)
 	}
 	if u.Scheme != "https" && (u.Scheme != "http" || !g.client.mayBePlain(u.Host)) {
 		if req.Response == nil {
@@ -127,20 +150,20 @@ func (g *guard) checkRedirect(req *http.Request, res *http.Response) error {
 // checkChallenge refuses to be sent to a token server that the registry's credentials are not for. Other
 // hosts get no credentials whatever they ask for.
 func (g *guard) checkChallenge(res *http.Response, home bool) error {
-	const challenge = "Www-Authenticate"
 	if !home {
-		res.Header.Del(challenge)
+		res.Header.Del(authenticate)
 		return nil
 	}
-	for _, value := range res.Header.Values(challenge) {
+	for _, value := range res.Header.Values(authenticate) {
 		for _, realm := range realms(value) {
 			u, err := url.Parse(realm)
 			if err != nil || u.Host == "" || u.User != nil {
 				return g.forbidden("it names a token server that is no URL: %q", printable(realm))
 			}
 			if !sameHost(u, g.registry) && !g.isTokenServer(u) {
-				e := g.forbidden("it wants credentials to be sent to %s, which is not known to belong to it", u.Host)
-				e.Hint = fmt.Sprintf("if %s really is the token server of %s, allow it as a token host", u.Host, g.registry)
+				e := g.forbidden("it wants credentials to be sent to %s, which is not known to belong to it", printable(u.Host))
+				e.Hint = fmt.Sprintf("if %s really is the token server of %s: %s",
+					printable(u.Host), g.registry, g.client.setting(g.registry, fmt.Sprintf("token_hosts = [%q]", printable(u.Host))))
 				return e
 			}
 		}
@@ -148,14 +171,24 @@ func (g *guard) checkChallenge(res *http.Response, home bool) error {
 	return nil
 }
 
+// setting says where in the configuration something is set, as part of a hint.
+func (c *Client) setting(host, line string) string {
+	return fmt.Sprintf("set %s under [registries.%q] in %s", line, host, c.options.Settings)
+}
+
 // realms returns everything that a reader of the header could take for the realm of a Bearer challenge. It
 // finds rather too many than too few: each has to be an allowed token server. A header of only Basic
 // challenges has none; their realm is a text to show.
 func realms(header string) []string {
-	var found []string
-	lower := strings.ToLower(header)
-	if !strings.Contains(lower, "bearer") {
+	lower := lowerASCII(header)
+	if !strings.Contains(lower, bearer) {
 		return nil
+	}
+	var found []string
+	for _, c := range parseChallenges([]string{header}) {
+		if realm, ok := c.params["realm"]; ok && c.scheme == bearer && realm != "" {
+			found = append(found, realm)
+		}
 	}
 	for at := 0; ; {
 		i := strings.Index(lower[at:], "realm")
@@ -173,22 +206,44 @@ func realms(header string) []string {
 		} else if end := strings.IndexAny(value, ", \t"); end >= 0 {
 			value = value[:end]
 		}
-		if value != "" {
+		if value != "" && !slices.Contains(found, value) {
 			found = append(found, value)
 		}
 	}
 }
 
-func (g *guard) isTokenServer(u *url.URL) bool {
-	host := strings.ToLower(u.Host)
-	return host == knownTokenHosts[g.registry] || g.client.tokens[host]
+// lowerASCII keeps the length, which strings.ToLower does not for every letter there is.
+func lowerASCII(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			b[i] = c + 'a' - 'A'
+		}
+	}
+	return string(b)
 }
 
-// remember notes whether the registry itself is on a private network; the places that it redirects to may
-// then be, too.
+func (g *guard) isTokenServer(u *url.URL) bool {
+	known := knownTokenHosts[hostKey(g.registry)]
+	return known != "" && sameHost(u, known) || hasHost(g.client.host(g.registry).TokenHosts, u)
+}
+
+func hasHost(hosts []string, u *url.URL) bool {
+	return slices.ContainsFunc(hosts, func(host string) bool { return sameHost(u, host) })
+}
+
+// remember notes how near to this machine the registry is. It is called when a connection is good to use:
+// with TLS, that is after the registry has proved its name.
 func (g *guard) remember(info httptrace.GotConnInfo) {
-	if a, ok := info.Conn.RemoteAddr().(*net.TCPAddr); ok && isPrivate(a.AddrPort().Addr()) {
-		g.private.Store(true)
+	a, ok := info.Conn.RemoteAddr().(*net.TCPAddr) // of a proxy it is something else
+	if !ok {
+		return
+	}
+	switch reachOf(a.AddrPort().Addr()) {
+	case reachHere:
+		g.here.Store(true)
+	case reachPrivate:
+		g.near.Store(true)
 	}
 }
 

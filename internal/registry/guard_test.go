@@ -130,7 +130,7 @@ func TestTokenRealms(t *testing.T) {
 				if _, err := net.DefaultResolver.LookupHost(t.Context(), "localhost"); err != nil {
 					t.Skipf("needs localhost in /etc/hosts: %v", err)
 				}
-				o.TokenHosts = []string{byName(other)}
+				o.Hosts = map[string]Host{f.addr: {TokenHosts: []string{byName(other)}}}
 			}
 			_, err := newClient(t, o).Resolve(t.Context(), f.addr+"/web:1")
 			if c.ok {
@@ -193,10 +193,10 @@ func TestGuardRefusesPlainHTTP(t *testing.T) {
 	cases := map[string]bool{
 		"http://registry.example/v2/": false, "http://10.0.0.5:5000/v2/": false, "http://192.168.1.1/v2/": false,
 		"http://127.0.0.1:5000/v2/": true, "http://localhost:5000/v2/": true, "http://[::1]:5000/v2/": true,
-		"http://allowed.example:5000/v2/": true, "http://anyport.example:81/v2/": true, "http://allowed.example/v2/": false,
+		"http://allowed.example:5000/v2/": true, "http://plain.example/v2/": true, "http://plain.example:81/v2/": false, "http://allowed.example/v2/": false,
 		"https://registry.example/v2/": true,
 	}
-	c := newClient(t, Options{PlainHTTP: []string{"allowed.example:5000", "anyport.example"}})
+	c := newClient(t, Options{Hosts: map[string]Host{"allowed.example:5000": {PlainHTTP: true}, "Plain.example": {PlainHTTP: true}}})
 	for raw, want := range cases {
 		u, err := url.Parse(raw)
 		if err != nil {
@@ -214,11 +214,13 @@ func TestRealms(t *testing.T) {
 		`Bearer realm="https://a/token",service="s"`:         "https://a/token",
 		`bearer service="s", REALM = "https://a/t"`:          "https://a/t",
 		`Bearer realm=https://a/t, service=s`:                "https://a/t",
-		`Basic realm="me", Bearer realm="https://a/t"`:       "me https://a/t",
+		`Basic realm="me", Bearer realm="https://a/t"`:       "https://a/t me",
 		`Basic realm="only a text"`:                          "",
 		`Bearer service="realm"`:                             "",
 		`Bearer realm="https://good/",realm="https://evil/"`: "https://good/ https://evil/",
-		`Bearer scope="realm=https://x/",realm="https://y/"`: `https://x/" https://y/`,
+		`Bearer scope="realm=https://x/",realm="https://y/"`: `https://y/ https://x/"`,
+		`Bearer realm="https://good\"@evil/"`:                `https://good"@evil/ https://good\`,
+		"Bearer \u023a\u023a realm=\"https://a/t\"":          "https://a/t",
 		`Bearer realm`:  "",
 		`Bearer realm=`: "",
 	}
@@ -230,15 +232,25 @@ func TestRealms(t *testing.T) {
 }
 
 func TestAddressClasses(t *testing.T) {
-	for addr, want := range map[string][2]bool{ // never, private
-		"169.254.169.254": {true, false}, "::ffff:169.254.169.254": {true, false}, "fe80::1%eth0": {true, false}, "fd00:ec2::254": {true, true},
-		"0.0.0.0": {true, false}, "::": {true, false}, "224.0.0.1": {true, false},
-		"127.0.0.1": {false, true}, "::1": {false, true}, "10.1.2.3": {false, true}, "100.64.1.1": {false, true}, "fd00::1": {false, true},
-		"192.0.2.1": {false, false}, "2001:db8::1": {false, false},
+	const never = -1
+	for want, addrs := range map[reach][]string{
+		never: {
+			"169.254.169.254", "::ffff:169.254.169.254", "fe80::1%eth0", "169.254.170.2",
+			"fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192",
+			"0.0.0.0", "0.1.2.3", "::", "224.0.0.1", "ff02::1", "255.255.255.255", "240.0.0.1",
+			"64:ff9b::169.254.169.254", "64:ff9b:1::169.254.169.254", "::169.254.169.254", "::ffff:0:169.254.169.254",
+			"2002:a9fe:a9fe::1", "2001:0:1:2:3:4:5601:5601", "2001:db8::5efe:169.254.169.254", "2001:db8::200:5efe:169.254.169.254",
+			"64:ff9b::100.100.100.200", "64:ff9b::0.0.0.0",
+		},
+		reachHere:    {"127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "64:ff9b::127.0.0.1", "2002:7f00:1::"},
+		reachPrivate: {"10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.1.1", "fd00::1", "fec0::1", "::ffff:10.0.0.1", "64:ff9b::10.0.0.1", "198.18.0.1"},
+		reachPublic:  {"192.0.2.1", "2001:db8::1", "64:ff9b::192.0.2.1", "172.32.0.1", "100.128.0.1", "2002:c000:201::1"},
 	} {
-		a := netip.MustParseAddr(addr)
-		if got := [2]bool{neverDialled(a), isPrivate(a)}; got != want {
-			t.Errorf("%s: got %v, want %v", addr, got, want)
+		for _, addr := range addrs {
+			a := netip.MustParseAddr(addr)
+			if neverDialled(a) != (want == never) || want != never && reachOf(a) != want {
+				t.Errorf("%s: got never %v, reach %d; want %d", addr, neverDialled(a), reachOf(a), want)
+			}
 		}
 	}
 }
@@ -246,11 +258,13 @@ func TestAddressClasses(t *testing.T) {
 func TestForeignHostsAreNotDialledOnThisMachine(t *testing.T) {
 	f := newFakeRegistry(t)
 	c := newClient(t, Options{})
-	res, err := c.dialers.public.RoundTrip(httptest.NewRequestWithContext(t.Context(), http.MethodGet, f.server.URL, nil))
-	if err == nil {
-		res.Body.Close()
-	}
-	if !errors.Is(err, ErrForbidden) || len(f.paths()) > 0 {
-		t.Errorf("got %v", err)
+	for _, r := range []reach{reachPublic, reachPrivate} {
+		res, err := c.transports.get(f.addr, Host{}, r).RoundTrip(httptest.NewRequestWithContext(t.Context(), http.MethodGet, f.server.URL, nil))
+		if err == nil {
+			res.Body.Close()
+		}
+		if !errors.Is(err, ErrForbidden) || len(f.paths()) > 0 {
+			t.Errorf("reach %d: got %v", r, err)
+		}
 	}
 }

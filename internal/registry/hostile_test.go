@@ -177,7 +177,7 @@ func TestHostileBlobs(t *testing.T) {
 	}{
 		"longer":        {func(w http.ResponseWriter, _ *http.Request) { flush(w); endless(t, w) }, "longer"},
 		"longer header": {func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Length", "1000") }, "1000 bytes"},
-		"shorter":       {func(w http.ResponseWriter, _ *http.Request) { flush(w); _, _ = w.Write(f.layer[:9]) }, "ends 13 bytes before"},
+		"shorter":       {func(w http.ResponseWriter, _ *http.Request) { flush(w); _, _ = w.Write(f.layer[:9]) }, "broke off after 9 of 22 bytes"},
 		"breaks off": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", strconv.FormatInt(want, 10))
 			_, _ = w.Write(f.layer[:9])

@@ -16,6 +16,8 @@ func (c *Client) CheckBlob(ctx context.Context, repository, digest string, size 
 	if err != nil {
 		return err
 	}
+	ctx, cancel := c.bounded(ctx, 0)
+	defer cancel()
 	if err := (descriptor{Digest: digest, Size: size}).check(1 << 62); err != nil {
 		return err
 	}
@@ -41,6 +43,8 @@ func (c *Client) Push(ctx context.Context, repository string, a Artifact) (diges
 	if err != nil {
 		return "", err
 	}
+	ctx, cancel := c.bounded(ctx, 0)
+	defer cancel()
 	raw, err := a.manifest()
 	if err != nil {
 		return "", err

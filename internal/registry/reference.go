@@ -21,10 +21,7 @@ func (c *Client) parse(ref string) (name.Reference, error) {
 			Kind: ErrReference, Message: fmt.Sprintf("%q is not an image reference", printable(ref)), Hint: referenceHint(ref), Err: err,
 		}
 	}
-	if !c.mayBePlain(parsed.Context().RegistryStr()) {
-		return parsed, nil
-	}
-	return name.ParseReference(ref, name.Insecure)
+	return parsed, nil
 }
 
 // repository reads the Repository of an Image.
@@ -33,10 +30,7 @@ func (c *Client) repository(repository string) (name.Repository, error) {
 	if err != nil {
 		return name.Repository{}, &Error{Kind: ErrReference, Message: fmt.Sprintf("%q is not a repository", printable(repository)), Err: err}
 	}
-	if !c.mayBePlain(repo.RegistryStr()) {
-		return repo, nil
-	}
-	return name.NewRepository(repository, name.StrictValidation, name.Insecure)
+	return repo, nil
 }
 
 // notInRegistry recognises what people give instead of a reference. It goes by the text alone; nothing is
@@ -92,14 +86,13 @@ func referenceHint(ref string) string {
 	return "write it as REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:DIGEST"
 }
 
-// mayBePlain says whether a registry may be spoken to without TLS.
+// mayBePlain says whether a host may be spoken to without TLS.
 func (c *Client) mayBePlain(host string) bool {
-	host = strings.ToLower(host)
-	bare := hostname(host)
-	return isLoopback(bare) || c.plain[host] || c.plain[bare]
+	return isLoopback(hostname(strings.ToLower(host))) || c.host(host).PlainHTTP
 }
 
-// isLoopback goes by the name, so that no DNS answer can make another host one.
+// isLoopback goes by the name, so that no DNS answer can make another host one. The dialer sees to it that
+// such a name leads nowhere else.
 func isLoopback(host string) bool {
 	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
 		return true

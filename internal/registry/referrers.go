@@ -36,6 +36,8 @@ func (c *Client) Referrers(ctx context.Context, repository, digest, artifactType
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := c.bounded(ctx, 0)
+	defer cancel()
 	if !digestForm.MatchString(digest) {
 		return nil, &Error{Kind: ErrReference, Message: fmt.Sprintf("%q is not a sha256 digest", printable(digest))}
 	}
@@ -78,7 +80,7 @@ func (c *Client) askReferrers(ctx context.Context, repo name.Repository, digest,
 		}
 		raw, err := io.ReadAll(res.Body) // bounded by the guard
 		if err := errors.Join(err, res.Body.Close()); err != nil {
-			return nil, false, explain(err, repo, what, "")
+			return nil, false, c.explain(ctx, err, repo, what, "")
 		}
 		// A page of HTML with status 200 is what some front ends answer to every path.
 		if kind, _, _ := strings.Cut(res.Header.Get("Content-Type"), ";"); res.StatusCode != http.StatusOK || kind != typeIndex {
@@ -125,7 +127,7 @@ func (c *Client) referrerTag(ctx context.Context, repo name.Repository, digest s
 	}
 	raw, err := io.ReadAll(res.Body) // bounded by the guard
 	if err := errors.Join(err, res.Body.Close()); err != nil {
-		return nil, explain(err, repo, what, "")
+		return nil, c.explain(ctx, err, repo, what, "")
 	}
 	if res.StatusCode == http.StatusNotFound {
 		return nil, nil

@@ -12,15 +12,15 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
-	"net/http"
+	"errors"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
 // Options of a Client. The zero value is good for a person's own machine.
@@ -28,19 +28,39 @@ type Options struct {
 	// Keychain finds credentials. nil reads the docker configuration of the user who runs the program,
 	// with its credential helpers (or podman's, when there is none).
 	Keychain authn.Keychain
-	// PlainHTTP names the registries, as host or host:port, that may be spoken to without TLS. Those on a
-	// loopback address always may.
-	PlainHTTP []string
-	// TokenHosts names hosts, besides the registry's own, that credentials may be sent to for a token when
-	// a registry asks for it. Docker Hub's and GitLab's are known.
-	TokenHosts []string
+	// Hosts says of single registries how they are spoken to. The keys are as references have them: host, or
+	// host:port. A mirror, a token server or a place that blobs are redirected to is looked up here, too.
+	Hosts map[string]Host
+	// Settings is the file that Hosts comes from, for hints: what to change is named with it.
+	Settings string
 	// Architectures that images are resolved for, as GOARCH names them. nil means amd64 and arm64.
 	Architectures []string
-	// RootCAs verify registries instead of the system's.
-	RootCAs *x509.CertPool
 	// UserAgent is sent with every request: "pinnace/1.2.3".
 	UserAgent string
+	// Notice hears what nobody has to act on but somebody may want to know: that a mirror was passed over, or
+	// that a registry asked for patience. nil is for nobody. It may be called from several goroutines at once.
+	Notice func(message string)
 }
+
+// Host says how one registry is spoken to. The zero value is right for most of them.
+type Host struct {
+	// Mirrors are asked first, in this order, for what is named by a digest; the registry itself comes last.
+	// Each is host, host:port or host:port/prefix; the repository's path follows. What they send is verified
+	// like everything else, and a mirror's credentials are those of its own host.
+	Mirrors []string
+	// PlainHTTP makes the client speak without TLS. Registries on a loopback address are spoken to so anyway
+	// when they have no TLS.
+	PlainHTTP bool
+	// TokenHosts are servers, as host or host:port, that the credentials for this registry may be sent to when
+	// it asks for a token of theirs. Its own host is one, and Docker Hub's and GitLab's are known.
+	TokenHosts []string
+	// RootCAs verify the host's certificate instead of the system's; nil for the system's.
+	RootCAs *x509.CertPool
+	// ClientCertificate is shown to the host when it asks for one; nil for none.
+	ClientCertificate *tls.Certificate
+}
+
+func (h Host) ownTLS() bool { return h.RootCAs != nil || h.ClientCertificate != nil }
 
 // Image is an image pinned by digest.
 type Image struct {
@@ -62,12 +82,12 @@ type Platform struct {
 
 // Client reads from any number of registries. It may be used concurrently.
 type Client struct {
-	options Options
-	arch    map[string]bool
-	plain   map[string]bool
-	tokens  map[string]bool
-	dialers dialers
-	limits  limits
+	options    Options
+	arch       map[string]bool
+	hosts      map[string]Host
+	transports transports
+	limits     limits
+	mirrors    mirrorHealth
 
 	mu       sync.Mutex
 	sessions map[sessionKey]*session // guarded by mu
@@ -79,6 +99,10 @@ type limits struct {
 	atLeast int64         // bytes of progress in a window
 	backoff time.Duration // before the second attempt
 	longest time.Duration // that Retry-After can make us wait
+	total   time.Duration // for one call, however often it tries; for a blob, what its size takes comes on top
+	slowest int64         // bytes per second that a blob may take on average
+	helper  time.Duration // for a credential helper
+	shun    time.Duration // for which a mirror that is down is not asked
 }
 
 // New makes a client. It makes no request.
@@ -89,106 +113,54 @@ func New(o Options) *Client {
 	if o.Architectures == nil {
 		o.Architectures = []string{"amd64", "arm64"}
 	}
+	if o.Settings == "" {
+		o.Settings = "registries.toml"
+	}
+	if o.Notice == nil {
+		o.Notice = func(string) {}
+	}
 	c := &Client{
-		options:  o,
-		arch:     set(o.Architectures),
-		plain:    set(o.PlainHTTP),
-		tokens:   set(o.TokenHosts),
-		dialers:  newDialers(o.RootCAs),
-		limits:   limits{window: 30 * time.Second, atLeast: 30 << 10, backoff: time.Second, longest: 5 * time.Minute},
+		options: o,
+		arch:    make(map[string]bool, len(o.Architectures)),
+		hosts:   make(map[string]Host, len(o.Hosts)),
+		limits: limits{
+			window: 30 * time.Second, atLeast: 30 << 10, backoff: time.Second, longest: 5 * time.Minute,
+			total: 15 * time.Minute, slowest: 64 << 10, helper: time.Minute, shun: time.Minute,
+		},
 		sessions: map[sessionKey]*session{},
+	}
+	for _, a := range o.Architectures {
+		c.arch[a] = true
+	}
+	for host, h := range o.Hosts {
+		c.hosts[hostKey(host)] = h
 	}
 	return c
 }
 
 // Close ends idle connections.
-func (c *Client) Close() { c.dialers.close() }
+func (c *Client) Close() { c.transports.close() }
 
-func set(list []string) map[string]bool {
-	m := make(map[string]bool, len(list))
-	for _, s := range list {
-		m[strings.ToLower(s)] = true
+// host gives the settings of a host, the zero ones when it has none.
+func (c *Client) host(host string) Host { return c.hosts[hostKey(host)] }
+
+// hostKey makes the ways to write a host one: case, TLS's own port, and Docker Hub's other names.
+func hostKey(host string) string {
+	host = strings.TrimSuffix(strings.ToLower(host), ":443")
+	if host == "docker.io" || host == "registry-1.docker.io" {
+		return name.DefaultRegistry
 	}
-	return m
+	return host
 }
 
-type sessionKey struct {
-	repository string
-	push       bool
-}
+var errTooLong = errors.New("it took too long")
 
-// session is the conversation with one repository: what credentials it takes and how.
-type session struct {
-	busy       chan struct{} // holds one token; whoever takes it may set up
-	client     *http.Client  // nil until set up; guarded by busy
-	credential string        // what was tried, for error messages; guarded by busy
-}
-
-// session returns the set-up session of a repository. Whoever comes first does the handshake: it asks the
-// registry how it wants to be authenticated to, and gets a token if it has to.
-//
-// Reading and writing are two sessions: whoever only reads asks for no more than that.
-func (c *Client) session(ctx context.Context, repo name.Repository, push bool) (*session, error) {
-	key, scope := sessionKey{repo.Name(), push}, transport.PullScope
-	if push {
-		scope = transport.PushScope
+// bounded gives a context for one call, which ends when the call has taken far longer than it can deserve,
+// whatever the registry does to keep it going.
+func (c *Client) bounded(ctx context.Context, size int64) (context.Context, context.CancelFunc) {
+	most := c.limits.total
+	if c.limits.slowest > 0 {
+		most += time.Duration(float64(size) / float64(c.limits.slowest) * float64(time.Second))
 	}
-	c.mu.Lock()
-	s := c.sessions[key]
-	if s == nil {
-		s = &session{busy: make(chan struct{}, 1)}
-		c.sessions[key] = s
-	}
-	c.mu.Unlock()
-
-	select {
-	case s.busy <- struct{}{}:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-	defer func() { <-s.busy }()
-	if s.client != nil {
-		return s, nil
-	}
-	auth, err := authn.Resolve(ctx, c.options.Keychain, repo)
-	if err != nil {
-		return nil, &Error{
-			Kind: ErrUnauthorized, Registry: repo.RegistryStr(), Err: err,
-			Message: "the docker configuration has credentials for this registry that cannot be read",
-			Hint:    "check ~/.docker/config.json and the credential helper that it names, or run docker login " + repo.RegistryStr(),
-		}
-	}
-	s.credential = describe(ctx, auth)
-	g := newGuard(c, repo.Registry)
-	tr, err := transport.NewWithContext(ctx, repo.Registry, auth,
-		transport.NewUserAgent(g, c.options.UserAgent), []string{repo.Scope(scope)})
-	if err != nil {
-		return s, err
-	}
-	s.client = &http.Client{Transport: tr, CheckRedirect: limitRedirects}
-	return s, nil
-}
-
-// forget drops a session whose credentials were refused, so that the next attempt reads them again.
-func (c *Client) forget(repo name.Repository, push bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.sessions, sessionKey{repo.Name(), push})
-}
-
-// describe says which credential is used, without saying what it is.
-func describe(ctx context.Context, auth authn.Authenticator) string {
-	if auth == authn.Anonymous {
-		return ""
-	}
-	config, err := authn.Authorization(ctx, auth)
-	switch {
-	case err != nil:
-		return ""
-	case config.Username != "" && config.Username != "<token>":
-		return "those of user " + printable(config.Username) + " from the docker configuration"
-	case *config == (authn.AuthConfig{}):
-		return ""
-	}
-	return "a token from the docker configuration"
+	return context.WithTimeoutCause(ctx, most, errTooLong)
 }

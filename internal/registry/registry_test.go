@@ -82,6 +82,9 @@ func serve(t *testing.T) (addr string, log *accessLog) {
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
 	t.Cleanup(func() {
+		// Connections that were made and never used would hold the registry for five seconds.
+		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+		remote.DefaultTransport.(*http.Transport).CloseIdleConnections()
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)

@@ -23,6 +23,8 @@ func (c *Client) Resolve(ctx context.Context, ref string) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := c.bounded(ctx, 0)
+	defer cancel()
 	image, err := c.resolve(ctx, parsed)
 	if err != nil {
 		return nil, fmt.Errorf("resolve %s: %w", printable(ref), err)
@@ -40,7 +42,7 @@ func (c *Client) resolve(ctx context.Context, ref name.Reference) (*Image, error
 		raw, contentType, err = c.manifest(ctx, repo, descriptor{Digest: digest, Size: unknownSize})
 	} else {
 		// The only request that names a tag. What the header says of the digest is not asked.
-		raw, contentType, err = c.document(ctx, repo, ref.Identifier(), "tag "+ref.Identifier()+" of "+repo.RepositoryStr())
+		raw, contentType, err = c.document(ctx, repo, ref.Identifier(), "tag "+ref.Identifier()+" of "+repo.RepositoryStr(), maxAttempts)
 		digest = digestOf(raw)
 	}
 	if err != nil {
@@ -256,24 +258,41 @@ func (c *Client) configuration(ctx context.Context, repo name.Repository, digest
 	return config, p, nil
 }
 
+// typed is a document as a registry sends it.
+type typed struct {
+	raw         []byte
+	contentType string
+}
+
 // manifest fetches a manifest or an index by digest.
 func (c *Client) manifest(ctx context.Context, repo name.Repository, d descriptor) (raw []byte, contentType string, err error) {
-	raw, contentType, err = c.document(ctx, repo, d.Digest, "manifest "+d.Digest+" of "+repo.RepositoryStr())
-	if err != nil {
-		return nil, "", err
-	}
-	return raw, contentType, verify(raw, d, "manifest")
+	doc, err := fromPlaces(ctx, c, repo, d.Digest, func(p place) (typed, error) {
+		raw, contentType, err := c.document(ctx, p.repo, d.Digest, "manifest "+d.Digest+" of "+p.repo.RepositoryStr(), p.attempts())
+		if err == nil {
+			err = verify(raw, d, "manifest")
+		}
+		return typed{raw, contentType}, err
+	})
+	return doc.raw, doc.contentType, err
 }
 
 // content fetches a small blob by digest.
 func (c *Client) content(ctx context.Context, repo name.Repository, d descriptor) ([]byte, error) {
+	b, err := c.contentOnce(ctx, repo, d)
+	if errors.Is(err, ErrMirror) {
+		b, err = c.contentOnce(ctx, repo, d)
+	}
+	return b, err
+}
+
+func (c *Client) contentOnce(ctx context.Context, repo name.Repository, d descriptor) ([]byte, error) {
 	blob, err := c.blob(ctx, repo, d.Digest, d.Size)
 	if err != nil {
 		return nil, err
 	}
 	b, err := io.ReadAll(blob) // at most d.Size bytes, which was checked
 	if err := errors.Join(err, blob.Close()); err != nil {
-		return nil, explain(err, repo, "blob "+d.Digest, "")
+		return nil, c.explain(ctx, err, repo, "blob "+d.Digest, "")
 	}
 	return b, verify(b, d, "configuration")
 }
