@@ -1,12 +1,11 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"os"
 
@@ -23,78 +22,110 @@ func (c *cli) newAudit() *cobra.Command {
 		Use:   "audit",
 		Short: "Prove that the event log was not edited",
 	}
-	cmd.AddCommand(c.newAuditVerify(), c.newAuditExport())
+	cmd.AddCommand(c.newAuditVerify(), c.newAuditExport(), c.newAuditForget())
 	return cmd
 }
 
-// exportHeader is the first line of an export.
-type exportHeader struct {
-	Log string `json:"pinnace_event_log"` // the log's id, which its chain begins with
-}
-
 func (c *cli) newAuditVerify() *cobra.Command {
-	var file string
+	var file, key, stored string
 	cmd := &cobra.Command{
-		Use:   "verify [--file EXPORT]",
+		Use:   "verify [--file EXPORT | --log PLACE]",
 		Short: "Compute the event log's hash chain again",
 		Long: `Verify reads every event and computes the hash chain from the beginning: an event that was
-changed, removed, added or moved is named. Without --file it reads from the server; with it, it
-reads an export and needs no server.
+changed, removed, added or moved is named. It reads from the server, or offline from an export or
+backup (--file), or where the log is stored (--log sqlite:DIR or postgres://…).
+
+An export has to end in a signed checkpoint; the key that signed it is printed, and compared with
+--key when you know which one it should be. The log has to hold the last event that you have seen
+of it before.
 
 Exit status: 0 when the chain holds, 1 when it does not.`,
-		Example: "  pinnace audit verify\n  pinnace audit export > log.ndjson && pinnace audit verify --file log.ndjson",
+		Example: "  pinnace audit verify\n  pinnace audit export > log.ndjson && pinnace audit verify --file log.ndjson\n  pinnace audit verify --log sqlite:/var/lib/pinnace/server/log",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx := cmd.Context()
-			var head eventlog.Head
+			var checked audited
 			var err error
-			if file != "" {
-				head, err = c.verifyExport(ctx, file)
-			} else {
-				head, err = c.verifyServer(ctx)
-			}
-			if broken, ok := errors.AsType[*eventlog.VerifyError](err); ok {
-				if c.json {
-					if err := c.printJSON(map[string]any{"ok": false, "seq": broken.Seq, "reason": broken.Reason}); err != nil {
-						return err
-					}
-				}
-				return fail(exitInternal, "the events before it are as they were; keep a copy of the log before anything else",
-					"the event log was tampered with or is damaged: %w", broken)
+			switch {
+			case file != "" && stored != "":
+				return fail(exitInvalid, "", "--file and --log exclude each other")
+			case file != "":
+				checked, err = c.verifyExport(cmd.Context(), file)
+			case stored != "":
+				checked, err = c.verifyStored(cmd.Context(), stored)
+			default:
+				checked, err = c.verifyServer(cmd.Context())
 			}
 			if err != nil {
-				return err
+				return broken(c, err)
+			}
+			if key != "" && key != checked.key {
+				return fail(exitInternal, "ask for an export from the server itself", "the log is signed by the key %q, not by %s", checked.key, key)
 			}
 			if c.json {
-				return c.printJSON(map[string]any{"ok": true, "events": head.Seq, "head": head.Hash.String()})
+				return c.printJSON(map[string]any{"ok": true, "log": checked.log.String(), "events": checked.head.Seq, "head": checked.head.Hash.String(), "key": checked.key})
 			}
-			c.print("ok %d events, head %s", head.Seq, head.Hash)
+			c.print("ok %d events, head %s", checked.head.Seq, checked.head.Hash)
+			if checked.key != "" {
+				c.print("signed by %s", checked.key)
+			}
 			return nil
 		},
 	}
 	cmd.Flags().StringVar(&file, "file", "", `an export to read instead of asking the server; "-" is stdin`)
+	cmd.Flags().StringVar(&stored, "log", "", "where the log is stored: sqlite:DIR or postgres://…")
+	cmd.Flags().StringVar(&key, "key", "", "the public key that must have signed it, in hexadecimal")
 	return cmd
 }
 
+// audited is a log that holds.
+type audited struct {
+	log  eventlog.LogID
+	head eventlog.Head
+	key  string // that signed it, in hexadecimal; empty when nothing is signed
+}
+
+// broken explains an error of a log that does not hold, also to scripts.
+func broken(c *cli, err error) error {
+	bad, ok := errors.AsType[*eventlog.VerifyError](err)
+	var regression *eventlog.RegressionError
+	if !ok && !errors.As(err, &regression) {
+		return err
+	}
+	if c.json {
+		report := map[string]any{"ok": false, "reason": err.Error()}
+		if bad != nil {
+			report["seq"], report["reason"] = bad.Seq, bad.Reason
+		}
+		if err := c.printJSON(report); err != nil {
+			return err
+		}
+	}
+	if bad == nil {
+		return fail(exitInternal, "keep a copy of the log before anything else", "%w", err)
+	}
+	return fail(exitInternal, "the events before it are as they were; keep a copy of the log before anything else",
+		"the event log was tampered with or is damaged: %w", bad)
+}
+
 // verifyServer verifies the log of the server, and that the server's own idea of its head agrees.
-func (c *cli) verifyServer(ctx context.Context) (eventlog.Head, error) {
+func (c *cli) verifyServer(ctx context.Context) (audited, error) {
 	client, _, err := c.client()
 	if err != nil {
-		return eventlog.Head{}, err
+		return audited{}, err
 	}
 	info, err := client.GetServerInfo(ctx, connect.NewRequest(&pinnacev1.GetServerInfoRequest{}))
 	if err != nil {
-		return eventlog.Head{}, err
+		return audited{}, err
 	}
-	genesis, err := genesisOf(info.Msg.ClusterId)
-	if err != nil {
-		return eventlog.Head{}, err
+	var id eventlog.LogID
+	if err := id.UnmarshalText([]byte(info.Msg.ClusterId)); err != nil {
+		return audited{}, fmt.Errorf("the server's %q is not the id of an event log: %w", info.Msg.ClusterId, err)
 	}
 	defer c.progress(ctx, "verifying")()
-	head, err := eventlog.Verify(ctx, serverEvents(ctx, client), genesis)
+	head, err := eventlog.Verify(ctx, serverEvents(ctx, client), eventlog.Genesis(id))
 	if err == nil && head.Seq < info.Msg.HeadSeq {
 		err = &eventlog.VerifyError{Seq: head.Seq + 1, Reason: fmt.Sprintf("missing: the server said that its log has %d events", info.Msg.HeadSeq)}
 	}
-	return head, err
+	return audited{log: id, head: head, key: hex.EncodeToString(info.Msg.LogKey)}, err
 }
 
 func serverEvents(ctx context.Context, client pinnacev1connect.ControlServiceClient) iter.Seq2[eventlog.Event, error] {
@@ -113,89 +144,166 @@ func serverEvents(ctx context.Context, client pinnacev1connect.ControlServiceCli
 	}
 }
 
-func genesisOf(id string) (eventlog.Hash, error) {
-	b, err := hex.DecodeString(id)
-	var logID eventlog.LogID
-	if err != nil || len(b) != len(logID) {
-		return eventlog.Hash{}, fmt.Errorf("%q is not the id of an event log", id)
-	}
-	copy(logID[:], b)
-	return eventlog.Genesis(logID), nil
-}
-
-// verifyExport verifies what audit export wrote.
-func (c *cli) verifyExport(ctx context.Context, file string) (eventlog.Head, error) {
-	r := c.stdin
-	if file != "-" {
-		f, err := os.Open(file)
-		if err != nil {
-			return eventlog.Head{}, fail(exitNotFound, "pinnace audit export writes one", "%w", err)
-		}
-		defer f.Close()
-		r = f
-	}
-	lines := bufio.NewScanner(r)
-	// A payload of the largest size in base64, twice (see exportedEvent), and what goes around it.
-	lines.Buffer(nil, 4*eventlog.MaxPayload)
-	var header exportHeader
-	if !lines.Scan() || json.Unmarshal(lines.Bytes(), &header) != nil || header.Log == "" {
-		return eventlog.Head{}, fail(exitInvalid, "pinnace audit export writes one", "%s is not an export of an event log", file)
-	}
-	genesis, err := genesisOf(header.Log)
+// verifyStored verifies a log where it is stored, and its last checkpoint.
+func (c *cli) verifyStored(ctx context.Context, text string) (out audited, err error) {
+	place, err := parsePlace(text)
 	if err != nil {
-		return eventlog.Head{}, fail(exitInvalid, "", "%s: %w", file, err)
+		return out, err
 	}
-	return eventlog.Verify(ctx, exportedEvents(lines), genesis)
+	log, err := place.open(ctx)
+	if err != nil {
+		return out, err
+	}
+	defer func() { err = errors.Join(err, log.close()) }()
+	seen, err := c.knownHead(log.id)
+	if err != nil {
+		return out, err
+	}
+	out.log = log.id
+	out.head, err = eventlog.Verify(ctx, passing(log.events(ctx), seen, log.last.Head()), eventlog.Genesis(log.id))
+	if err == nil && log.last.Seq > 0 {
+		err = log.last.Verify(log.id)
+		out.key = hex.EncodeToString(log.last.Key[:])
+	}
+	if err == nil {
+		err = reaches(out.head, seen, log.last.Head())
+	}
+	return out, err
 }
 
-func exportedEvents(lines *bufio.Scanner) iter.Seq2[eventlog.Event, error] {
+// passing gives events on, and an error where one is not what somebody has seen.
+func passing(events iter.Seq2[eventlog.Event, error], seen ...eventlog.Head) iter.Seq2[eventlog.Event, error] {
 	return func(yield func(eventlog.Event, error) bool) {
-		for n := 2; lines.Scan(); n++ {
-			var x exportedEvent
-			err := json.Unmarshal(lines.Bytes(), &x)
-			var hash []byte
-			if err == nil {
-				hash, err = hex.DecodeString(x.Hash)
-			}
-			e := eventlog.Event{
-				Seq: x.Seq, Stream: x.Stream, Version: x.Version, Type: x.Type, TypeVersion: x.TypeVersion,
-				Time: x.Time, Actor: x.Actor, IdempotencyKey: x.IdempotencyKey, Payload: x.Payload,
-			}
-			if err == nil && copy(e.Hash[:], hash) != len(hash) || len(hash) != len(e.Hash) {
-				err = errors.Join(err, errors.New("not a SHA-256"))
-			}
-			if err != nil {
-				err = fail(exitInvalid, "", "line %d of the export: %w", n, err)
+		for e, err := range events {
+			for _, s := range seen {
+				if err == nil && s.Seq == e.Seq && s.Hash != e.Hash {
+					err = &eventlog.RegressionError{Seen: s, Have: eventlog.Head{Seq: e.Seq, Hash: e.Hash}}
+				}
 			}
 			if !yield(e, err) || err != nil {
 				return
 			}
 		}
-		if err := lines.Err(); err != nil {
-			yield(eventlog.Event{}, fail(exitInvalid, "", "read the export: %w", err))
-		}
 	}
 }
 
+func reaches(head eventlog.Head, seen ...eventlog.Head) error {
+	for _, s := range seen {
+		if s.Seq > head.Seq {
+			return &eventlog.RegressionError{Seen: s, Have: head}
+		}
+	}
+	return nil
+}
+
+// verifyExport verifies what audit export wrote.
+func (c *cli) verifyExport(ctx context.Context, file string) (audited, error) {
+	r := c.stdin
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return audited{}, fail(exitNotFound, "pinnace audit export writes one", "%w", err)
+		}
+		defer f.Close()
+		r = f
+	}
+	known, err := c.knownHeads()
+	if err != nil {
+		return audited{}, err
+	}
+	// Which log it is, is known at the end only, so all heads are looked for: two logs do not share a hash.
+	found, err := eventlog.VerifyExport(ctx, r, nil)
+	if err != nil {
+		return audited{}, notExport(file, err)
+	}
+	seen := known[found.Log.String()].head()
+	if seen.Seq > found.Checkpoint.Seq {
+		c.say("the export ends at event %d; you have seen event %d of this log", found.Checkpoint.Seq, seen.Seq)
+	}
+	return audited{log: found.Log, head: found.Checkpoint.Head(), key: hex.EncodeToString(found.Checkpoint.Key[:])}, nil
+}
+
+// notExport gives what is wrong with a file its exit status: a file that is no export, or a cut one, is invalid
+// input; a changed one is not.
+func notExport(file string, err error) error {
+	if errors.Is(err, eventlog.ErrNotExport) {
+		return fail(exitInvalid, "pinnace audit export writes one", "%s: %w", file, err)
+	}
+	if _, ok := errors.AsType[*eventlog.VerifyError](err); ok {
+		return err
+	}
+	return fail(exitInternal, "the export was changed or cut; the server has the log itself", "%s: %w", file, err)
+}
+
 func (c *cli) newAuditExport() *cobra.Command {
-	return &cobra.Command{
-		Use:     "export",
-		Short:   "Write the whole event log to stdout, for audit verify --file",
-		Example: "  pinnace audit export > log.ndjson",
+	var state statePlace
+	var offline bool
+	cmd := &cobra.Command{
+		Use:   "export",
+		Short: "Write the whole event log to stdout, for audit verify --file",
+		Long: `Export writes the event log, ending in a checkpoint that the server signs. With --offline it is read
+where it is stored, and signed with the key in DATA_DIR/server/keys; without that key it ends in the
+last checkpoint that the server has signed.`,
+		Example: "  pinnace audit export > log.ndjson\n  pinnace audit export --offline --data-dir /var/lib/pinnace > log.ndjson",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, _, err := c.client()
+			if !offline {
+				return c.exportServer(cmd.Context(), c.stdout)
+			}
+			place, err := state.place(c)
 			if err != nil {
 				return err
 			}
-			info, err := client.GetServerInfo(cmd.Context(), connect.NewRequest(&pinnacev1.GetServerInfoRequest{}))
+			key, err := state.key()
 			if err != nil {
 				return err
 			}
-			if err := c.printJSON(exportHeader{Log: info.Msg.ClusterId}); err != nil {
+			_, err = c.exportStored(cmd.Context(), place, key, "-")
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&offline, "offline", false, "read the stored log instead of asking the server")
+	state.add(cmd)
+	return cmd
+}
+
+func (c *cli) exportServer(ctx context.Context, w io.Writer) error {
+	client, _, err := c.client()
+	if err != nil {
+		return err
+	}
+	signed, err := client.SignCheckpoint(ctx, connect.NewRequest(&pinnacev1.SignCheckpointRequest{}))
+	if err != nil {
+		return err
+	}
+	m := signed.Msg
+	var id eventlog.LogID
+	check := eventlog.Checkpoint{Seq: m.Seq, Time: m.TimeUnixNano, StateVersion: m.StateVersion}
+	if err := id.UnmarshalText([]byte(m.ClusterId)); err != nil {
+		return fmt.Errorf("the server's %q is not the id of an event log: %w", m.ClusterId, err)
+	}
+	for dst, src := range map[*[]byte][]byte{ptr(check.Hash[:]): m.Hash, ptr(check.State[:]): m.State, ptr(check.Key[:]): m.Key, ptr(check.Signature[:]): m.Signature} {
+		if len(*dst) != len(src) {
+			return errors.New("the server's checkpoint is malformed")
+		}
+		copy(*dst, src)
+	}
+	return eventlog.Export(w, id, check, serverEvents(ctx, client))
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func (c *cli) newAuditForget() *cobra.Command {
+	return &cobra.Command{
+		Use:   "forget",
+		Short: "Forget which events of the server's log you have seen",
+		Long: `Forget makes the command line accept the server's log as it is now. It is for the case that the log was
+restored from a backup on purpose, after which every other command refuses it.`,
+		RunE: func(*cobra.Command, []string) error {
+			t, err := c.target()
+			if err != nil {
 				return err
 			}
-			c.json = true
-			return readEvents(cmd.Context(), client, 0, false, c.printEvent)
+			return c.forgetHead(t.server)
 		},
 	}
 }

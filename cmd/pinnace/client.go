@@ -57,8 +57,9 @@ func (c *cli) client() (pinnacev1connect.ControlServiceClient, string, error) {
 		return nil, "", fail(exitInvalid, "use https://, or an SSH tunnel to the server's loopback address",
 			"%s would carry the token in the clear", t.server)
 	}
-	return pinnacev1connect.NewControlServiceClient(httpClient(), t.server,
-		connect.WithInterceptors(bearer(t.token), explainUnreachable(t.server))), t.environment, nil
+	with := connect.WithInterceptors(bearer(t.token), explainUnreachable(t.server))
+	heads := &headCheck{cli: c, server: t.server, client: pinnacev1connect.NewControlServiceClient(httpClient(), t.server, with)}
+	return pinnacev1connect.NewControlServiceClient(httpClient(), t.server, connect.WithInterceptors(heads), with), t.environment, nil
 }
 
 // clientIn is client for commands that need an environment.

@@ -24,9 +24,9 @@ func (c *cli) newEvents() *cobra.Command {
 		Use:   "events",
 		Short: "Print the event log",
 		Long: `Events prints what people and the platform decided, and how instances ended, in order. With
---json each line holds everything that the event's hash covers; "pinnace audit verify" reads
-that as an export.`,
-		Example: "  pinnace events -f\n  pinnace events --json > export.ndjson",
+--json each line holds everything that the event's hash covers. "pinnace audit export" writes the log
+for keeping and checking.`,
+		Example: "  pinnace events -f\n  pinnace events --after 1000 --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, _, err := c.client()
 			if err != nil {

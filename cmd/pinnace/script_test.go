@@ -3,9 +3,15 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -26,6 +32,7 @@ func TestScript(t *testing.T) {
 		Dir: "testdata/script",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status": status,
+			"server": scriptServer,
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
@@ -33,6 +40,60 @@ func TestScript(t *testing.T) {
 			return nil
 		},
 	})
+}
+
+// scriptServers are what stops the servers that run, by the working directory of their script.
+var scriptServers sync.Map
+
+func freePort(ts *testscript.TestScript) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// scriptServer starts and stops a server in ./data, which the commands of the script then talk to: server start.
+// The public key of its log is in $LOG_KEY.
+func scriptServer(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: server start|stop")
+	}
+	if args[0] == "stop" {
+		stop, ok := scriptServers.LoadAndDelete(ts.Getenv("WORK"))
+		if !ok {
+			ts.Fatalf("no server runs")
+		}
+		stop.(func())()
+		return
+	}
+	role := serverRole{dir: ts.MkAbs("data/server"), log: slog.New(slog.DiscardHandler), agentListen: freePort(ts)}
+	// The same address each time: what is remembered of a server is remembered by its address.
+	if role.listen = strings.TrimPrefix(ts.Getenv("PINNACE_SERVER"), "http://"); role.listen == "" {
+		role.listen = freePort(ts)
+	}
+	held, err := lock(role.dir)
+	ts.Check(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	up, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- errors.Join(role.run(ctx, func() { close(up) }), held.Unlock()) }()
+	select {
+	case <-up:
+	case err := <-done:
+		ts.Fatalf("server: %v", err)
+	}
+	stop := sync.OnceFunc(func() {
+		cancel()
+		ts.Check(<-done)
+	})
+	ts.Defer(stop)
+	ts.Setenv("PINNACE_SERVER", "http://"+role.listen)
+	token, err := role.adminToken()
+	ts.Check(err)
+	ts.Setenv("PINNACE_TOKEN", token)
+	key, err := readLogKey(filepath.Join(role.dir, "keys", "log.key"))
+	ts.Check(err)
+	ts.Setenv("LOG_KEY", fmt.Sprintf("%x", key.Public()))
+	scriptServers.Store(ts.Getenv("WORK"), stop)
 }
 
 // status runs a command and compares its exit status: status 2 pinnace check bad.toml

@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/pinnacehq/pinnace/internal/eventlog/sqlite"
+	"github.com/pinnacehq/pinnace/internal/failpoint"
 	"github.com/pinnacehq/pinnace/internal/server"
 )
 
@@ -17,6 +17,7 @@ import (
 type serverRole struct {
 	dir                 string
 	listen, agentListen string
+	database            string
 	log                 *slog.Logger
 }
 
@@ -28,9 +29,21 @@ func (c *cli) newServer() *cobra.Command {
 		Use:   "server",
 		Short: "Run the control plane",
 		Long: `Server runs the control plane: the event log, the scheduler and the API. It listens on loopback
-only. Tokens are made at the first start, in DATA_DIR/server/keys.`,
-		Example: "  pinnace server\n  pinnace server --data-dir /srv/pinnace",
+only. Tokens are made at the first start, in DATA_DIR/server/keys.
+
+The event log is a file in DATA_DIR, or in a PostgreSQL database (--database; the password is best
+kept in PGPASSFILE). Several servers may use one database: one of them leads, the others answer
+questions, and one of those leads when it is gone.`,
+		Example: "  pinnace server\n  pinnace server --data-dir /srv/pinnace\n  pinnace server --database postgres://pinnace@db/pinnace",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if spec := c.getenv("PINNACE_FAILPOINT"); spec != "" { // for tests that kill the server
+				if err := failpoint.Arm(spec); err != nil {
+					return fail(exitInvalid, "", "PINNACE_FAILPOINT: %w", err)
+				}
+			}
+			if role.database == "" {
+				role.database = c.getenv("PINNACE_DATABASE")
+			}
 			role.dir = filepath.Join(dirs.data, "server")
 			role.log = c.logger("server", level.level)
 			held, err := lock(role.dir)
@@ -43,6 +56,8 @@ only. Tokens are made at the first start, in DATA_DIR/server/keys.`,
 	dirs.add(cmd)
 	level.add(cmd, slog.LevelInfo)
 	role.add(cmd)
+	cmd.Flags().StringVar(&role.database, "database", "", databaseHelp)
+	cmd.AddCommand(c.newServerBackup(), c.newServerRestore(), c.newServerMigrateState())
 	return cmd
 }
 
@@ -84,9 +99,20 @@ func (r *serverRole) run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer func() { _ = agents.Close() }()
+	place := logPlace{dir: filepath.Join(r.dir, "log")}
+	if r.database != "" {
+		if !isPostgres(r.database) {
+			return fail(exitInvalid, "it looks like postgres://user@host/database", "--database is not the URL of a PostgreSQL database")
+		}
+		place = logPlace{url: r.database}
+	}
+	key, err := ensureLogKey(filepath.Join(r.dir, "keys", "log.key"))
+	if err != nil {
+		return err
+	}
 	s, err := server.New(ctx, server.Options{
-		Engine: sqlite.New(sqlite.Options{Dir: filepath.Join(r.dir, "log")}), Logger: r.log, Version: version,
-		AdminToken: admin, AgentToken: agentToken,
+		Engine: place.engine(), Follow: place.url != "", LogKey: key, DerivedDir: filepath.Join(r.dir, "derived"),
+		Logger: r.log, Version: version, AdminToken: admin, AgentToken: agentToken,
 	})
 	if err != nil {
 		return err

@@ -87,6 +87,7 @@ type Agent struct {
 	timing   timing
 	logs     *logStore
 	keeper   *keeper
+	heads    *headMemory
 	routes   *routes
 	reportc  chan struct{} // has room for one: something changed that the server should know
 	running  sync.WaitGroup
@@ -116,9 +117,14 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	heads, err := openHeadMemory(headPath(opts.Dir))
+	if err != nil {
+		return nil, err
+	}
 	a := &Agent{
 		Options:   opts,
 		keeper:    keeper,
+		heads:     heads,
 		timing:    defaultTiming(),
 		logs:      logs,
 		reportc:   make(chan struct{}, 1),

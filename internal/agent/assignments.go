@@ -72,7 +72,12 @@ func (a *Agent) followAssignments(ctx, instancesCtx context.Context, joined func
 func (a *Agent) join(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, a.timing.call)
 	defer cancel()
-	if _, err := a.Server.Join(ctx, connect.NewRequest(&pinnacev1.JoinRequest{Host: a.Host})); err != nil {
+	seen := a.heads.seq()
+	res, err := a.Server.Join(ctx, connect.NewRequest(&pinnacev1.JoinRequest{Host: a.Host, SeenSeq: seen}))
+	if err != nil {
+		return fmt.Errorf("join: %w", err)
+	}
+	if err := a.heads.joined(seen, res.Msg); err != nil {
 		return fmt.Errorf("join: %w", err)
 	}
 	return nil

@@ -37,6 +37,7 @@ type fakeServer struct {
 	set      *pinnacev1.WatchAssignmentsResponse
 	asks     []*pinnacev1.LogRequest
 	joins    int
+	events   []string // the hashes of the log's events; none for a server of an older version
 	streams  int                                    // of assignments
 	reports  map[string][]*pinnacev1.InstanceReport // distinct ones, in order
 	last     *pinnacev1.ReportRequest
@@ -98,9 +99,18 @@ func (s *fakeServer) assign(f func(set *pinnacev1.WatchAssignmentsResponse)) {
 	})
 }
 
-func (s *fakeServer) Join(context.Context, *connect.Request[pinnacev1.JoinRequest]) (*connect.Response[pinnacev1.JoinResponse], error) {
+func (s *fakeServer) Join(_ context.Context, req *connect.Request[pinnacev1.JoinRequest]) (*connect.Response[pinnacev1.JoinResponse], error) {
 	s.change(func() { s.joins++ })
-	return connect.NewResponse(&pinnacev1.JoinResponse{}), nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	res := &pinnacev1.JoinResponse{}
+	if n := uint64(len(s.events)); n > 0 {
+		res.Head = &pinnacev1.LogHead{Log: "00", Seq: n, Hash: []byte(s.events[n-1])}
+		if seen := req.Msg.SeenSeq; seen > 0 && seen <= n {
+			res.SeenHash = []byte(s.events[seen-1])
+		}
+	}
+	return connect.NewResponse(res), nil
 }
 
 func (s *fakeServer) WatchAssignments(ctx context.Context, _ *connect.Request[pinnacev1.WatchAssignmentsRequest], stream *connect.ServerStream[pinnacev1.WatchAssignmentsResponse]) error {

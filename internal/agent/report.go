@@ -54,6 +54,12 @@ func (a *Agent) report(ctx context.Context, patience time.Duration) error {
 	}
 	a.mu.Unlock()
 	slices.SortFunc(req.Instances, func(x, y *pinnacev1.InstanceReport) int { return strings.Compare(x.Instance, y.Instance) })
-	_, err := a.Server.Report(ctx, connect.NewRequest(req))
-	return err
+	if err := a.heads.refusal(); err != nil {
+		return err // it would decide on an older state
+	}
+	res, err := a.Server.Report(ctx, connect.NewRequest(req))
+	if err != nil {
+		return err
+	}
+	return a.heads.remember(res.Msg.Head, false)
 }

@@ -22,5 +22,7 @@ var (
 	checkpointAfter  = failpoint.New("eventlog.checkpoint.after")
 	derivedBefore    = failpoint.New("eventlog.derived.before")
 	derivedAfter     = failpoint.New("eventlog.derived.after")
+	fillBefore       = failpoint.New("eventlog.fill.before")
+	fillAfter        = failpoint.New("eventlog.fill.after")
 	closeBefore      = failpoint.New("eventlog.close.before")
 )

@@ -10,6 +10,7 @@ import (
 
 	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
+	"github.com/pinnacehq/pinnace/internal/eventlog"
 	"github.com/pinnacehq/pinnace/internal/fleet"
 )
 
@@ -19,6 +20,10 @@ type agents struct{ *Server }
 var _ pinnacev1connect.AgentServiceHandler = (*agents)(nil)
 
 func (a *agents) Join(ctx context.Context, req *connect.Request[pb.JoinRequest]) (*connect.Response[pb.JoinResponse], error) {
+	// Who follows places nothing: an agent belongs to the server that leads.
+	if !a.leads() {
+		return nil, a.onWire(ctx, eventlog.ErrFollowing)
+	}
 	h := req.Msg.GetHost()
 	if h.GetId() == "" || len(h.GetId()) > 64 || h.GetArchitecture() == "" || h.GetMemoryBytes() <= 0 || h.GetCpuMilli() <= 0 || h.GetDiskBytes() <= 0 {
 		return nil, refuse(connect.CodeInvalidArgument, "host %q: an id of at most 64 bytes, an architecture, memory, CPU and disk are needed", cut(h.GetId()))
@@ -35,9 +40,13 @@ func (a *agents) Join(ctx context.Context, req *connect.Request[pb.JoinRequest])
 			return nil, a.onWire(ctx, err)
 		}
 	}
+	seen, err := a.seenHash(ctx, req.Msg.GetSeenSeq())
+	if err != nil {
+		return nil, a.onWire(ctx, err)
+	}
 	a.observed.joined(h.GetId(), a.now())
 	a.notice()
-	return connect.NewResponse(&pb.JoinResponse{ServerVersion: a.opts.Version}), nil
+	return connect.NewResponse(&pb.JoinResponse{ServerVersion: a.opts.Version, Head: a.logHead(), SeenHash: seen}), nil
 }
 
 func sameHost(h *fleet.Host, j *fleet.HostJoined) bool {
@@ -81,7 +90,7 @@ func (a *agents) Report(_ context.Context, req *connect.Request[pb.ReportRequest
 	} else {
 		a.poke()
 	}
-	return connect.NewResponse(&pb.ReportResponse{}), nil
+	return connect.NewResponse(&pb.ReportResponse{Head: a.logHead()}), nil
 }
 
 func (a *agents) placedOn(host string, reports []*pb.InstanceReport) []*pb.InstanceReport {

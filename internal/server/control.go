@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"time"
 
@@ -20,11 +21,31 @@ type control struct{ *Server }
 
 var _ pinnacev1connect.ControlServiceHandler = (*control)(nil)
 
-func (c *control) GetServerInfo(context.Context, *connect.Request[pb.GetServerInfoRequest]) (*connect.Response[pb.GetServerInfoResponse], error) {
+func (c *control) GetServerInfo(ctx context.Context, req *connect.Request[pb.GetServerInfoRequest]) (*connect.Response[pb.GetServerInfoResponse], error) {
 	head := c.ledger.log.Head()
-	return connect.NewResponse(&pb.GetServerInfoResponse{
+	info := &pb.GetServerInfoResponse{
 		Version: c.opts.Version, ClusterId: c.ledger.log.ID().String(), HeadSeq: head.Seq, HeadHash: head.Hash[:],
-		StartedAt: timestamppb.New(c.startedAt),
+		StartedAt: timestamppb.New(c.startedAt), Leads: c.leads(),
+	}
+	if c.opts.LogKey != nil {
+		info.LogKey = c.opts.LogKey.Public().(ed25519.PublicKey)
+	}
+	var err error
+	if info.SeenHash, err = c.seenHash(ctx, req.Msg.GetSeenSeq()); err != nil {
+		return nil, c.onWire(ctx, err)
+	}
+	return connect.NewResponse(info), nil
+}
+
+// SignCheckpoint signs the log as it is now.
+func (c *control) SignCheckpoint(ctx context.Context, _ *connect.Request[pb.SignCheckpointRequest]) (*connect.Response[pb.SignCheckpointResponse], error) {
+	p, err := c.ledger.log.Checkpoint(ctx)
+	if err != nil {
+		return nil, c.onWire(ctx, err)
+	}
+	return connect.NewResponse(&pb.SignCheckpointResponse{
+		ClusterId: c.ledger.log.ID().String(), Seq: p.Seq, Hash: p.Hash[:], TimeUnixNano: p.Time,
+		StateVersion: p.StateVersion, State: p.State[:], Key: p.Key[:], Signature: p.Signature[:],
 	}), nil
 }
 

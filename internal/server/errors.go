@@ -60,6 +60,10 @@ func (s *Server) onWire(ctx context.Context, err error) error {
 		return connect.NewError(connect.CodeAlreadyExists, err)
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return connect.NewError(connect.CodeCanceled, err)
+	case errors.Is(err, eventlog.ErrFollowing):
+		return refuse(connect.CodeUnavailable, "%w\nhint: send changes to the server that leads", err)
+	case errors.Is(err, eventlog.ErrNoKey):
+		return connect.NewError(connect.CodeFailedPrecondition, err)
 	case errors.Is(err, eventlog.ErrNotCommitted), errors.Is(err, eventlog.ErrUnknown), errors.Is(err, eventlog.ErrFailed), errors.Is(err, eventlog.ErrClosed):
 		s.log.ErrorContext(ctx, "append to the event log", "error", err)
 		return refuse(connect.CodeUnavailable, "the server could not write its log; nothing is lost, look at its log and try again")

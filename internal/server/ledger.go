@@ -26,6 +26,9 @@ type ledger struct {
 	broken chan error
 	// follow is told every committed event, with the state after its transaction.
 	follow func([]entry)
+	// telling is held from the fold of a transaction until it was followed.
+	telling  sync.Mutex
+	journals *journals
 }
 
 // entry is a committed event, decoded, with the records that it is about as they were after it.
@@ -39,8 +42,8 @@ type entry struct {
 	hold time.Duration
 }
 
-func openLedger(ctx context.Context, opts Options, follow func([]entry)) (*ledger, error) {
-	l := &ledger{state: fleet.New(), broken: make(chan error, 1), follow: follow}
+func openLedger(ctx context.Context, opts Options, journals *journals, follow func([]entry)) (*ledger, error) {
+	l := &ledger{state: fleet.New(), broken: make(chan error, 1), follow: follow, journals: journals}
 	l.ahead = l.state
 	log, err := eventlog.Open(ctx, opts.Engine, eventlog.Options{
 		Now:      opts.Now,
@@ -48,6 +51,11 @@ func openLedger(ctx context.Context, opts Options, follow func([]entry)) (*ledge
 		Validate: l.validate,
 		OnCommit: l.onCommit,
 		Discard:  l.discard,
+		Follow:   opts.Follow,
+		Key:      opts.LogKey,
+		Fold:     l,
+		Dir:      opts.DerivedDir,
+		Warn:     func(err error) { opts.Logger.WarnContext(ctx, "beside the event log", "error", err) },
 	})
 	if err != nil {
 		return nil, err
@@ -57,6 +65,8 @@ func openLedger(ctx context.Context, opts Options, follow func([]entry)) (*ledge
 }
 
 func (l *ledger) replay(events []eventlog.Event) error {
+	l.telling.Lock()
+	defer l.telling.Unlock()
 	entries, err := l.fold(events)
 	if err != nil {
 		return err
@@ -85,6 +95,8 @@ func (l *ledger) validate(events []eventlog.Event) error {
 
 // onCommit folds a committed transaction into the state that readers see.
 func (l *ledger) onCommit(events []eventlog.Event) {
+	l.telling.Lock()
+	defer l.telling.Unlock()
 	entries, err := l.fold(events)
 	if err != nil {
 		// The same event went through validate. Nobody may read on from a state that misses it.
@@ -94,7 +106,9 @@ func (l *ledger) onCommit(events []eventlog.Event) {
 		}
 		return
 	}
-	l.ahead.Settle(events[len(events)-1].Seq)
+	if l.ahead != l.state { // a follower folds what others validated
+		l.ahead.Settle(events[len(events)-1].Seq)
+	}
 	l.follow(entries)
 }
 

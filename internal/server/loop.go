@@ -37,6 +37,9 @@ func newLoopState() loopState { return loopState{blocked: map[string]*rollout.Bl
 // Run decides, until ctx ends or the log cannot be written anymore; then nothing can be trusted that was not
 // read from the disk again, and the process is to end. Active deployments go on where they were.
 func (s *Server) Run(ctx context.Context) error {
+	if err := s.awaitLead(ctx); err != nil || ctx.Err() != nil {
+		return err
+	}
 	s.log.InfoContext(ctx, "control plane runs", "version", s.opts.Version, "cluster", s.ledger.log.ID().String(), "head", s.ledger.log.Head().Seq)
 	for {
 		next, err := s.step(ctx)
@@ -62,6 +65,26 @@ func (s *Server) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+	}
+}
+
+// awaitLead waits until this server is the one that decides. Until then it answers questions.
+func (s *Server) awaitLead(ctx context.Context) error {
+	select {
+	case <-s.ledger.log.Leads():
+		return nil
+	default:
+	}
+	s.log.InfoContext(ctx, "another server leads; this one follows", "head", s.ledger.log.Head().Seq)
+	select {
+	case <-s.ledger.log.Leads():
+		return nil
+	case <-ctx.Done():
+		return nil
+	case <-s.ledger.log.Failed():
+		return fmt.Errorf("follow the event log: %w", s.ledger.log.Err())
+	case err := <-s.ledger.broken:
+		return fmt.Errorf("follow the event log: %w", err)
 	}
 }
 

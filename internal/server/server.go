@@ -12,6 +12,7 @@ package server
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -26,7 +27,14 @@ import (
 type Options struct {
 	// Engine stores the event log; the server owns it from New on, and closes it also when New fails.
 	Engine eventlog.Engine
-	Logger *slog.Logger
+	// Follow lets the server answer questions while another one leads, and lead once that is gone. Without it,
+	// New fails while there is another one.
+	Follow bool
+	// LogKey signs checkpoints of the log; none are made without it. DerivedDir is where a copy of the state is
+	// kept that makes a start fast; none when empty.
+	LogKey     ed25519.PrivateKey
+	DerivedDir string
+	Logger     *slog.Logger
 	// AdminToken opens ControlService and AgentToken opens AgentService. They must differ.
 	AdminToken, AgentToken string
 	// Version is what the server says it is.
@@ -67,7 +75,7 @@ func New(ctx context.Context, opts Options) (*Server, error) {
 		observed: newObserved(opts.HostTimeout), journals: newJournals(), logs: newLogBroker(),
 		changed: newSignal(), wake: make(chan struct{}, 1), loop: newLoopState(),
 	}
-	l, err := openLedger(ctx, opts, s.committed)
+	l, err := openLedger(ctx, opts, s.journals, s.committed)
 	if err != nil {
 		return nil, err
 	}

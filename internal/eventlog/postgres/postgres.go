@@ -46,6 +46,9 @@ type Options struct {
 	LookUp time.Duration
 	// ID is what a new log gets; drawn when zero.
 	ID eventlog.LogID
+	// FirstEpoch is what a new log's lease begins with. A log that is restored begins above all epochs that
+	// its owners ever had.
+	FirstEpoch int64
 }
 
 // An Engine is an eventlog.Engine on a PostgreSQL database.
@@ -157,6 +160,9 @@ func (e *Engine) prepare(ctx context.Context) error {
 		genesis := eventlog.Genesis(id)
 		if _, err := tx.Exec(ctx, schema); err != nil {
 			return fmt.Errorf("create the tables: %w", err)
+		}
+		if _, err := tx.Exec(ctx, `UPDATE pinnace_lease SET epoch = $1`, e.opts.FirstEpoch); err != nil {
+			return err
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO pinnace_meta (k, v) VALUES ('format', $1), ('log_id', $2), ('genesis', $3)`,
 			[]byte(strconv.Itoa(Format)), id[:], genesis[:])

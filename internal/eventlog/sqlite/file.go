@@ -50,15 +50,15 @@ func openDB(path string, readOnly bool) (*sql.DB, error) {
 	return sql.Open("sqlite", (&url.URL{Scheme: "file", Path: abs, RawQuery: q.Encode()}).String())
 }
 
-// prepareFile makes an empty file a log with the given ID, and refuses a file that is not a log that this
+// prepareFile makes an empty file a log as opts say, and refuses a file that is not a log that this
 // program can write. A crash in between leaves an empty file.
-func prepareFile(ctx context.Context, c *sql.Conn, id eventlog.LogID) error {
+func prepareFile(ctx context.Context, c *sql.Conn, opts Options) error {
 	var tables int64
 	if err := c.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_schema`).Scan(&tables); err != nil {
 		return err
 	}
 	if tables == 0 {
-		if err := create(ctx, c, id); err != nil {
+		if err := create(ctx, c, opts); err != nil {
 			return fmt.Errorf("create: %w", err)
 		}
 	}
@@ -93,11 +93,12 @@ func prepareFile(ctx context.Context, c *sql.Conn, id eventlog.LogID) error {
 	return prepareCheckpoints(ctx, c)
 }
 
-func create(ctx context.Context, c *sql.Conn, id eventlog.LogID) (err error) {
+func create(ctx context.Context, c *sql.Conn, opts Options) (err error) {
 	// The page size holds only when it is set before anything is written, the journal mode included.
 	if _, err := c.ExecContext(ctx, `PRAGMA page_size = `+strconv.Itoa(pageSize)); err != nil {
 		return err
 	}
+	id := opts.ID
 	if id == (eventlog.LogID{}) {
 		id = eventlog.NewID()
 	}
@@ -114,6 +115,9 @@ func create(ctx context.Context, c *sql.Conn, id eventlog.LogID) (err error) {
 		return err
 	}
 	createdTables.Hit()
+	if _, err := c.ExecContext(ctx, `UPDATE lease SET epoch = max(epoch, ?)`, opts.FirstEpoch); err != nil {
+		return err
+	}
 	for k, v := range map[string][]byte{"format": []byte(strconv.Itoa(Format)), "log_id": id[:], "genesis": genesis[:]} {
 		if _, err := c.ExecContext(ctx, `INSERT INTO meta (k, v) VALUES (?, ?)`, k, v); err != nil {
 			return err

@@ -73,5 +73,10 @@ func (r *Reader) Events(ctx context.Context) iter.Seq2[eventlog.Event, error] {
 	}
 }
 
+// LastCheckpoint is the one of the greatest seq, or the zero one when there is none.
+func (r *Reader) LastCheckpoint(ctx context.Context) (eventlog.Checkpoint, error) {
+	return lastCheckpoint(ctx, r.db)
+}
+
 // Close closes the file.
 func (r *Reader) Close() error { return r.db.Close() }

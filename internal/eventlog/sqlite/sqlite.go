@@ -30,6 +30,9 @@ type Options struct {
 	Dir string
 	// ID is what a new log gets; drawn when zero. It says nothing about a log that exists.
 	ID eventlog.LogID
+	// FirstEpoch is what a new log's lease begins with. A log that is restored begins above all epochs that
+	// its owners ever had.
+	FirstEpoch int64
 }
 
 // An Engine is an eventlog.Engine on a SQLite file.
@@ -111,7 +114,7 @@ func (e *Engine) connect(ctx context.Context) error {
 	if e.writer, err = e.writers.Conn(ctx); err != nil {
 		return err
 	}
-	if err := prepareFile(ctx, e.writer, e.opts.ID); err != nil {
+	if err := prepareFile(ctx, e.writer, e.opts); err != nil {
 		return err
 	}
 	if e.insert1, err = e.writer.PrepareContext(ctx, insertSQL(1)); err != nil {

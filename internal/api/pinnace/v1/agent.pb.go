@@ -139,8 +139,10 @@ func (x *HostFacts) GetAccelerator() string {
 }
 
 type JoinRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Host          *HostFacts             `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Host  *HostFacts             `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// seen_seq is the last event of the server's log that the agent has heard of.
+	SeenSeq       uint64 `protobuf:"varint,2,opt,name=seen_seq,json=seenSeq,proto3" json:"seen_seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -182,9 +184,20 @@ func (x *JoinRequest) GetHost() *HostFacts {
 	return nil
 }
 
+func (x *JoinRequest) GetSeenSeq() uint64 {
+	if x != nil {
+		return x.SeenSeq
+	}
+	return 0
+}
+
 type JoinResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ServerVersion string                 `protobuf:"bytes,1,opt,name=server_version,json=serverVersion,proto3" json:"server_version,omitempty"`
+	// head is the last event of the log.
+	Head *LogHead `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
+	// seen_hash is that of the event seen_seq; empty when the log does not reach it.
+	SeenHash      []byte `protobuf:"bytes,3,opt,name=seen_hash,json=seenHash,proto3" json:"seen_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -226,6 +239,81 @@ func (x *JoinResponse) GetServerVersion() string {
 	return ""
 }
 
+func (x *JoinResponse) GetHead() *LogHead {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetSeenHash() []byte {
+	if x != nil {
+		return x.SeenHash
+	}
+	return nil
+}
+
+// LogHead is an event of the server's log, and of which log.
+type LogHead struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Log           string                 `protobuf:"bytes,1,opt,name=log,proto3" json:"log,omitempty"`
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,3,opt,name=hash,proto3" json:"hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogHead) Reset() {
+	*x = LogHead{}
+	mi := &file_pinnace_v1_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogHead) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogHead) ProtoMessage() {}
+
+func (x *LogHead) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogHead.ProtoReflect.Descriptor instead.
+func (*LogHead) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *LogHead) GetLog() string {
+	if x != nil {
+		return x.Log
+	}
+	return ""
+}
+
+func (x *LogHead) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *LogHead) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
 type WatchAssignmentsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
@@ -235,7 +323,7 @@ type WatchAssignmentsRequest struct {
 
 func (x *WatchAssignmentsRequest) Reset() {
 	*x = WatchAssignmentsRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[3]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -247,7 +335,7 @@ func (x *WatchAssignmentsRequest) String() string {
 func (*WatchAssignmentsRequest) ProtoMessage() {}
 
 func (x *WatchAssignmentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[3]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -260,7 +348,7 @@ func (x *WatchAssignmentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAssignmentsRequest.ProtoReflect.Descriptor instead.
 func (*WatchAssignmentsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *WatchAssignmentsRequest) GetHost() string {
@@ -287,7 +375,7 @@ type WatchAssignmentsResponse struct {
 
 func (x *WatchAssignmentsResponse) Reset() {
 	*x = WatchAssignmentsResponse{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[4]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -299,7 +387,7 @@ func (x *WatchAssignmentsResponse) String() string {
 func (*WatchAssignmentsResponse) ProtoMessage() {}
 
 func (x *WatchAssignmentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[4]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -312,7 +400,7 @@ func (x *WatchAssignmentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAssignmentsResponse.ProtoReflect.Descriptor instead.
 func (*WatchAssignmentsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *WatchAssignmentsResponse) GetRevision() uint64 {
@@ -378,7 +466,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[5]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -390,7 +478,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[5]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -403,7 +491,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Assignment) GetInstance() string {
@@ -477,7 +565,7 @@ type AssignedRelease struct {
 
 func (x *AssignedRelease) Reset() {
 	*x = AssignedRelease{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[6]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -489,7 +577,7 @@ func (x *AssignedRelease) String() string {
 func (*AssignedRelease) ProtoMessage() {}
 
 func (x *AssignedRelease) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[6]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -502,7 +590,7 @@ func (x *AssignedRelease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedRelease.ProtoReflect.Descriptor instead.
 func (*AssignedRelease) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AssignedRelease) GetId() string {
@@ -558,7 +646,7 @@ type AssignedEnvironment struct {
 
 func (x *AssignedEnvironment) Reset() {
 	*x = AssignedEnvironment{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[7]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -570,7 +658,7 @@ func (x *AssignedEnvironment) String() string {
 func (*AssignedEnvironment) ProtoMessage() {}
 
 func (x *AssignedEnvironment) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[7]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -583,7 +671,7 @@ func (x *AssignedEnvironment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedEnvironment.ProtoReflect.Descriptor instead.
 func (*AssignedEnvironment) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AssignedEnvironment) GetName() string {
@@ -613,7 +701,7 @@ type AssignedApp struct {
 
 func (x *AssignedApp) Reset() {
 	*x = AssignedApp{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[8]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +713,7 @@ func (x *AssignedApp) String() string {
 func (*AssignedApp) ProtoMessage() {}
 
 func (x *AssignedApp) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[8]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +726,7 @@ func (x *AssignedApp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedApp.ProtoReflect.Descriptor instead.
 func (*AssignedApp) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AssignedApp) GetApp() string {
@@ -684,7 +772,7 @@ type AssignedPort struct {
 
 func (x *AssignedPort) Reset() {
 	*x = AssignedPort{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[9]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +784,7 @@ func (x *AssignedPort) String() string {
 func (*AssignedPort) ProtoMessage() {}
 
 func (x *AssignedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[9]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +797,7 @@ func (x *AssignedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedPort.ProtoReflect.Descriptor instead.
 func (*AssignedPort) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AssignedPort) GetName() string {
@@ -783,7 +871,7 @@ type InstanceReport struct {
 
 func (x *InstanceReport) Reset() {
 	*x = InstanceReport{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[10]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -795,7 +883,7 @@ func (x *InstanceReport) String() string {
 func (*InstanceReport) ProtoMessage() {}
 
 func (x *InstanceReport) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[10]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -808,7 +896,7 @@ func (x *InstanceReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceReport.ProtoReflect.Descriptor instead.
 func (*InstanceReport) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *InstanceReport) GetInstance() string {
@@ -893,7 +981,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[11]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +993,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[11]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +1006,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReportRequest) GetHost() string {
@@ -943,14 +1031,16 @@ func (x *ReportRequest) GetInstances() []*InstanceReport {
 }
 
 type ReportResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// head is the last event of the log, for the agent to remember.
+	Head          *LogHead `protobuf:"bytes,1,opt,name=head,proto3" json:"head,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1052,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1065,14 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ReportResponse) GetHead() *LogHead {
+	if x != nil {
+		return x.Head
+	}
+	return nil
 }
 
 type LogRequest struct {
@@ -990,7 +1087,7 @@ type LogRequest struct {
 
 func (x *LogRequest) Reset() {
 	*x = LogRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1099,7 @@ func (x *LogRequest) String() string {
 func (*LogRequest) ProtoMessage() {}
 
 func (x *LogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1112,7 @@ func (x *LogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRequest.ProtoReflect.Descriptor instead.
 func (*LogRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LogRequest) GetId() string {
@@ -1056,7 +1153,7 @@ type SendLogsRequest struct {
 
 func (x *SendLogsRequest) Reset() {
 	*x = SendLogsRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1165,7 @@ func (x *SendLogsRequest) String() string {
 func (*SendLogsRequest) ProtoMessage() {}
 
 func (x *SendLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +1178,7 @@ func (x *SendLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendLogsRequest.ProtoReflect.Descriptor instead.
 func (*SendLogsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SendLogsRequest) GetRequest() string {
@@ -1106,7 +1203,7 @@ type SendLogsResponse struct {
 
 func (x *SendLogsResponse) Reset() {
 	*x = SendLogsResponse{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1118,7 +1215,7 @@ func (x *SendLogsResponse) String() string {
 func (*SendLogsResponse) ProtoMessage() {}
 
 func (x *SendLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +1228,7 @@ func (x *SendLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendLogsResponse.ProtoReflect.Descriptor instead.
 func (*SendLogsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 var File_pinnace_v1_agent_proto protoreflect.FileDescriptor
@@ -1155,11 +1252,18 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	" \x01(\tR\vaccelerator\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"8\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"S\n" +
 	"\vJoinRequest\x12)\n" +
-	"\x04host\x18\x01 \x01(\v2\x15.pinnace.v1.HostFactsR\x04host\"5\n" +
+	"\x04host\x18\x01 \x01(\v2\x15.pinnace.v1.HostFactsR\x04host\x12\x19\n" +
+	"\bseen_seq\x18\x02 \x01(\x04R\aseenSeq\"{\n" +
 	"\fJoinResponse\x12%\n" +
-	"\x0eserver_version\x18\x01 \x01(\tR\rserverVersion\"-\n" +
+	"\x0eserver_version\x18\x01 \x01(\tR\rserverVersion\x12'\n" +
+	"\x04head\x18\x02 \x01(\v2\x13.pinnace.v1.LogHeadR\x04head\x12\x1b\n" +
+	"\tseen_hash\x18\x03 \x01(\fR\bseenHash\"A\n" +
+	"\aLogHead\x12\x10\n" +
+	"\x03log\x18\x01 \x01(\tR\x03log\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x12\n" +
+	"\x04hash\x18\x03 \x01(\fR\x04hash\"-\n" +
 	"\x17WatchAssignmentsRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\"\xc5\x02\n" +
 	"\x18WatchAssignmentsResponse\x12\x1a\n" +
@@ -1223,8 +1327,9 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\rReportRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x128\n" +
-	"\tinstances\x18\x03 \x03(\v2\x1a.pinnace.v1.InstanceReportR\tinstances\"\x10\n" +
-	"\x0eReportResponse\"d\n" +
+	"\tinstances\x18\x03 \x03(\v2\x1a.pinnace.v1.InstanceReportR\tinstances\"9\n" +
+	"\x0eReportResponse\x12'\n" +
+	"\x04head\x18\x01 \x01(\v2\x13.pinnace.v1.LogHeadR\x04head\"d\n" +
 	"\n" +
 	"LogRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
@@ -1257,63 +1362,66 @@ func file_pinnace_v1_agent_proto_rawDescGZIP() []byte {
 	return file_pinnace_v1_agent_proto_rawDescData
 }
 
-var file_pinnace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_pinnace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_pinnace_v1_agent_proto_goTypes = []any{
 	(*HostFacts)(nil),                // 0: pinnace.v1.HostFacts
 	(*JoinRequest)(nil),              // 1: pinnace.v1.JoinRequest
 	(*JoinResponse)(nil),             // 2: pinnace.v1.JoinResponse
-	(*WatchAssignmentsRequest)(nil),  // 3: pinnace.v1.WatchAssignmentsRequest
-	(*WatchAssignmentsResponse)(nil), // 4: pinnace.v1.WatchAssignmentsResponse
-	(*Assignment)(nil),               // 5: pinnace.v1.Assignment
-	(*AssignedRelease)(nil),          // 6: pinnace.v1.AssignedRelease
-	(*AssignedEnvironment)(nil),      // 7: pinnace.v1.AssignedEnvironment
-	(*AssignedApp)(nil),              // 8: pinnace.v1.AssignedApp
-	(*AssignedPort)(nil),             // 9: pinnace.v1.AssignedPort
-	(*InstanceReport)(nil),           // 10: pinnace.v1.InstanceReport
-	(*ReportRequest)(nil),            // 11: pinnace.v1.ReportRequest
-	(*ReportResponse)(nil),           // 12: pinnace.v1.ReportResponse
-	(*LogRequest)(nil),               // 13: pinnace.v1.LogRequest
-	(*SendLogsRequest)(nil),          // 14: pinnace.v1.SendLogsRequest
-	(*SendLogsResponse)(nil),         // 15: pinnace.v1.SendLogsResponse
-	nil,                              // 16: pinnace.v1.HostFacts.LabelsEntry
-	nil,                              // 17: pinnace.v1.Assignment.VarsEntry
-	(*ReleasePlatform)(nil),          // 18: pinnace.v1.ReleasePlatform
-	(*Stage)(nil),                    // 19: pinnace.v1.Stage
-	(*Booted)(nil),                   // 20: pinnace.v1.Booted
-	(*timestamppb.Timestamp)(nil),    // 21: google.protobuf.Timestamp
-	(*Cause)(nil),                    // 22: pinnace.v1.Cause
-	(*StreamLogsResponse)(nil),       // 23: pinnace.v1.StreamLogsResponse
+	(*LogHead)(nil),                  // 3: pinnace.v1.LogHead
+	(*WatchAssignmentsRequest)(nil),  // 4: pinnace.v1.WatchAssignmentsRequest
+	(*WatchAssignmentsResponse)(nil), // 5: pinnace.v1.WatchAssignmentsResponse
+	(*Assignment)(nil),               // 6: pinnace.v1.Assignment
+	(*AssignedRelease)(nil),          // 7: pinnace.v1.AssignedRelease
+	(*AssignedEnvironment)(nil),      // 8: pinnace.v1.AssignedEnvironment
+	(*AssignedApp)(nil),              // 9: pinnace.v1.AssignedApp
+	(*AssignedPort)(nil),             // 10: pinnace.v1.AssignedPort
+	(*InstanceReport)(nil),           // 11: pinnace.v1.InstanceReport
+	(*ReportRequest)(nil),            // 12: pinnace.v1.ReportRequest
+	(*ReportResponse)(nil),           // 13: pinnace.v1.ReportResponse
+	(*LogRequest)(nil),               // 14: pinnace.v1.LogRequest
+	(*SendLogsRequest)(nil),          // 15: pinnace.v1.SendLogsRequest
+	(*SendLogsResponse)(nil),         // 16: pinnace.v1.SendLogsResponse
+	nil,                              // 17: pinnace.v1.HostFacts.LabelsEntry
+	nil,                              // 18: pinnace.v1.Assignment.VarsEntry
+	(*ReleasePlatform)(nil),          // 19: pinnace.v1.ReleasePlatform
+	(*Stage)(nil),                    // 20: pinnace.v1.Stage
+	(*Booted)(nil),                   // 21: pinnace.v1.Booted
+	(*timestamppb.Timestamp)(nil),    // 22: google.protobuf.Timestamp
+	(*Cause)(nil),                    // 23: pinnace.v1.Cause
+	(*StreamLogsResponse)(nil),       // 24: pinnace.v1.StreamLogsResponse
 }
 var file_pinnace_v1_agent_proto_depIdxs = []int32{
-	16, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
+	17, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
 	0,  // 1: pinnace.v1.JoinRequest.host:type_name -> pinnace.v1.HostFacts
-	5,  // 2: pinnace.v1.WatchAssignmentsResponse.assignments:type_name -> pinnace.v1.Assignment
-	6,  // 3: pinnace.v1.WatchAssignmentsResponse.releases:type_name -> pinnace.v1.AssignedRelease
-	7,  // 4: pinnace.v1.WatchAssignmentsResponse.environments:type_name -> pinnace.v1.AssignedEnvironment
-	13, // 5: pinnace.v1.WatchAssignmentsResponse.log_requests:type_name -> pinnace.v1.LogRequest
-	17, // 6: pinnace.v1.Assignment.vars:type_name -> pinnace.v1.Assignment.VarsEntry
-	18, // 7: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
-	8,  // 8: pinnace.v1.AssignedEnvironment.apps:type_name -> pinnace.v1.AssignedApp
-	9,  // 9: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
-	19, // 10: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
-	20, // 11: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
-	21, // 12: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
-	22, // 13: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
-	10, // 14: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
-	23, // 15: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
-	1,  // 16: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
-	3,  // 17: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
-	11, // 18: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
-	14, // 19: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
-	2,  // 20: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
-	4,  // 21: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
-	12, // 22: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
-	15, // 23: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
-	20, // [20:24] is the sub-list for method output_type
-	16, // [16:20] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	3,  // 2: pinnace.v1.JoinResponse.head:type_name -> pinnace.v1.LogHead
+	6,  // 3: pinnace.v1.WatchAssignmentsResponse.assignments:type_name -> pinnace.v1.Assignment
+	7,  // 4: pinnace.v1.WatchAssignmentsResponse.releases:type_name -> pinnace.v1.AssignedRelease
+	8,  // 5: pinnace.v1.WatchAssignmentsResponse.environments:type_name -> pinnace.v1.AssignedEnvironment
+	14, // 6: pinnace.v1.WatchAssignmentsResponse.log_requests:type_name -> pinnace.v1.LogRequest
+	18, // 7: pinnace.v1.Assignment.vars:type_name -> pinnace.v1.Assignment.VarsEntry
+	19, // 8: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
+	9,  // 9: pinnace.v1.AssignedEnvironment.apps:type_name -> pinnace.v1.AssignedApp
+	10, // 10: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
+	20, // 11: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
+	21, // 12: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
+	22, // 13: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
+	23, // 14: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
+	11, // 15: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
+	3,  // 16: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
+	24, // 17: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
+	1,  // 18: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
+	4,  // 19: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
+	12, // 20: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
+	15, // 21: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
+	2,  // 22: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
+	5,  // 23: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
+	13, // 24: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
+	16, // 25: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
+	22, // [22:26] is the sub-list for method output_type
+	18, // [18:22] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_agent_proto_init() }
@@ -1329,7 +1437,7 @@ func file_pinnace_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_agent_proto_rawDesc), len(file_pinnace_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,7 +23,9 @@ const (
 )
 
 type GetServerInfoRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// seen_seq is the last event that the caller saw before; the answer's seen_hash shows that it is still there.
+	SeenSeq       uint64 `protobuf:"varint,1,opt,name=seen_seq,json=seenSeq,proto3" json:"seen_seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -58,13 +60,26 @@ func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
 	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{0}
 }
 
+func (x *GetServerInfoRequest) GetSeenSeq() uint64 {
+	if x != nil {
+		return x.SeenSeq
+	}
+	return 0
+}
+
 type GetServerInfoResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	ClusterId     string                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	HeadSeq       uint64                 `protobuf:"varint,3,opt,name=head_seq,json=headSeq,proto3" json:"head_seq,omitempty"`
-	HeadHash      []byte                 `protobuf:"bytes,4,opt,name=head_hash,json=headHash,proto3" json:"head_hash,omitempty"`
-	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Version   string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	ClusterId string                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	HeadSeq   uint64                 `protobuf:"varint,3,opt,name=head_seq,json=headSeq,proto3" json:"head_seq,omitempty"`
+	HeadHash  []byte                 `protobuf:"bytes,4,opt,name=head_hash,json=headHash,proto3" json:"head_hash,omitempty"`
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// seen_hash is that of the event seen_seq; empty when the log does not reach it.
+	SeenHash []byte `protobuf:"bytes,6,opt,name=seen_hash,json=seenHash,proto3" json:"seen_hash,omitempty"`
+	// log_key is what the server signs checkpoints with; empty when it signs none.
+	LogKey []byte `protobuf:"bytes,7,opt,name=log_key,json=logKey,proto3" json:"log_key,omitempty"`
+	// leads is false for a server that follows another one: it answers questions and takes no changes.
+	Leads         bool `protobuf:"varint,8,opt,name=leads,proto3" json:"leads,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -134,6 +149,164 @@ func (x *GetServerInfoResponse) GetStartedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *GetServerInfoResponse) GetSeenHash() []byte {
+	if x != nil {
+		return x.SeenHash
+	}
+	return nil
+}
+
+func (x *GetServerInfoResponse) GetLogKey() []byte {
+	if x != nil {
+		return x.LogKey
+	}
+	return nil
+}
+
+func (x *GetServerInfoResponse) GetLeads() bool {
+	if x != nil {
+		return x.Leads
+	}
+	return false
+}
+
+type SignCheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignCheckpointRequest) Reset() {
+	*x = SignCheckpointRequest{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignCheckpointRequest) ProtoMessage() {}
+
+func (x *SignCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*SignCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{2}
+}
+
+// SignCheckpointResponse is a signed head of the event log.
+type SignCheckpointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,3,opt,name=hash,proto3" json:"hash,omitempty"`
+	TimeUnixNano  int64                  `protobuf:"varint,4,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"`
+	StateVersion  uint32                 `protobuf:"varint,5,opt,name=state_version,json=stateVersion,proto3" json:"state_version,omitempty"`
+	State         []byte                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
+	Key           []byte                 `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`
+	Signature     []byte                 `protobuf:"bytes,8,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignCheckpointResponse) Reset() {
+	*x = SignCheckpointResponse{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignCheckpointResponse) ProtoMessage() {}
+
+func (x *SignCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*SignCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SignCheckpointResponse) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *SignCheckpointResponse) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *SignCheckpointResponse) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *SignCheckpointResponse) GetTimeUnixNano() int64 {
+	if x != nil {
+		return x.TimeUnixNano
+	}
+	return 0
+}
+
+func (x *SignCheckpointResponse) GetStateVersion() uint32 {
+	if x != nil {
+		return x.StateVersion
+	}
+	return 0
+}
+
+func (x *SignCheckpointResponse) GetState() []byte {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+func (x *SignCheckpointResponse) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *SignCheckpointResponse) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
 type Environment struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -144,7 +317,7 @@ type Environment struct {
 
 func (x *Environment) Reset() {
 	*x = Environment{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[2]
+	mi := &file_pinnace_v1_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -156,7 +329,7 @@ func (x *Environment) String() string {
 func (*Environment) ProtoMessage() {}
 
 func (x *Environment) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[2]
+	mi := &file_pinnace_v1_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -169,7 +342,7 @@ func (x *Environment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Environment.ProtoReflect.Descriptor instead.
 func (*Environment) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{2}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Environment) GetName() string {
@@ -196,7 +369,7 @@ type CreateEnvironmentRequest struct {
 
 func (x *CreateEnvironmentRequest) Reset() {
 	*x = CreateEnvironmentRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[3]
+	mi := &file_pinnace_v1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -208,7 +381,7 @@ func (x *CreateEnvironmentRequest) String() string {
 func (*CreateEnvironmentRequest) ProtoMessage() {}
 
 func (x *CreateEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[3]
+	mi := &file_pinnace_v1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -221,7 +394,7 @@ func (x *CreateEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*CreateEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{3}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CreateEnvironmentRequest) GetName() string {
@@ -247,7 +420,7 @@ type CreateEnvironmentResponse struct {
 
 func (x *CreateEnvironmentResponse) Reset() {
 	*x = CreateEnvironmentResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[4]
+	mi := &file_pinnace_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -259,7 +432,7 @@ func (x *CreateEnvironmentResponse) String() string {
 func (*CreateEnvironmentResponse) ProtoMessage() {}
 
 func (x *CreateEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[4]
+	mi := &file_pinnace_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -272,7 +445,7 @@ func (x *CreateEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*CreateEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{4}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateEnvironmentResponse) GetEnvironment() *Environment {
@@ -290,7 +463,7 @@ type ListEnvironmentsRequest struct {
 
 func (x *ListEnvironmentsRequest) Reset() {
 	*x = ListEnvironmentsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[5]
+	mi := &file_pinnace_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -302,7 +475,7 @@ func (x *ListEnvironmentsRequest) String() string {
 func (*ListEnvironmentsRequest) ProtoMessage() {}
 
 func (x *ListEnvironmentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[5]
+	mi := &file_pinnace_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -315,7 +488,7 @@ func (x *ListEnvironmentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEnvironmentsRequest.ProtoReflect.Descriptor instead.
 func (*ListEnvironmentsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 type ListEnvironmentsResponse struct {
@@ -327,7 +500,7 @@ type ListEnvironmentsResponse struct {
 
 func (x *ListEnvironmentsResponse) Reset() {
 	*x = ListEnvironmentsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[6]
+	mi := &file_pinnace_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -339,7 +512,7 @@ func (x *ListEnvironmentsResponse) String() string {
 func (*ListEnvironmentsResponse) ProtoMessage() {}
 
 func (x *ListEnvironmentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[6]
+	mi := &file_pinnace_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -352,7 +525,7 @@ func (x *ListEnvironmentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEnvironmentsResponse.ProtoReflect.Descriptor instead.
 func (*ListEnvironmentsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListEnvironmentsResponse) GetEnvironments() []*Environment {
@@ -384,7 +557,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[7]
+	mi := &file_pinnace_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -396,7 +569,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[7]
+	mi := &file_pinnace_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -409,7 +582,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Host) GetId() string {
@@ -511,7 +684,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[8]
+	mi := &file_pinnace_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -523,7 +696,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[8]
+	mi := &file_pinnace_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -536,7 +709,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 type ListHostsResponse struct {
@@ -548,7 +721,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[9]
+	mi := &file_pinnace_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -560,7 +733,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[9]
+	mi := &file_pinnace_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -573,7 +746,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -601,7 +774,7 @@ type CreateReleaseRequest struct {
 
 func (x *CreateReleaseRequest) Reset() {
 	*x = CreateReleaseRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[10]
+	mi := &file_pinnace_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +786,7 @@ func (x *CreateReleaseRequest) String() string {
 func (*CreateReleaseRequest) ProtoMessage() {}
 
 func (x *CreateReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[10]
+	mi := &file_pinnace_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +799,7 @@ func (x *CreateReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReleaseRequest.ProtoReflect.Descriptor instead.
 func (*CreateReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CreateReleaseRequest) GetManifest() []byte {
@@ -689,7 +862,7 @@ type CreateReleaseResponse struct {
 
 func (x *CreateReleaseResponse) Reset() {
 	*x = CreateReleaseResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[11]
+	mi := &file_pinnace_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -701,7 +874,7 @@ func (x *CreateReleaseResponse) String() string {
 func (*CreateReleaseResponse) ProtoMessage() {}
 
 func (x *CreateReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[11]
+	mi := &file_pinnace_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -714,7 +887,7 @@ func (x *CreateReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReleaseResponse.ProtoReflect.Descriptor instead.
 func (*CreateReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateReleaseResponse) GetRelease() *Release {
@@ -741,7 +914,7 @@ type GetReleaseRequest struct {
 
 func (x *GetReleaseRequest) Reset() {
 	*x = GetReleaseRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[12]
+	mi := &file_pinnace_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +926,7 @@ func (x *GetReleaseRequest) String() string {
 func (*GetReleaseRequest) ProtoMessage() {}
 
 func (x *GetReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[12]
+	mi := &file_pinnace_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +939,7 @@ func (x *GetReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReleaseRequest.ProtoReflect.Descriptor instead.
 func (*GetReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetReleaseRequest) GetRelease() string {
@@ -785,7 +958,7 @@ type GetReleaseResponse struct {
 
 func (x *GetReleaseResponse) Reset() {
 	*x = GetReleaseResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[13]
+	mi := &file_pinnace_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -797,7 +970,7 @@ func (x *GetReleaseResponse) String() string {
 func (*GetReleaseResponse) ProtoMessage() {}
 
 func (x *GetReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[13]
+	mi := &file_pinnace_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -810,7 +983,7 @@ func (x *GetReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReleaseResponse.ProtoReflect.Descriptor instead.
 func (*GetReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetReleaseResponse) GetRelease() *Release {
@@ -830,7 +1003,7 @@ type ListReleasesRequest struct {
 
 func (x *ListReleasesRequest) Reset() {
 	*x = ListReleasesRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[14]
+	mi := &file_pinnace_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -842,7 +1015,7 @@ func (x *ListReleasesRequest) String() string {
 func (*ListReleasesRequest) ProtoMessage() {}
 
 func (x *ListReleasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[14]
+	mi := &file_pinnace_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -855,7 +1028,7 @@ func (x *ListReleasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleasesRequest.ProtoReflect.Descriptor instead.
 func (*ListReleasesRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListReleasesRequest) GetApp() string {
@@ -875,7 +1048,7 @@ type ListReleasesResponse struct {
 
 func (x *ListReleasesResponse) Reset() {
 	*x = ListReleasesResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[15]
+	mi := &file_pinnace_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +1060,7 @@ func (x *ListReleasesResponse) String() string {
 func (*ListReleasesResponse) ProtoMessage() {}
 
 func (x *ListReleasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[15]
+	mi := &file_pinnace_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +1073,7 @@ func (x *ListReleasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleasesResponse.ProtoReflect.Descriptor instead.
 func (*ListReleasesResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListReleasesResponse) GetReleases() []*Release {
@@ -926,7 +1099,7 @@ type CheckManifestRequest struct {
 
 func (x *CheckManifestRequest) Reset() {
 	*x = CheckManifestRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[16]
+	mi := &file_pinnace_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -938,7 +1111,7 @@ func (x *CheckManifestRequest) String() string {
 func (*CheckManifestRequest) ProtoMessage() {}
 
 func (x *CheckManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[16]
+	mi := &file_pinnace_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -951,7 +1124,7 @@ func (x *CheckManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckManifestRequest.ProtoReflect.Descriptor instead.
 func (*CheckManifestRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CheckManifestRequest) GetEnvironment() string {
@@ -1005,7 +1178,7 @@ type CheckManifestResponse struct {
 
 func (x *CheckManifestResponse) Reset() {
 	*x = CheckManifestResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[17]
+	mi := &file_pinnace_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1017,7 +1190,7 @@ func (x *CheckManifestResponse) String() string {
 func (*CheckManifestResponse) ProtoMessage() {}
 
 func (x *CheckManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[17]
+	mi := &file_pinnace_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1030,7 +1203,7 @@ func (x *CheckManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckManifestResponse.ProtoReflect.Descriptor instead.
 func (*CheckManifestResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CheckManifestResponse) GetMissingVars() []string {
@@ -1082,7 +1255,7 @@ type MissingSecret struct {
 
 func (x *MissingSecret) Reset() {
 	*x = MissingSecret{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[18]
+	mi := &file_pinnace_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1267,7 @@ func (x *MissingSecret) String() string {
 func (*MissingSecret) ProtoMessage() {}
 
 func (x *MissingSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[18]
+	mi := &file_pinnace_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1280,7 @@ func (x *MissingSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingSecret.ProtoReflect.Descriptor instead.
 func (*MissingSecret) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MissingSecret) GetBundle() string {
@@ -1145,7 +1318,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[19]
+	mi := &file_pinnace_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1330,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[19]
+	mi := &file_pinnace_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1343,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Step) GetAction() string {
@@ -1222,7 +1395,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[20]
+	mi := &file_pinnace_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1407,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[20]
+	mi := &file_pinnace_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1420,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PlanRequest) GetEnvironment() string {
@@ -1308,7 +1481,7 @@ type RollbackTarget struct {
 
 func (x *RollbackTarget) Reset() {
 	*x = RollbackTarget{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[21]
+	mi := &file_pinnace_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1493,7 @@ func (x *RollbackTarget) String() string {
 func (*RollbackTarget) ProtoMessage() {}
 
 func (x *RollbackTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[21]
+	mi := &file_pinnace_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1506,7 @@ func (x *RollbackTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackTarget.ProtoReflect.Descriptor instead.
 func (*RollbackTarget) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RollbackTarget) GetDeployment() string {
@@ -1357,7 +1530,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[22]
+	mi := &file_pinnace_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +1542,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[22]
+	mi := &file_pinnace_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +1555,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PlanResponse) GetToken() string {
@@ -1440,7 +1613,7 @@ type DeployRequest struct {
 
 func (x *DeployRequest) Reset() {
 	*x = DeployRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[23]
+	mi := &file_pinnace_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1625,7 @@ func (x *DeployRequest) String() string {
 func (*DeployRequest) ProtoMessage() {}
 
 func (x *DeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[23]
+	mi := &file_pinnace_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1638,7 @@ func (x *DeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
 func (*DeployRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeployRequest) GetEnvironment() string {
@@ -1507,7 +1680,7 @@ type DeployResponse struct {
 
 func (x *DeployResponse) Reset() {
 	*x = DeployResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[24]
+	mi := &file_pinnace_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1692,7 @@ func (x *DeployResponse) String() string {
 func (*DeployResponse) ProtoMessage() {}
 
 func (x *DeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[24]
+	mi := &file_pinnace_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1705,7 @@ func (x *DeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
 func (*DeployResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeployResponse) GetDeployment() *Deployment {
@@ -1562,7 +1735,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[25]
+	mi := &file_pinnace_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1574,7 +1747,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[25]
+	mi := &file_pinnace_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1587,7 +1760,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RollbackRequest) GetEnvironment() string {
@@ -1627,7 +1800,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[26]
+	mi := &file_pinnace_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +1812,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[26]
+	mi := &file_pinnace_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +1825,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RollbackResponse) GetDeployment() *Deployment {
@@ -1673,7 +1846,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[27]
+	mi := &file_pinnace_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1858,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[27]
+	mi := &file_pinnace_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1871,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StopRequest) GetEnvironment() string {
@@ -1731,7 +1904,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[28]
+	mi := &file_pinnace_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1916,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[28]
+	mi := &file_pinnace_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1929,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StopResponse) GetDeployment() *Deployment {
@@ -1789,7 +1962,7 @@ type Deployment struct {
 
 func (x *Deployment) Reset() {
 	*x = Deployment{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[29]
+	mi := &file_pinnace_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +1974,7 @@ func (x *Deployment) String() string {
 func (*Deployment) ProtoMessage() {}
 
 func (x *Deployment) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[29]
+	mi := &file_pinnace_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +1987,7 @@ func (x *Deployment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deployment.ProtoReflect.Descriptor instead.
 func (*Deployment) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Deployment) GetId() string {
@@ -1910,7 +2083,7 @@ type WatchDeploymentRequest struct {
 
 func (x *WatchDeploymentRequest) Reset() {
 	*x = WatchDeploymentRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[30]
+	mi := &file_pinnace_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1922,7 +2095,7 @@ func (x *WatchDeploymentRequest) String() string {
 func (*WatchDeploymentRequest) ProtoMessage() {}
 
 func (x *WatchDeploymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[30]
+	mi := &file_pinnace_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1935,7 +2108,7 @@ func (x *WatchDeploymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeploymentRequest.ProtoReflect.Descriptor instead.
 func (*WatchDeploymentRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchDeploymentRequest) GetDeployment() string {
@@ -1961,7 +2134,7 @@ type WatchDeploymentResponse struct {
 
 func (x *WatchDeploymentResponse) Reset() {
 	*x = WatchDeploymentResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[31]
+	mi := &file_pinnace_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1973,7 +2146,7 @@ func (x *WatchDeploymentResponse) String() string {
 func (*WatchDeploymentResponse) ProtoMessage() {}
 
 func (x *WatchDeploymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[31]
+	mi := &file_pinnace_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1986,7 +2159,7 @@ func (x *WatchDeploymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeploymentResponse.ProtoReflect.Descriptor instead.
 func (*WatchDeploymentResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WatchDeploymentResponse) GetAt() *timestamppb.Timestamp {
@@ -2044,7 +2217,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[32]
+	mi := &file_pinnace_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2056,7 +2229,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[32]
+	mi := &file_pinnace_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2069,7 +2242,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Endpoint) GetPortName() string {
@@ -2117,7 +2290,7 @@ type AppStatus struct {
 
 func (x *AppStatus) Reset() {
 	*x = AppStatus{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[33]
+	mi := &file_pinnace_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2129,7 +2302,7 @@ func (x *AppStatus) String() string {
 func (*AppStatus) ProtoMessage() {}
 
 func (x *AppStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[33]
+	mi := &file_pinnace_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2142,7 +2315,7 @@ func (x *AppStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppStatus.ProtoReflect.Descriptor instead.
 func (*AppStatus) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AppStatus) GetApp() string {
@@ -2218,7 +2391,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[34]
+	mi := &file_pinnace_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2230,7 +2403,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[34]
+	mi := &file_pinnace_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2243,7 +2416,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetStatusRequest) GetEnvironment() string {
@@ -2269,7 +2442,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[35]
+	mi := &file_pinnace_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2281,7 +2454,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[35]
+	mi := &file_pinnace_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2294,7 +2467,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetStatusResponse) GetApps() []*AppStatus {
@@ -2317,7 +2490,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[36]
+	mi := &file_pinnace_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2329,7 +2502,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[36]
+	mi := &file_pinnace_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2342,7 +2515,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Stage) GetName() string {
@@ -2392,7 +2565,7 @@ type Cause struct {
 
 func (x *Cause) Reset() {
 	*x = Cause{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[37]
+	mi := &file_pinnace_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2404,7 +2577,7 @@ func (x *Cause) String() string {
 func (*Cause) ProtoMessage() {}
 
 func (x *Cause) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[37]
+	mi := &file_pinnace_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2417,7 +2590,7 @@ func (x *Cause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cause.ProtoReflect.Descriptor instead.
 func (*Cause) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Cause) GetKind() string {
@@ -2496,7 +2669,7 @@ type Booted struct {
 
 func (x *Booted) Reset() {
 	*x = Booted{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[38]
+	mi := &file_pinnace_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2508,7 +2681,7 @@ func (x *Booted) String() string {
 func (*Booted) ProtoMessage() {}
 
 func (x *Booted) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[38]
+	mi := &file_pinnace_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2521,7 +2694,7 @@ func (x *Booted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Booted.ProtoReflect.Descriptor instead.
 func (*Booted) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Booted) GetManifestHash() string {
@@ -2628,7 +2801,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[39]
+	mi := &file_pinnace_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2640,7 +2813,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[39]
+	mi := &file_pinnace_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2653,7 +2826,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Instance) GetId() string {
@@ -2786,7 +2959,7 @@ type GetInstanceRequest struct {
 
 func (x *GetInstanceRequest) Reset() {
 	*x = GetInstanceRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[40]
+	mi := &file_pinnace_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2798,7 +2971,7 @@ func (x *GetInstanceRequest) String() string {
 func (*GetInstanceRequest) ProtoMessage() {}
 
 func (x *GetInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[40]
+	mi := &file_pinnace_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2811,7 +2984,7 @@ func (x *GetInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInstanceRequest.ProtoReflect.Descriptor instead.
 func (*GetInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetInstanceRequest) GetInstance() string {
@@ -2837,7 +3010,7 @@ type GetInstanceResponse struct {
 
 func (x *GetInstanceResponse) Reset() {
 	*x = GetInstanceResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[41]
+	mi := &file_pinnace_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2849,7 +3022,7 @@ func (x *GetInstanceResponse) String() string {
 func (*GetInstanceResponse) ProtoMessage() {}
 
 func (x *GetInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[41]
+	mi := &file_pinnace_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2862,7 +3035,7 @@ func (x *GetInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInstanceResponse.ProtoReflect.Descriptor instead.
 func (*GetInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetInstanceResponse) GetInstance() *Instance {
@@ -2884,7 +3057,7 @@ type ListInstancesRequest struct {
 
 func (x *ListInstancesRequest) Reset() {
 	*x = ListInstancesRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[42]
+	mi := &file_pinnace_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2896,7 +3069,7 @@ func (x *ListInstancesRequest) String() string {
 func (*ListInstancesRequest) ProtoMessage() {}
 
 func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[42]
+	mi := &file_pinnace_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2909,7 +3082,7 @@ func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesRequest.ProtoReflect.Descriptor instead.
 func (*ListInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListInstancesRequest) GetEnvironment() string {
@@ -2942,7 +3115,7 @@ type ListInstancesResponse struct {
 
 func (x *ListInstancesResponse) Reset() {
 	*x = ListInstancesResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[43]
+	mi := &file_pinnace_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2954,7 +3127,7 @@ func (x *ListInstancesResponse) String() string {
 func (*ListInstancesResponse) ProtoMessage() {}
 
 func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[43]
+	mi := &file_pinnace_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2967,7 +3140,7 @@ func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesResponse.ProtoReflect.Descriptor instead.
 func (*ListInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListInstancesResponse) GetInstances() []*Instance {
@@ -2991,7 +3164,7 @@ type StreamLogsRequest struct {
 
 func (x *StreamLogsRequest) Reset() {
 	*x = StreamLogsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[44]
+	mi := &file_pinnace_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3003,7 +3176,7 @@ func (x *StreamLogsRequest) String() string {
 func (*StreamLogsRequest) ProtoMessage() {}
 
 func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[44]
+	mi := &file_pinnace_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3016,7 +3189,7 @@ func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamLogsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StreamLogsRequest) GetEnvironment() string {
@@ -3062,7 +3235,7 @@ type StreamLogsResponse struct {
 
 func (x *StreamLogsResponse) Reset() {
 	*x = StreamLogsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[45]
+	mi := &file_pinnace_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3074,7 +3247,7 @@ func (x *StreamLogsResponse) String() string {
 func (*StreamLogsResponse) ProtoMessage() {}
 
 func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[45]
+	mi := &file_pinnace_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3087,7 +3260,7 @@ func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *StreamLogsResponse) GetInstance() string {
@@ -3151,7 +3324,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[46]
+	mi := &file_pinnace_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3163,7 +3336,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[46]
+	mi := &file_pinnace_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3176,7 +3349,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -3260,7 +3433,7 @@ type ReadEventsRequest struct {
 
 func (x *ReadEventsRequest) Reset() {
 	*x = ReadEventsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[47]
+	mi := &file_pinnace_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3272,7 +3445,7 @@ func (x *ReadEventsRequest) String() string {
 func (*ReadEventsRequest) ProtoMessage() {}
 
 func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[47]
+	mi := &file_pinnace_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3285,7 +3458,7 @@ func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsRequest.ProtoReflect.Descriptor instead.
 func (*ReadEventsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ReadEventsRequest) GetAfter() uint64 {
@@ -3311,7 +3484,7 @@ type ReadEventsResponse struct {
 
 func (x *ReadEventsResponse) Reset() {
 	*x = ReadEventsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[48]
+	mi := &file_pinnace_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3323,7 +3496,7 @@ func (x *ReadEventsResponse) String() string {
 func (*ReadEventsResponse) ProtoMessage() {}
 
 func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[48]
+	mi := &file_pinnace_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3336,7 +3509,7 @@ func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsResponse.ProtoReflect.Descriptor instead.
 func (*ReadEventsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ReadEventsResponse) GetEvents() []*Event {
@@ -3351,8 +3524,9 @@ var File_pinnace_v1_control_proto protoreflect.FileDescriptor
 const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"\x18pinnace/v1/control.proto\x12\n" +
-	"pinnace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18pinnace/v1/release.proto\"\x16\n" +
-	"\x14GetServerInfoRequest\"\xc3\x01\n" +
+	"pinnace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18pinnace/v1/release.proto\"1\n" +
+	"\x14GetServerInfoRequest\x12\x19\n" +
+	"\bseen_seq\x18\x01 \x01(\x04R\aseenSeq\"\x8f\x02\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1d\n" +
 	"\n" +
@@ -3360,7 +3534,21 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\bhead_seq\x18\x03 \x01(\x04R\aheadSeq\x12\x1b\n" +
 	"\thead_hash\x18\x04 \x01(\fR\bheadHash\x129\n" +
 	"\n" +
-	"started_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\"\\\n" +
+	"started_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x1b\n" +
+	"\tseen_hash\x18\x06 \x01(\fR\bseenHash\x12\x17\n" +
+	"\alog_key\x18\a \x01(\fR\x06logKey\x12\x14\n" +
+	"\x05leads\x18\b \x01(\bR\x05leads\"\x17\n" +
+	"\x15SignCheckpointRequest\"\xee\x01\n" +
+	"\x16SignCheckpointResponse\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x12\n" +
+	"\x04hash\x18\x03 \x01(\fR\x04hash\x12$\n" +
+	"\x0etime_unix_nano\x18\x04 \x01(\x03R\ftimeUnixNano\x12#\n" +
+	"\rstate_version\x18\x05 \x01(\rR\fstateVersion\x12\x14\n" +
+	"\x05state\x18\x06 \x01(\fR\x05state\x12\x10\n" +
+	"\x03key\x18\a \x01(\fR\x03key\x12\x1c\n" +
+	"\tsignature\x18\b \x01(\fR\tsignature\"\\\n" +
 	"\vEnvironment\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x129\n" +
 	"\n" +
@@ -3621,7 +3809,7 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\"?\n" +
 	"\x12ReadEventsResponse\x12)\n" +
-	"\x06events\x18\x01 \x03(\v2\x11.pinnace.v1.EventR\x06events2\xa7\v\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.pinnace.v1.EventR\x06events2\x80\f\n" +
 	"\x0eControlService\x12T\n" +
 	"\rGetServerInfo\x12 .pinnace.v1.GetServerInfoRequest\x1a!.pinnace.v1.GetServerInfoResponse\x12`\n" +
 	"\x11CreateEnvironment\x12$.pinnace.v1.CreateEnvironmentRequest\x1a%.pinnace.v1.CreateEnvironmentResponse\x12]\n" +
@@ -3643,7 +3831,8 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"StreamLogs\x12\x1d.pinnace.v1.StreamLogsRequest\x1a\x1e.pinnace.v1.StreamLogsResponse0\x01\x12M\n" +
 	"\n" +
-	"ReadEvents\x12\x1d.pinnace.v1.ReadEventsRequest\x1a\x1e.pinnace.v1.ReadEventsResponse0\x01B\xa7\x01\n" +
+	"ReadEvents\x12\x1d.pinnace.v1.ReadEventsRequest\x1a\x1e.pinnace.v1.ReadEventsResponse0\x01\x12W\n" +
+	"\x0eSignCheckpoint\x12!.pinnace.v1.SignCheckpointRequest\x1a\".pinnace.v1.SignCheckpointResponseB\xa7\x01\n" +
 	"\x0ecom.pinnace.v1B\fControlProtoP\x01Z>github.com/pinnacehq/pinnace/internal/api/pinnace/v1;pinnacev1\xa2\x02\x03PXX\xaa\x02\n" +
 	"Pinnace.V1\xca\x02\n" +
 	"Pinnace\\V1\xe2\x02\x16Pinnace\\V1\\GPBMetadata\xea\x02\vPinnace::V1b\x06proto3"
@@ -3660,138 +3849,142 @@ func file_pinnace_v1_control_proto_rawDescGZIP() []byte {
 	return file_pinnace_v1_control_proto_rawDescData
 }
 
-var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_pinnace_v1_control_proto_goTypes = []any{
 	(*GetServerInfoRequest)(nil),      // 0: pinnace.v1.GetServerInfoRequest
 	(*GetServerInfoResponse)(nil),     // 1: pinnace.v1.GetServerInfoResponse
-	(*Environment)(nil),               // 2: pinnace.v1.Environment
-	(*CreateEnvironmentRequest)(nil),  // 3: pinnace.v1.CreateEnvironmentRequest
-	(*CreateEnvironmentResponse)(nil), // 4: pinnace.v1.CreateEnvironmentResponse
-	(*ListEnvironmentsRequest)(nil),   // 5: pinnace.v1.ListEnvironmentsRequest
-	(*ListEnvironmentsResponse)(nil),  // 6: pinnace.v1.ListEnvironmentsResponse
-	(*Host)(nil),                      // 7: pinnace.v1.Host
-	(*ListHostsRequest)(nil),          // 8: pinnace.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),         // 9: pinnace.v1.ListHostsResponse
-	(*CreateReleaseRequest)(nil),      // 10: pinnace.v1.CreateReleaseRequest
-	(*CreateReleaseResponse)(nil),     // 11: pinnace.v1.CreateReleaseResponse
-	(*GetReleaseRequest)(nil),         // 12: pinnace.v1.GetReleaseRequest
-	(*GetReleaseResponse)(nil),        // 13: pinnace.v1.GetReleaseResponse
-	(*ListReleasesRequest)(nil),       // 14: pinnace.v1.ListReleasesRequest
-	(*ListReleasesResponse)(nil),      // 15: pinnace.v1.ListReleasesResponse
-	(*CheckManifestRequest)(nil),      // 16: pinnace.v1.CheckManifestRequest
-	(*CheckManifestResponse)(nil),     // 17: pinnace.v1.CheckManifestResponse
-	(*MissingSecret)(nil),             // 18: pinnace.v1.MissingSecret
-	(*Step)(nil),                      // 19: pinnace.v1.Step
-	(*PlanRequest)(nil),               // 20: pinnace.v1.PlanRequest
-	(*RollbackTarget)(nil),            // 21: pinnace.v1.RollbackTarget
-	(*PlanResponse)(nil),              // 22: pinnace.v1.PlanResponse
-	(*DeployRequest)(nil),             // 23: pinnace.v1.DeployRequest
-	(*DeployResponse)(nil),            // 24: pinnace.v1.DeployResponse
-	(*RollbackRequest)(nil),           // 25: pinnace.v1.RollbackRequest
-	(*RollbackResponse)(nil),          // 26: pinnace.v1.RollbackResponse
-	(*StopRequest)(nil),               // 27: pinnace.v1.StopRequest
-	(*StopResponse)(nil),              // 28: pinnace.v1.StopResponse
-	(*Deployment)(nil),                // 29: pinnace.v1.Deployment
-	(*WatchDeploymentRequest)(nil),    // 30: pinnace.v1.WatchDeploymentRequest
-	(*WatchDeploymentResponse)(nil),   // 31: pinnace.v1.WatchDeploymentResponse
-	(*Endpoint)(nil),                  // 32: pinnace.v1.Endpoint
-	(*AppStatus)(nil),                 // 33: pinnace.v1.AppStatus
-	(*GetStatusRequest)(nil),          // 34: pinnace.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),         // 35: pinnace.v1.GetStatusResponse
-	(*Stage)(nil),                     // 36: pinnace.v1.Stage
-	(*Cause)(nil),                     // 37: pinnace.v1.Cause
-	(*Booted)(nil),                    // 38: pinnace.v1.Booted
-	(*Instance)(nil),                  // 39: pinnace.v1.Instance
-	(*GetInstanceRequest)(nil),        // 40: pinnace.v1.GetInstanceRequest
-	(*GetInstanceResponse)(nil),       // 41: pinnace.v1.GetInstanceResponse
-	(*ListInstancesRequest)(nil),      // 42: pinnace.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil),     // 43: pinnace.v1.ListInstancesResponse
-	(*StreamLogsRequest)(nil),         // 44: pinnace.v1.StreamLogsRequest
-	(*StreamLogsResponse)(nil),        // 45: pinnace.v1.StreamLogsResponse
-	(*Event)(nil),                     // 46: pinnace.v1.Event
-	(*ReadEventsRequest)(nil),         // 47: pinnace.v1.ReadEventsRequest
-	(*ReadEventsResponse)(nil),        // 48: pinnace.v1.ReadEventsResponse
-	nil,                               // 49: pinnace.v1.Host.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 50: google.protobuf.Timestamp
-	(*ReleasePlatform)(nil),           // 51: pinnace.v1.ReleasePlatform
-	(*Release)(nil),                   // 52: pinnace.v1.Release
+	(*SignCheckpointRequest)(nil),     // 2: pinnace.v1.SignCheckpointRequest
+	(*SignCheckpointResponse)(nil),    // 3: pinnace.v1.SignCheckpointResponse
+	(*Environment)(nil),               // 4: pinnace.v1.Environment
+	(*CreateEnvironmentRequest)(nil),  // 5: pinnace.v1.CreateEnvironmentRequest
+	(*CreateEnvironmentResponse)(nil), // 6: pinnace.v1.CreateEnvironmentResponse
+	(*ListEnvironmentsRequest)(nil),   // 7: pinnace.v1.ListEnvironmentsRequest
+	(*ListEnvironmentsResponse)(nil),  // 8: pinnace.v1.ListEnvironmentsResponse
+	(*Host)(nil),                      // 9: pinnace.v1.Host
+	(*ListHostsRequest)(nil),          // 10: pinnace.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),         // 11: pinnace.v1.ListHostsResponse
+	(*CreateReleaseRequest)(nil),      // 12: pinnace.v1.CreateReleaseRequest
+	(*CreateReleaseResponse)(nil),     // 13: pinnace.v1.CreateReleaseResponse
+	(*GetReleaseRequest)(nil),         // 14: pinnace.v1.GetReleaseRequest
+	(*GetReleaseResponse)(nil),        // 15: pinnace.v1.GetReleaseResponse
+	(*ListReleasesRequest)(nil),       // 16: pinnace.v1.ListReleasesRequest
+	(*ListReleasesResponse)(nil),      // 17: pinnace.v1.ListReleasesResponse
+	(*CheckManifestRequest)(nil),      // 18: pinnace.v1.CheckManifestRequest
+	(*CheckManifestResponse)(nil),     // 19: pinnace.v1.CheckManifestResponse
+	(*MissingSecret)(nil),             // 20: pinnace.v1.MissingSecret
+	(*Step)(nil),                      // 21: pinnace.v1.Step
+	(*PlanRequest)(nil),               // 22: pinnace.v1.PlanRequest
+	(*RollbackTarget)(nil),            // 23: pinnace.v1.RollbackTarget
+	(*PlanResponse)(nil),              // 24: pinnace.v1.PlanResponse
+	(*DeployRequest)(nil),             // 25: pinnace.v1.DeployRequest
+	(*DeployResponse)(nil),            // 26: pinnace.v1.DeployResponse
+	(*RollbackRequest)(nil),           // 27: pinnace.v1.RollbackRequest
+	(*RollbackResponse)(nil),          // 28: pinnace.v1.RollbackResponse
+	(*StopRequest)(nil),               // 29: pinnace.v1.StopRequest
+	(*StopResponse)(nil),              // 30: pinnace.v1.StopResponse
+	(*Deployment)(nil),                // 31: pinnace.v1.Deployment
+	(*WatchDeploymentRequest)(nil),    // 32: pinnace.v1.WatchDeploymentRequest
+	(*WatchDeploymentResponse)(nil),   // 33: pinnace.v1.WatchDeploymentResponse
+	(*Endpoint)(nil),                  // 34: pinnace.v1.Endpoint
+	(*AppStatus)(nil),                 // 35: pinnace.v1.AppStatus
+	(*GetStatusRequest)(nil),          // 36: pinnace.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),         // 37: pinnace.v1.GetStatusResponse
+	(*Stage)(nil),                     // 38: pinnace.v1.Stage
+	(*Cause)(nil),                     // 39: pinnace.v1.Cause
+	(*Booted)(nil),                    // 40: pinnace.v1.Booted
+	(*Instance)(nil),                  // 41: pinnace.v1.Instance
+	(*GetInstanceRequest)(nil),        // 42: pinnace.v1.GetInstanceRequest
+	(*GetInstanceResponse)(nil),       // 43: pinnace.v1.GetInstanceResponse
+	(*ListInstancesRequest)(nil),      // 44: pinnace.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil),     // 45: pinnace.v1.ListInstancesResponse
+	(*StreamLogsRequest)(nil),         // 46: pinnace.v1.StreamLogsRequest
+	(*StreamLogsResponse)(nil),        // 47: pinnace.v1.StreamLogsResponse
+	(*Event)(nil),                     // 48: pinnace.v1.Event
+	(*ReadEventsRequest)(nil),         // 49: pinnace.v1.ReadEventsRequest
+	(*ReadEventsResponse)(nil),        // 50: pinnace.v1.ReadEventsResponse
+	nil,                               // 51: pinnace.v1.Host.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 52: google.protobuf.Timestamp
+	(*ReleasePlatform)(nil),           // 53: pinnace.v1.ReleasePlatform
+	(*Release)(nil),                   // 54: pinnace.v1.Release
 }
 var file_pinnace_v1_control_proto_depIdxs = []int32{
-	50, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	50, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
-	2,  // 2: pinnace.v1.CreateEnvironmentResponse.environment:type_name -> pinnace.v1.Environment
-	2,  // 3: pinnace.v1.ListEnvironmentsResponse.environments:type_name -> pinnace.v1.Environment
-	49, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
-	50, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
-	7,  // 6: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
-	51, // 7: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
-	52, // 8: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
-	52, // 9: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
-	52, // 10: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
-	18, // 11: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
-	21, // 12: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
-	19, // 13: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
-	29, // 14: pinnace.v1.DeployResponse.deployment:type_name -> pinnace.v1.Deployment
-	29, // 15: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
-	29, // 16: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
-	50, // 17: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
-	50, // 18: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
-	50, // 19: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
-	29, // 20: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
-	29, // 21: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
-	29, // 22: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
-	32, // 23: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
-	33, // 24: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
-	50, // 25: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	50, // 26: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
-	36, // 27: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
-	37, // 28: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
-	38, // 29: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
-	50, // 30: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
-	50, // 31: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
-	50, // 32: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
-	39, // 33: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
-	39, // 34: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
-	50, // 35: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
-	46, // 36: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
+	52, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	52, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	4,  // 2: pinnace.v1.CreateEnvironmentResponse.environment:type_name -> pinnace.v1.Environment
+	4,  // 3: pinnace.v1.ListEnvironmentsResponse.environments:type_name -> pinnace.v1.Environment
+	51, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
+	52, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
+	9,  // 6: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
+	53, // 7: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
+	54, // 8: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
+	54, // 9: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
+	54, // 10: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
+	20, // 11: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
+	23, // 12: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
+	21, // 13: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
+	31, // 14: pinnace.v1.DeployResponse.deployment:type_name -> pinnace.v1.Deployment
+	31, // 15: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
+	31, // 16: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
+	52, // 17: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
+	52, // 18: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
+	52, // 19: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
+	31, // 20: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
+	31, // 21: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
+	31, // 22: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
+	34, // 23: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
+	35, // 24: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
+	52, // 25: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	52, // 26: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
+	38, // 27: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
+	39, // 28: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
+	40, // 29: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
+	52, // 30: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
+	52, // 31: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
+	52, // 32: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
+	41, // 33: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
+	41, // 34: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
+	52, // 35: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
+	48, // 36: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
 	0,  // 37: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
-	3,  // 38: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
-	5,  // 39: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
-	8,  // 40: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
-	10, // 41: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
-	12, // 42: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
-	14, // 43: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
-	16, // 44: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
-	20, // 45: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
-	23, // 46: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
-	25, // 47: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
-	27, // 48: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
-	30, // 49: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
-	34, // 50: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
-	40, // 51: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
-	42, // 52: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
-	44, // 53: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
-	47, // 54: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
-	1,  // 55: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
-	4,  // 56: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
-	6,  // 57: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
-	9,  // 58: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
-	11, // 59: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
-	13, // 60: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
-	15, // 61: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
-	17, // 62: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
-	22, // 63: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
-	24, // 64: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
-	26, // 65: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
-	28, // 66: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
-	31, // 67: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
-	35, // 68: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
-	41, // 69: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
-	43, // 70: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
-	45, // 71: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
-	48, // 72: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
-	55, // [55:73] is the sub-list for method output_type
-	37, // [37:55] is the sub-list for method input_type
+	5,  // 38: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
+	7,  // 39: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
+	10, // 40: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
+	12, // 41: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
+	14, // 42: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
+	16, // 43: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
+	18, // 44: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
+	22, // 45: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
+	25, // 46: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
+	27, // 47: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
+	29, // 48: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
+	32, // 49: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
+	36, // 50: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
+	42, // 51: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
+	44, // 52: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
+	46, // 53: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
+	49, // 54: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
+	2,  // 55: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
+	1,  // 56: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
+	6,  // 57: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
+	8,  // 58: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
+	11, // 59: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
+	13, // 60: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
+	15, // 61: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
+	17, // 62: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
+	19, // 63: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
+	24, // 64: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
+	26, // 65: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
+	28, // 66: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
+	30, // 67: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
+	33, // 68: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
+	37, // 69: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
+	43, // 70: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
+	45, // 71: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
+	47, // 72: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
+	50, // 73: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
+	3,  // 74: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
+	56, // [56:75] is the sub-list for method output_type
+	37, // [37:56] is the sub-list for method input_type
 	37, // [37:37] is the sub-list for extension type_name
 	37, // [37:37] is the sub-list for extension extendee
 	0,  // [0:37] is the sub-list for field type_name
@@ -3803,7 +3996,7 @@ func file_pinnace_v1_control_proto_init() {
 		return
 	}
 	file_pinnace_v1_release_proto_init()
-	file_pinnace_v1_control_proto_msgTypes[20].OneofWrappers = []any{
+	file_pinnace_v1_control_proto_msgTypes[22].OneofWrappers = []any{
 		(*PlanRequest_Release)(nil),
 		(*PlanRequest_Rollback)(nil),
 	}
@@ -3813,7 +4006,7 @@ func file_pinnace_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_control_proto_rawDesc), len(file_pinnace_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   50,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -83,6 +83,9 @@ const (
 	// ControlServiceReadEventsProcedure is the fully-qualified name of the ControlService's ReadEvents
 	// RPC.
 	ControlServiceReadEventsProcedure = "/pinnace.v1.ControlService/ReadEvents"
+	// ControlServiceSignCheckpointProcedure is the fully-qualified name of the ControlService's
+	// SignCheckpoint RPC.
+	ControlServiceSignCheckpointProcedure = "/pinnace.v1.ControlService/SignCheckpoint"
 )
 
 // ControlServiceClient is a client for the pinnace.v1.ControlService service.
@@ -110,6 +113,8 @@ type ControlServiceClient interface {
 	StreamLogs(context.Context, *connect.Request[v1.StreamLogsRequest]) (*connect.ServerStreamForClient[v1.StreamLogsResponse], error)
 	// ReadEvents sends committed events in order with everything that their hash covers.
 	ReadEvents(context.Context, *connect.Request[v1.ReadEventsRequest]) (*connect.ServerStreamForClient[v1.ReadEventsResponse], error)
+	// SignCheckpoint signs the event log as it is now.
+	SignCheckpoint(context.Context, *connect.Request[v1.SignCheckpointRequest]) (*connect.Response[v1.SignCheckpointResponse], error)
 }
 
 // NewControlServiceClient constructs a client for the pinnace.v1.ControlService service. By
@@ -231,6 +236,12 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("ReadEvents")),
 			connect.WithClientOptions(opts...),
 		),
+		signCheckpoint: connect.NewClient[v1.SignCheckpointRequest, v1.SignCheckpointResponse](
+			httpClient,
+			baseURL+ControlServiceSignCheckpointProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("SignCheckpoint")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -254,6 +265,7 @@ type controlServiceClient struct {
 	listInstances     *connect.Client[v1.ListInstancesRequest, v1.ListInstancesResponse]
 	streamLogs        *connect.Client[v1.StreamLogsRequest, v1.StreamLogsResponse]
 	readEvents        *connect.Client[v1.ReadEventsRequest, v1.ReadEventsResponse]
+	signCheckpoint    *connect.Client[v1.SignCheckpointRequest, v1.SignCheckpointResponse]
 }
 
 // GetServerInfo calls pinnace.v1.ControlService.GetServerInfo.
@@ -346,6 +358,11 @@ func (c *controlServiceClient) ReadEvents(ctx context.Context, req *connect.Requ
 	return c.readEvents.CallServerStream(ctx, req)
 }
 
+// SignCheckpoint calls pinnace.v1.ControlService.SignCheckpoint.
+func (c *controlServiceClient) SignCheckpoint(ctx context.Context, req *connect.Request[v1.SignCheckpointRequest]) (*connect.Response[v1.SignCheckpointResponse], error) {
+	return c.signCheckpoint.CallUnary(ctx, req)
+}
+
 // ControlServiceHandler is an implementation of the pinnace.v1.ControlService service.
 type ControlServiceHandler interface {
 	GetServerInfo(context.Context, *connect.Request[v1.GetServerInfoRequest]) (*connect.Response[v1.GetServerInfoResponse], error)
@@ -371,6 +388,8 @@ type ControlServiceHandler interface {
 	StreamLogs(context.Context, *connect.Request[v1.StreamLogsRequest], *connect.ServerStream[v1.StreamLogsResponse]) error
 	// ReadEvents sends committed events in order with everything that their hash covers.
 	ReadEvents(context.Context, *connect.Request[v1.ReadEventsRequest], *connect.ServerStream[v1.ReadEventsResponse]) error
+	// SignCheckpoint signs the event log as it is now.
+	SignCheckpoint(context.Context, *connect.Request[v1.SignCheckpointRequest]) (*connect.Response[v1.SignCheckpointResponse], error)
 }
 
 // NewControlServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -488,6 +507,12 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("ReadEvents")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceSignCheckpointHandler := connect.NewUnaryHandler(
+		ControlServiceSignCheckpointProcedure,
+		svc.SignCheckpoint,
+		connect.WithSchema(controlServiceMethods.ByName("SignCheckpoint")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/pinnace.v1.ControlService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ControlServiceGetServerInfoProcedure:
@@ -526,6 +551,8 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceStreamLogsHandler.ServeHTTP(w, r)
 		case ControlServiceReadEventsProcedure:
 			controlServiceReadEventsHandler.ServeHTTP(w, r)
+		case ControlServiceSignCheckpointProcedure:
+			controlServiceSignCheckpointHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -605,4 +632,8 @@ func (UnimplementedControlServiceHandler) StreamLogs(context.Context, *connect.R
 
 func (UnimplementedControlServiceHandler) ReadEvents(context.Context, *connect.Request[v1.ReadEventsRequest], *connect.ServerStream[v1.ReadEventsResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ReadEvents is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) SignCheckpoint(context.Context, *connect.Request[v1.SignCheckpointRequest]) (*connect.Response[v1.SignCheckpointResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.SignCheckpoint is not implemented"))
 }

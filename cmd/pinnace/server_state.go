@@ -1,0 +1,270 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pinnacehq/pinnace/internal/durable"
+	"github.com/pinnacehq/pinnace/internal/eventlog"
+)
+
+// statePlace are the flags that say which server's state a command is about.
+type statePlace struct {
+	dirs     directories
+	database string
+}
+
+func (s *statePlace) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&s.dirs.data, "data-dir", "/var/lib/pinnace", "where the server keeps its data")
+	cmd.Flags().StringVar(&s.database, "database", "", databaseHelp)
+}
+
+const databaseHelp = "PostgreSQL database with the event log, postgres://… (PINNACE_DATABASE; default: a file in DATA_DIR)"
+
+// place is where the log is.
+func (s *statePlace) place(c *cli) (logPlace, error) {
+	url := s.database
+	if url == "" {
+		url = c.getenv("PINNACE_DATABASE")
+	}
+	if url == "" {
+		return logPlace{dir: filepath.Join(s.dirs.data, "server", "log")}, nil
+	}
+	if !isPostgres(url) {
+		return logPlace{}, fail(exitInvalid, "it looks like postgres://user@host/database", "--database is not the URL of a PostgreSQL database")
+	}
+	return logPlace{url: url}, nil
+}
+
+func (s *statePlace) keyFile() string { return filepath.Join(s.dirs.data, "server", "keys", "log.key") }
+
+// key is what the server signs with, or nil when it is not here.
+func (s *statePlace) key() (key []byte, err error) {
+	key, err = readLogKey(s.keyFile())
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return nil, nil
+	}
+	return key, err
+}
+
+func (c *cli) newServerBackup() *cobra.Command {
+	var state statePlace
+	cmd := &cobra.Command{
+		Use:   "backup FILE",
+		Short: "Write the event log to a file, beside a running server or without one",
+		Long: `Backup writes all that the server has decided to FILE ("-" is stdout), which "server restore" and
+"audit verify --file" read. The chain is verified on the way, and the file ends in a checkpoint that
+is signed by the server's key.
+
+The keys in DATA_DIR/server/keys are not in it; keep a copy of them elsewhere.`,
+		Example: "  pinnace server backup /backup/pinnace.log\n  pinnace server backup - | zstd > /backup/pinnace.log.zst",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			place, err := state.place(c)
+			if err != nil {
+				return err
+			}
+			key, err := state.key()
+			if err != nil {
+				return err
+			}
+			check, err := c.exportStored(cmd.Context(), place, key, args[0])
+			if err != nil {
+				return err
+			}
+			c.say("backed up %d events, head %s", check.Seq, check.Hash)
+			return nil
+		},
+	}
+	state.add(cmd)
+	return cmd
+}
+
+// exportStored writes the export of a stored log to a file, whole or not at all; "-" is stdout.
+func (c *cli) exportStored(ctx context.Context, place logPlace, key []byte, path string) (check eventlog.Checkpoint, err error) {
+	log, err := place.open(ctx)
+	if err != nil {
+		return check, err
+	}
+	defer func() { err = errors.Join(err, log.close()) }()
+	if check, err = log.sign(ctx, key); err != nil {
+		return check, broken(c, err)
+	}
+	write := func(w io.Writer) error { return eventlog.Export(w, log.id, check, log.events(ctx)) }
+	if path == "-" {
+		return check, write(c.stdout)
+	}
+	f, err := durable.CreateTemp(filepath.Dir(path), 0o600)
+	if err != nil {
+		return check, fail(exitInvalid, "", "%w", err)
+	}
+	if err := write(f); err != nil {
+		return check, errors.Join(err, durable.Discard(f))
+	}
+	return check, durable.Commit(f, path)
+}
+
+func (c *cli) newServerRestore() *cobra.Command {
+	var state statePlace
+	cmd := &cobra.Command{
+		Use:   "restore FILE",
+		Short: "Make the event log from a backup",
+		Long: `Restore makes the event log from what "server backup" or "audit export" wrote, where there is none.
+All of the file is verified before the log is in its place. The lease gets a new epoch, so that a
+server which still runs on the old log cannot write to this one.
+
+What was decided after the backup is lost. Agents and users who have seen later events refuse the
+server then, and say so: that is how a restore by mistake is noticed. Where it is meant, they are
+told to forget (pinnace audit forget; the agent's message names its file).`,
+		Example: "  pinnace server restore /backup/pinnace.log --data-dir /var/lib/pinnace",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			place, err := state.place(c)
+			if err != nil {
+				return err
+			}
+			held, err := lock(filepath.Join(state.dirs.data, "server"))
+			if err != nil {
+				return err
+			}
+			head, err := c.restore(cmd.Context(), place, args[0])
+			if err == nil {
+				err = eventlog.RemoveDerived(filepath.Join(state.dirs.data, "server", "derived"))
+			}
+			if err = errors.Join(err, held.Unlock()); err != nil {
+				return err
+			}
+			c.say("restored %d events, head %s", head.Seq, head.Hash)
+			return nil
+		},
+	}
+	state.add(cmd)
+	return cmd
+}
+
+// restore reads the file twice: it is verified to its end before anything is made of it.
+func (c *cli) restore(ctx context.Context, place logPlace, path string) (eventlog.Head, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return eventlog.Head{}, fail(exitNotFound, "pinnace server backup writes one", "%w", err)
+	}
+	defer file.Close()
+	found, err := eventlog.VerifyExport(ctx, file, nil)
+	if err != nil {
+		return eventlog.Head{}, notExport(path, err)
+	}
+	if _, err := file.Seek(0, io.SeekStart); err != nil {
+		return eventlog.Head{}, err
+	}
+	return putLog(ctx, place, found.Log, found.Checkpoint, func(yield func(eventlog.Event, error) bool) {
+		stopped := errors.New("stopped")
+		_, err := eventlog.VerifyExport(ctx, file, func(e *eventlog.Event) error {
+			if !yield(*e, nil) {
+				return stopped
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, stopped) {
+			yield(eventlog.Event{}, err)
+		}
+	})
+}
+
+// putLog makes a log at a place where there is none. A file is in its place only when it is whole.
+func putLog(ctx context.Context, place logPlace, id eventlog.LogID, check eventlog.Checkpoint, events func(func(eventlog.Event, error) bool)) (eventlog.Head, error) {
+	at := place
+	if place.dir != "" {
+		if _, err := os.Stat(place.dir); err == nil {
+			return eventlog.Head{}, fail(exitConflict, "stop the server and move the directory away first", "%s: %w", place.dir, eventlog.ErrNotEmpty)
+		}
+		at.dir = place.dir + ".restoring"
+		// What an earlier try left behind was never a log.
+		if err := os.RemoveAll(at.dir); err != nil {
+			return eventlog.Head{}, err
+		}
+	}
+	engine := at.create(id, newEpoch())
+	head, err := eventlog.Fill(ctx, engine, id, events)
+	if err == nil && check.Seq > 0 {
+		err = engine.SaveCheckpoint(ctx, check)
+	}
+	if err = errors.Join(err, engine.Close()); err != nil {
+		if errors.Is(err, eventlog.ErrNotEmpty) {
+			return head, fail(exitConflict, "use another database, or drop the tables that begin with pinnace_", "%s: %w", place, err)
+		}
+		return head, fmt.Errorf("%s: %w", place, err)
+	}
+	if place.dir == "" {
+		return head, nil
+	}
+	if err := os.Rename(at.dir, place.dir); err != nil {
+		return head, err
+	}
+	return head, durable.SyncDir(filepath.Dir(place.dir))
+}
+
+func (c *cli) newServerMigrateState() *cobra.Command {
+	return &cobra.Command{
+		Use:   "migrate-state FROM TO",
+		Short: "Copy the event log from one engine to another",
+		Long: `Migrate-state copies the event log of a server that does not run, verifying the chain on the way and
+again in its new place. The log stays the same one: heads, keys and positions that somebody has seen
+are still good. FROM stays as it is; do not start a server on it again.
+
+A place is sqlite:DIR, where DIR is DATA_DIR/server/log, or postgres://user@host/database.`,
+		Example: "  pinnace server migrate-state sqlite:/var/lib/pinnace/server/log postgres://pinnace@db/pinnace",
+		Args:    cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			from, err := parsePlace(args[0])
+			if err != nil {
+				return err
+			}
+			to, err := parsePlace(args[1])
+			if err != nil {
+				return err
+			}
+			head, err := migrate(cmd.Context(), from, to)
+			if err != nil {
+				return broken(c, err)
+			}
+			c.say("copied %d events, head %s", head.Seq, head.Hash)
+			return nil
+		},
+	}
+}
+
+func migrate(ctx context.Context, from, to logPlace) (head eventlog.Head, err error) {
+	if from.dir != "" {
+		// Opening an engine makes what is not there.
+		if _, err := os.Stat(from.dir); err != nil {
+			return head, fail(exitNotFound, "", "%w", err)
+		}
+	}
+	source := from.engine()
+	info, err := source.Open(ctx)
+	if err == nil {
+		// Nobody else may append while it is read.
+		if _, leadErr := source.Lead(ctx); leadErr != nil {
+			err = errors.Join(leadErr, source.Close())
+		}
+	}
+	if errors.Is(err, durable.ErrLocked) || errors.Is(err, eventlog.ErrHeld) {
+		return head, fail(exitConflict, "stop the server first", "%w", err)
+	}
+	if err != nil {
+		return head, err
+	}
+	defer func() { err = errors.Join(err, source.Close()) }()
+	check, err := source.LastCheckpoint(ctx)
+	if err != nil {
+		return head, err
+	}
+	return putLog(ctx, to, info.ID, check, eventlog.Stored(ctx, source))
+}
