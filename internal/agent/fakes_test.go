@@ -37,7 +37,7 @@ type fakeServer struct {
 	set      *pinnacev1.WatchAssignmentsResponse
 	asks     []*pinnacev1.LogRequest
 	joins    int
-	events   []string // the hashes of the log's events; none for a server of an older version
+	events   []string                               // the hashes of the log's events; none for a server of an older version
 	streams  int                                    // of assignments
 	reports  map[string][]*pinnacev1.InstanceReport // distinct ones, in order
 	last     *pinnacev1.ReportRequest
