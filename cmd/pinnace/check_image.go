@@ -92,7 +92,7 @@ func (i *imageCheck) look(ctx context.Context, repository string, p registry.Pla
 		ExposedPorts: config.Ignored.ExposedPorts, Volumes: config.Ignored.Volumes, Labels: config.Ignored.Labels,
 		Healthcheck: config.Ignored.Healthcheck, Shell: config.Ignored.Shell, OnBuild: config.Ignored.OnBuild,
 	}
-	tree, err := i.files.cached(p.ManifestDigest)
+	tree, err := i.files.cached(ctx, p.ManifestDigest)
 	if err == nil && tree == nil && i.deep {
 		client, clientErr := i.files.c.registryClient()
 		if clientErr != nil {

@@ -69,8 +69,18 @@ func (f *imageFiles) Close() error {
 	return errors.Join(errs...)
 }
 
+// inUse holds an image for as long as a command looks into it.
+var inUse = image.LeaseSpec{Owner: leaseOwner, Kind: "in use", Process: true}
+
 // cached gives the files of an image whose layers are there, nil otherwise.
-func (f *imageFiles) cached(manifestDigest string) (*image.Tree, error) {
+func (f *imageFiles) cached(ctx context.Context, manifestDigest string) (*image.Tree, error) {
+	_, err := f.store.Lease(ctx, inUse, manifestDigest, nil, nil)
+	if errors.Is(err, image.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
 	img, ok, err := f.store.Lookup(manifestDigest)
 	if !ok || err != nil {
 		return nil, err
@@ -80,6 +90,9 @@ func (f *imageFiles) cached(manifestDigest string) (*image.Tree, error) {
 
 // fetch gets the layers that are missing, from one of the places where the image can be found.
 func (f *imageFiles) fetch(ctx context.Context, client *registry.Client, repositories []string, p registry.Platform) (*image.Tree, error) {
+	if _, err := f.store.Lease(ctx, inUse, p.ManifestDigest, p.Manifest, p.Config); err != nil {
+		return nil, storeFailure(err)
+	}
 	var first error
 	for _, repository := range repositories {
 		pull := func() (*image.Image, error) {
@@ -99,10 +112,7 @@ func (f *imageFiles) fetch(ctx context.Context, client *registry.Client, reposit
 			break
 		}
 	}
-	if errors.Is(first, image.ErrRefused) || errors.Is(first, image.ErrCorrupt) {
-		return nil, fail(exitInvalid, "", "%w", first)
-	}
-	return nil, first
+	return nil, storeFailure(first)
 }
 
 // progress says once what is fetched.

@@ -22,7 +22,8 @@ type GCOptions struct {
 	MinAge time.Duration // what was used or written since then stays
 	Need   int64         // bytes after which it stops, the least recently used going first; 0 removes all it may
 
-	unnamed bool // only what no image names
+	// Disregard, when set, ends leases for which it says true.
+	Disregard func(Lease) bool
 }
 
 // A GCReport says what a collection removed, or would remove, and why the rest stays.
@@ -92,6 +93,15 @@ func (s *Store) collect(ctx context.Context, opts GCOptions) (*GCReport, error) 
 // collectLocked moves what can go into a directory, for the caller to remove. The caller has the store's lock for
 // itself alone.
 func (s *Store) collectLocked(inv *inventory, opts GCOptions) (report *GCReport, trash string, err error) {
+	if opts.Disregard != nil {
+		inv.leases = slices.DeleteFunc(inv.leases, func(l Lease) bool {
+			if opts.Disregard(l) {
+				inv.dead = append(inv.dead, s.leasePath(l.ID))
+				return true
+			}
+			return false
+		})
+	}
 	report = inv.plan(time.Now(), opts)
 	if opts.DryRun {
 		return report, "", nil
@@ -229,7 +239,7 @@ func (p *gcPlan) images() {
 		kept := KeptImage{Digest: img.spec.digest, Bytes: p.size(img), Used: img.used, Leases: held[img.spec.digest]}
 		switch {
 		case len(kept.Leases) > 0:
-		case p.opts.unnamed || p.enough():
+		case p.enough():
 			kept.Enough = true
 		case img.used.After(p.before):
 			kept.Recent = true

@@ -101,17 +101,30 @@ func (s *Store) Usage() (*Usage, error) {
 	return u, nil
 }
 
-func (inv *inventory) storedImage(img *stored, users map[string]int) StoredImage {
-	out := StoredImage{
-		Digest: img.spec.digest, Config: img.spec.parsed, Manifest: img.spec.manifest,
-		Complete: img.record.Converter == Converter, Used: img.used,
+// Describe says of an image that need not be in a store what its documents say. It checks them as Pull does.
+func Describe(manifestDigest string, manifest, config []byte) (StoredImage, error) {
+	spec, err := parseSpec(manifestDigest, manifest, config, Limits{}.withDefaults())
+	if err != nil {
+		return StoredImage{}, fmt.Errorf("image %s: %w", quote(manifestDigest), err)
 	}
-	for i, d := range img.spec.diffIDs {
-		name, blob := tarName(d), img.spec.blobs[i]
-		out.Layers = append(out.Layers, StoredLayer{
-			DiffID: d, Blob: blob.Digest, MediaType: blob.MediaType, BlobBytes: blob.Size,
-			Bytes: inv.files[name].size, Images: users[name],
-		})
+	return spec.describe(), nil
+}
+
+func (s *spec) describe() StoredImage {
+	out := StoredImage{Digest: s.digest, Config: s.parsed, Manifest: s.manifest}
+	for i, d := range s.diffIDs {
+		blob := s.blobs[i]
+		out.Layers = append(out.Layers, StoredLayer{DiffID: d, Blob: blob.Digest, MediaType: blob.MediaType, BlobBytes: blob.Size})
+	}
+	return out
+}
+
+func (inv *inventory) storedImage(img *stored, users map[string]int) StoredImage {
+	out := img.spec.describe()
+	out.Complete, out.Used = img.record.Converter == Converter, img.used
+	for i, l := range out.Layers {
+		name := tarName(l.DiffID)
+		out.Layers[i].Bytes, out.Layers[i].Images = inv.files[name].size, users[name]
 	}
 	for _, name := range unique(append([]string{img.file}, img.needs...)) {
 		f, there := inv.files[name]
