@@ -81,11 +81,12 @@ bench: build ## benchmarks; those with a gate fail when it is not met
 FUZZTIME     ?= 30s
 DIFFERENTIAL ?= 1000000
 .PHONY: fuzz
-fuzz: ## every fuzz test for FUZZTIME each, and DIFFERENTIAL generated manifests
+fuzz: ## every fuzz test for FUZZTIME each, DIFFERENTIAL generated manifests, every evil redirect
 	@for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' internal cmd); do \
 		for name in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9_]*)\(.*/\1/p' $$f); do \
 			echo "== $$name ($$(dirname $$f))"; go test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) ./$$(dirname $$f) || exit 1; \
 		done; done
+	PINNACE_MATRIX=all go test -run 'TestEvilRedirects$$' ./internal/registry
 	PINNACE_DIFFERENTIAL=$(DIFFERENTIAL) go test -timeout 0 -run 'TestDifferential$$' ./internal/manifest ./internal/server
 
 N     ?= 10

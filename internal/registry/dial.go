@@ -1,8 +1,10 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"net/http"
@@ -16,8 +18,36 @@ import (
 // transports are made as they are needed: one for each way to check addresses, and those of hosts with
 // certificates of their own.
 type transports struct {
+	network network
+
 	mu sync.Mutex
 	of map[transportKey]*http.Transport // guarded by mu
+}
+
+// network is what transports are made over. Tests have one of their own.
+type network struct {
+	header time.Duration // for an answer to begin
+	roots  *x509.CertPool
+	proxy  func(*http.Request) (*url.URL, error)
+	// connect makes a connection to a host:port, to an address of it that check has nothing against.
+	connect func(ctx context.Context, network, address string, check func(netip.Addr) error) (net.Conn, error)
+}
+
+// theInternet is the network as it is.
+func theInternet() network {
+	return network{header: 30 * time.Second, proxy: http.ProxyFromEnvironment, connect: connect}
+}
+
+func connect(ctx context.Context, network, address string, check func(netip.Addr) error) (net.Conn, error) {
+	d := net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
+	d.ControlContext = func(_ context.Context, _, address string, _ syscall.RawConn) error {
+		ap, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return err
+		}
+		return check(ap.Addr())
+	}
+	return d.DialContext(ctx, network, address)
 }
 
 type transportKey struct {
@@ -36,7 +66,7 @@ func (t *transports) get(host string, settings Host, r reach) *http.Transport {
 		if t.of == nil {
 			t.of = map[transportKey]*http.Transport{}
 		}
-		t.of[key] = newTransport(settings, r)
+		t.of[key] = newTransport(t.network, settings, r)
 	}
 	return t.of[key]
 }
@@ -49,18 +79,18 @@ func (t *transports) close() {
 	}
 }
 
-func newTransport(settings Host, r reach) *http.Transport {
-	security := &tls.Config{RootCAs: settings.RootCAs, MinVersion: tls.VersionTLS12}
+func newTransport(over network, settings Host, r reach) *http.Transport {
+	security := &tls.Config{RootCAs: cmp.Or(settings.RootCAs, over.roots), MinVersion: tls.VersionTLS12}
 	if settings.ClientCertificate != nil {
 		security.Certificates = []tls.Certificate{*settings.ClientCertificate}
 	}
-	d := dialer{reach: r}
+	d := dialer{network: over, reach: r}
 	return &http.Transport{
 		Proxy:                  d.proxy,
 		DialContext:            d.dial,
 		TLSClientConfig:        security,
 		TLSHandshakeTimeout:    10 * time.Second,
-		ResponseHeaderTimeout:  30 * time.Second,
+		ResponseHeaderTimeout:  over.header,
 		IdleConnTimeout:        90 * time.Second,
 		ExpectContinueTimeout:  time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
@@ -73,13 +103,14 @@ func newTransport(settings Host, r reach) *http.Transport {
 
 // dialer checks addresses themselves, after DNS, so that no name can lead past it.
 type dialer struct {
+	network network
 	reach   reach
 	proxies sync.Map // host:port -> struct{}
 }
 
 // proxy is the administrator's choice: it is dialled wherever it is, and looks up names itself.
 func (d *dialer) proxy(req *http.Request) (*url.URL, error) {
-	proxy, err := http.ProxyFromEnvironment(req)
+	proxy, err := d.network.proxy(req)
 	if proxy != nil {
 		d.proxies.Store(net.JoinHostPort(proxy.Hostname(), port(proxy)), struct{}{})
 	}
@@ -87,9 +118,8 @@ func (d *dialer) proxy(req *http.Request) (*url.URL, error) {
 }
 
 func (d *dialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	plain := net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
 	if _, ok := d.proxies.Load(address); ok {
-		conn, err := plain.DialContext(ctx, network, address)
+		conn, err := d.network.connect(ctx, network, address, func(netip.Addr) error { return nil })
 		if err != nil {
 			return nil, err
 		}
@@ -97,20 +127,15 @@ func (d *dialer) dial(ctx context.Context, network, address string) (net.Conn, e
 	}
 	// The names of this machine are spoken to without TLS, so they must not lead elsewhere.
 	onlyHere := isLoopback(hostname(address))
-	plain.ControlContext = func(_ context.Context, _, address string, _ syscall.RawConn) error {
-		ap, err := netip.ParseAddrPort(address)
-		if err != nil {
-			return err
+	return d.network.connect(ctx, network, address, func(a netip.Addr) error {
+		if neverDialled(a) || reachOf(a) > d.reach {
+			return &Error{Kind: ErrForbidden, Message: fmt.Sprintf("it leads to the address %s, which registries have no business with", a)}
 		}
-		if neverDialled(ap.Addr()) || reachOf(ap.Addr()) > d.reach {
-			return &Error{Kind: ErrForbidden, Message: fmt.Sprintf("a registry leads to the address %s, which registries have no business with", ap.Addr())}
-		}
-		if onlyHere && reachOf(ap.Addr()) != reachHere {
-			return &Error{Kind: ErrForbidden, Message: fmt.Sprintf("a name of this machine leads to the address %s, which is another's", ap.Addr())}
+		if onlyHere && reachOf(a) != reachHere {
+			return &Error{Kind: ErrForbidden, Message: fmt.Sprintf("a name of this machine leads to the address %s, which is another's", a)}
 		}
 		return nil
-	}
-	return plain.DialContext(ctx, network, address)
+	})
 }
 
 // proxyConn keeps the address of a proxy from being taken for the registry's.

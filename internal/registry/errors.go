@@ -118,6 +118,10 @@ func (c *Client) explain(ctx context.Context, err error, repo name.Repository, w
 	case errors.As(err, new(*net.DNSError)):
 		e.Kind, e.Message = ErrUnreachable, "there is no such host"
 		e.Hint = "check the spelling of " + host + ", and this machine's DNS"
+		if elsewhere := failedHost(err); elsewhere != "" && !strings.EqualFold(elsewhere, hostname(host)) {
+			e.Message = "it leads to " + elsewhere + ", and there is no such host"
+			e.Hint = "look at the registry's settings, and this machine's DNS"
+		}
 	case errors.Is(err, syscall.ECONNREFUSED):
 		e.Kind, e.Message = ErrUnreachable, "nothing listens there"
 		e.Hint = "check that the registry runs, and the port: " + host
@@ -223,6 +227,16 @@ func isTLS(err error) bool {
 func isPlainAnswer(err error) bool {
 	record, ok := errors.AsType[tls.RecordHeaderError](err)
 	return errors.Is(err, http.ErrSchemeMismatch) || ok && string(record.RecordHeader[:]) == "HTTP/"
+}
+
+// failedHost is the host that a request was for which failed.
+func failedHost(err error) string {
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		if u, err := url.Parse(e.URL); err == nil {
+			return printable(u.Hostname())
+		}
+	}
+	return ""
 }
 
 // lastCause is the innermost error.

@@ -73,7 +73,12 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		cancel(nil)
 		return nil, err
 	}
-	if err := cmp.Or(g.checkRedirect(req, res), g.checkChallenge(res, home)); err != nil {
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		// The body of such an answer is the connection, which no context ends.
+		cancel(nil)
+		return nil, errors.Join(&Error{Kind: ErrWrongContent, Registry: g.registry, Message: "it switches to another protocol that nobody asked for"}, res.Body.Close())
+	}
+	if err := cmp.Or(g.checkRedirect(req, res), g.checkChallenge(res, home, req.URL.Scheme)); err != nil {
 		cancel(nil)
 		return nil, errors.Join(err, res.Body.Close())
 	}
@@ -149,7 +154,7 @@ func (g *guard) checkRedirect(req *http.Request, res *http.Response) error {
 
 // checkChallenge refuses to be sent to a token server that the registry's credentials are not for. Other
 // hosts get no credentials whatever they ask for.
-func (g *guard) checkChallenge(res *http.Response, home bool) error {
+func (g *guard) checkChallenge(res *http.Response, home bool, scheme string) error {
 	if !home {
 		res.Header.Del(authenticate)
 		return nil
@@ -159,6 +164,9 @@ func (g *guard) checkChallenge(res *http.Response, home bool) error {
 			u, err := url.Parse(realm)
 			if err != nil || u.Host == "" || u.User != nil {
 				return g.forbidden("it names a token server that is no URL: %q", printable(realm))
+			}
+			if u.Scheme != "https" && u.Scheme != scheme {
+				return g.forbidden("it wants credentials to be sent to %s, which is not https", location(u))
 			}
 			if !sameHost(u, g.registry) && !g.isTokenServer(u) {
 				e := g.forbidden("it wants credentials to be sent to %s, which is not known to belong to it", printable(u.Host))

@@ -174,7 +174,7 @@ func TestKnownTokenHosts(t *testing.T) {
 	for registry, realm := range map[string]string{"index.docker.io": "auth.docker.io", "registry.gitlab.com": "gitlab.com"} {
 		g := newGuard(c, mustRegistry(t, registry))
 		challenge := http.Header{"Www-Authenticate": {`Bearer realm="https://` + realm + `/jwt",service="x"`}}
-		if err := g.checkChallenge(&http.Response{Header: challenge}, true); err != nil {
+		if err := g.checkChallenge(&http.Response{Header: challenge}, true, "https"); err != nil {
 			t.Error(err)
 		}
 	}

@@ -127,7 +127,8 @@ func New(o Options) *Client {
 			window: 30 * time.Second, atLeast: 30 << 10, backoff: time.Second, longest: 5 * time.Minute,
 			total: 15 * time.Minute, slowest: 64 << 10, helper: time.Minute, shun: time.Minute,
 		},
-		sessions: map[sessionKey]*session{},
+		transports: transports{network: theInternet()},
+		sessions:   map[sessionKey]*session{},
 	}
 	for _, a := range o.Architectures {
 		c.arch[a] = true
