@@ -65,6 +65,7 @@ if [ "$want" = test ]; then
 		say "postgresql is missing: the event log's other engine; tests start clusters of their own"
 		missing="$missing postgresql"
 	}
+	need umoci umoci "unpacks images, to compare its trees with those that Pinnace's guests see"
 	need fsck.erofs erofs-utils "checks the file systems that Pinnace writes with the tool of their authors"
 fi
 go=

@@ -99,7 +99,8 @@ func setInode(n *erofs.Inode, h *tar.Header, offset int64) error {
 	case tar.TypeDir:
 		n.Mode |= erofs.TypeDir
 	case tar.TypeSymlink:
-		n.Mode |= erofs.TypeSymlink
+		// Linux has no permissions of links, and shows all of them.
+		n.Mode = erofs.TypeSymlink | 0o777
 		n.Target = h.Linkname
 		if n.Target == "" || len(n.Target) > erofs.MaxTarget {
 			return refuse("is a symbolic link with a target of %d bytes, want 1 to %d", len(n.Target), erofs.MaxTarget)
@@ -121,14 +122,11 @@ func setInode(n *erofs.Inode, h *tar.Header, offset int64) error {
 	return setXattrs(n, h)
 }
 
-// setXattrs takes the attributes that mean something in the guest. Trusted ones, and those under which
-// overlayfs keeps notes of its own, would let a layer redirect what the overlay above it shows; names from
-// other systems have no namespace in Linux.
 func setXattrs(n *erofs.Inode, h *tar.Header) error {
 	var size int
 	for key, value := range h.PAXRecords {
 		name, ok := strings.CutPrefix(key, xattrPAX)
-		if !ok || strings.HasPrefix(name, "trusted.") || strings.HasPrefix(name, "user.overlay.") || !erofs.CanXattr(name) {
+		if !ok || !meaningful(name, n.Mode) {
 			continue
 		}
 		if len(value) > erofs.MaxXattr {
@@ -142,6 +140,17 @@ func setXattrs(n *erofs.Inode, h *tar.Header) error {
 	}
 	slices.SortFunc(n.Xattrs, func(a, b erofs.Xattr) int { return cmp.Compare(a.Name, b.Name) })
 	return nil
+}
+
+// meaningful tells whether an attribute is one that the guest should see. Trusted ones, and those under which
+// overlayfs keeps notes of its own, would let a layer redirect what the overlay above it shows; users'
+// attributes are on files and directories only; names from other systems have no namespace in Linux.
+func meaningful(name string, mode uint16) bool {
+	if strings.HasPrefix(name, "trusted.") || strings.HasPrefix(name, "user.overlay.") || !erofs.CanXattr(name) {
+		return false
+	}
+	kind := mode & erofs.TypeMask
+	return kind == erofs.TypeRegular || kind == erofs.TypeDir || !strings.HasPrefix(name, "user.")
 }
 
 // nameBytes is what an entry takes in memory beside its fixed part.

@@ -12,7 +12,7 @@ import (
 	. "github.com/pinnacehq/pinnace/internal/image/imagetest" // listings, as in merge_test.go
 )
 
-func treeOf(t *testing.T, s *image.Store, ls layers) *image.Tree {
+func treeOf(t *testing.T, s *image.Store, ls [][]Entry) *image.Tree {
 	t.Helper()
 	b := New()
 	for _, l := range ls {
@@ -27,7 +27,7 @@ func treeOf(t *testing.T, s *image.Store, ls layers) *image.Tree {
 }
 
 func TestStatStaysInTheImage(t *testing.T) {
-	tree := treeOf(t, open(t, t.TempDir()), layers{
+	tree := treeOf(t, open(t, t.TempDir()), [][]Entry{
 		{
 			Dir("usr/bin"), File("usr/bin/app", "#!"), Symlink("bin", "usr/bin"), Symlink("usr/bin/sh", "../../usr/bin/app"),
 			Symlink("out", "../../../../etc/passwd"), Symlink("abs", "/usr/bin/app"), Symlink("loop", "loop"), Symlink("a", "b"), Symlink("b", "a"),
@@ -86,21 +86,21 @@ func TestCompareFiles(t *testing.T) {
 	base := []Entry{Dir("d"), File("d/same", "x"), File("big", strings.Repeat("a", 200_000)), File("gone", "12345"), Dir("tree/of"), File("tree/of/files", "f")}
 	for _, tt := range []struct {
 		name string
-		a, b layers
+		a, b [][]Entry
 		want string
 	}{
-		{"nothing", layers{base}, layers{base}, ""},
-		{"same bytes in other layers", layers{base}, layers{base[:3], base[3:]}, ""},
-		{"added", layers{base}, layers{base, {File("new", "123")}}, "+/new 3"},
-		{"removed", layers{base}, layers{base, {Whiteout("gone")}}, "-/gone 5"},
-		{"content of the same size", layers{base}, layers{base, {File("big", strings.Repeat("a", 199_999)+"b")}}, "~/big 200000>200000 content"},
-		{"size", layers{base}, layers{base, {File("gone", "1")}}, "~/gone 5>1 content"},
-		{"mode", layers{base}, layers{base, {File("gone", "12345").Mode(0o4755)}}, "~/gone 5>5 mode"},
-		{"owner", layers{base}, layers{base, {File("gone", "12345").Owner(5, 0)}}, "~/gone 5>5 owner"},
-		{"type", layers{base}, layers{base, {Symlink("gone", "d")}}, "~/gone 5>0 type"},
-		{"target", layers{base, {Symlink("l", "d")}}, layers{base, {Symlink("l", "e")}}, "~/l 0>0 target"},
-		{"a whole directory", layers{base}, layers{base, {Whiteout("tree")}}, "-/tree 0 -/tree/of 0 -/tree/of/files 1"},
-		{"a directory becomes a file", layers{base}, layers{base, {File("tree", "t")}}, "~/tree 0>1 type -/tree/of 0 -/tree/of/files 1"},
+		{"nothing", [][]Entry{base}, [][]Entry{base}, ""},
+		{"same bytes in other layers", [][]Entry{base}, [][]Entry{base[:3], base[3:]}, ""},
+		{"added", [][]Entry{base}, [][]Entry{base, {File("new", "123")}}, "+/new 3"},
+		{"removed", [][]Entry{base}, [][]Entry{base, {Whiteout("gone")}}, "-/gone 5"},
+		{"content of the same size", [][]Entry{base}, [][]Entry{base, {File("big", strings.Repeat("a", 199_999)+"b")}}, "~/big 200000>200000 content"},
+		{"size", [][]Entry{base}, [][]Entry{base, {File("gone", "1")}}, "~/gone 5>1 content"},
+		{"mode", [][]Entry{base}, [][]Entry{base, {File("gone", "12345").Mode(0o4755)}}, "~/gone 5>5 mode"},
+		{"owner", [][]Entry{base}, [][]Entry{base, {File("gone", "12345").Owner(5, 0)}}, "~/gone 5>5 owner"},
+		{"type", [][]Entry{base}, [][]Entry{base, {Symlink("gone", "d")}}, "~/gone 5>0 type"},
+		{"target", [][]Entry{base, {Symlink("l", "d")}}, [][]Entry{base, {Symlink("l", "e")}}, "~/l 0>0 target"},
+		{"a whole directory", [][]Entry{base}, [][]Entry{base, {Whiteout("tree")}}, "-/tree 0 -/tree/of 0 -/tree/of/files 1"},
+		{"a directory becomes a file", [][]Entry{base}, [][]Entry{base, {File("tree", "t")}}, "~/tree 0>1 type -/tree/of 0 -/tree/of/files 1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := open(t, t.TempDir())

@@ -1,7 +1,6 @@
 package image_test
 
 import (
-	"archive/tar"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -20,66 +19,18 @@ import (
 	. "github.com/pinnacehq/pinnace/internal/image/imagetest" // see merge_test.go
 )
 
+// What is refused before it is known to be an entry, or for its amount. The other rules are in the corpus.
 // small is enough for every honest layer of these tests.
 func small() image.Limits {
 	return image.Limits{LayerBytes: 2 << 20, ImageBytes: 3 << 20, BlobBytes: 4 << 20, Entries: 1000, NameBytes: 64 << 10}
 }
 
 func TestRefusedLayers(t *testing.T) {
-	deep := strings.Repeat("d/", 257) + "f"
 	for _, tt := range []struct {
 		name  string
 		build *Builder
 		want  string // in the message, which also names the layer
 	}{
-		{"R1 dotdot", New().Layer(File("a/../b", "")), `entry "a/../b": image refused: has .. in its name`},
-		{"R1 dotdot at the end", New().Layer(Dir("a/..")), "has .. in its name"},
-		{"R1 NUL in a PAX name", New().RawLayer(paxTar("path", "a\x00b")), "not a tar"},
-		{"R2 long name", New().Layer(File(strings.Repeat("p/", 2100)+"f", "")), "has a name of 4201 bytes"},
-		{"R2 long component", New().Layer(File(strings.Repeat("n", 256), "")), "component of 256 bytes"},
-		{"R2 deep", New().Layer(File(deep, "")), "is 258 directories deep"},
-		{
-			"R2 deep through links", New().Layer(
-				Dir(strings.Repeat("d/", 200)), Symlink("l", strings.Repeat("d/", 200)), File("l/"+strings.Repeat("e/", 100)+"f", "")),
-			"more than 256 directories deep",
-		},
-		{"R3 whiteout of no name", New().Layer(File("d/.wh.", "")), "whiteout of no name"},
-		{"R3 whiteout of dot", New().Layer(File("d/.wh..", "")), "whiteout of no name"},
-		{"R3 whiteout of dotdot", New().Layer(File("d/.wh...", "")), "whiteout of no name"},
-		{"R3 below a whiteout", New().Layer(File("d/.wh.x/y", "")), "below a whiteout"},
-		{"R4 file as parent", New().Layer(File("f", "1"), File("f/a", "2")), `entry "f/a": image refused: lies below "f", which is not a directory`},
-		{"R4 file of a lower layer as parent", New().Layer(File("f", "1")).Layer(File("f/a", "2")), "layer 2 of 2"},
-		{"R4 opaque on a file", New().Layer(File("f", "1")).Layer(Opaque("f")), `whiteout of "f"`},
-		{"R4 device as parent", New().Layer(Char("c", 0, 0), File("c/a", "2")), "not a directory"},
-		{"R5 root is a file", New().Layer(File(".", "x")), "is the root"},
-		{"R5 root is a symlink", New().Layer(Symlink(".", "a")), "is the root"},
-		{"R5 root is a hard link", New().Layer(File("a", ""), Link("/", "a")), "is the root"},
-		{"R6 hard link to nothing", New().Layer(Link("b", "a")), `entry "b": image refused: is a hard link to "a", which is not there`},
-		{"R6 hard link to a later file", New().Layer(Link("b", "a"), File("a", "")), "not there"},
-		{"R6 hard link to a directory", New().Layer(Dir("d"), Link("b", "d")), "which is a directory"},
-		{"R6 hard link out of the tree", New().Layer(Link("b", "../../../etc/passwd")), "not there"},
-		{"R6 hard link to what the layer hides", New().Layer(File("a", "")).Layer(Whiteout("a"), Link("b", "a")), "not there"},
-		{"R7 symlink loop", New().Layer(Symlink("a", "b"), Symlink("b", "a"), File("a/x", "")), "more than 40 symbolic links"},
-		{"R7 empty target", New().RawLayer(patch(Tar(Symlink("a", "b")), func(h []byte) { h[157] = 0 })), "target of 0 bytes"},
-		{"R7 long target", New().Layer(Symlink("a", strings.Repeat("t", 4096))), "target of 4096 bytes"},
-		{"R8 old sparse file", New().RawLayer(patch(Tar(File("a", "")), func(h []byte) { h[156] = 'S'; copy(h[257:], "ustar  \x00") })), "sparse"},
-		{"R8 sparse file without a map", New().RawLayer(paxTar("GNU.sparse.realsize", "1")), "without a map"},
-		{"R8 sparse file of an unknown version", New().Layer(PAX("f", nil, Record{Key: "GNU.sparse.major", Value: "2"}, Record{Key: "GNU.sparse.minor", Value: "0"})), `unknown version "2.0"`},
-		{"R8 parts between sectors", New().Layer(Sparse("0.1", "f", 9000, At(100, "x"))), `entry "f": image refused: is a sparse file whose part of 1 bytes at 100 is not made of blocks`},
-		{"R8 part that ends between sectors", New().Layer(Sparse("1.0", "f", 9000, At(0, "x"))), "part of 1 bytes at 0 is not made of blocks"},
-		{"R8 parts that overlap", New().Layer(Sparse("0.0", "f", 9000, At(512, strings.Repeat("x", 1024)), At(1024, ""))), "not a tar"},
-		{"R8 part beyond the end", New().Layer(Sparse("1.0", "f", 1000, At(512, strings.Repeat("x", 512)))), "not a tar"},
-		{"R8 fewer bytes than the map says", New().Layer(PAX("f", make([]byte, 512), Record{Key: "GNU.sparse.size", Value: "4096"}, Record{Key: "GNU.sparse.numblocks", Value: "1"}, Record{Key: "GNU.sparse.map", Value: "0,1024"})), "parts end at byte 2560 of the archive, and its content at 2048"},
-		{"R8 more bytes than the map says", New().Layer(PAX("f", make([]byte, 1536), Record{Key: "GNU.sparse.size", Value: "4096"}, Record{Key: "GNU.sparse.numblocks", Value: "1"}, Record{Key: "GNU.sparse.map", Value: "0,1024"})), "parts end at byte 2560 of the archive, and its content at 3072"},
-		{"C1 sparse file", New().Layer(Sparse("1.0", "f", 60<<30, At(0, strings.Repeat("x", 512)))), "declares 64424509440 bytes, and a layer may have 2097152"},
-		{"C1 sparse files together", New().Layer(Sparse("1.0", "f", 1<<20), Sparse("0.1", "g", 1<<20, At(0, "")), Sparse("0.0", "h", 512, At(0, ""))), "declares 2097664 bytes of sparse files"},
-		{"R9 device number", New().Layer(Char("dev/x", 4096, 0)), "is the device 4096:0"},
-		{"R9 negative owner", New().Layer(File("a", "").Owner(-1, 0)), "owner -1:0"},
-		{"R9 owner beyond 32 bits", New().Layer(File("a", "").Owner(0, 1<<32-1)), "owner 0:4294967295"},
-		{"R10 unknown type", New().RawLayer(patch(Tar(File("a", "")), func(h []byte) { h[156] = 'Z' })), "has the type 'Z'"},
-		{"R11 large attribute", New().Layer(File("a", "").Xattr("user.x", strings.Repeat("x", 65536))), "attribute \"user.x\" of 65536 bytes"},
-		{"R11 many attributes", New().Layer(manyXattrs()), "has attributes of"},
-		{"R11 PAX record", New().RawLayer(paxTar("SCHILY.xattr.user.x", strings.Repeat("x", 1<<20))), "not a tar"},
 		{"R12 no tar", New().RawLayer(bytes.Repeat([]byte("no tar"), 1000)), "not a tar"},
 		{"R12 cut tar", New().RawLayer(Tar(File("a", strings.Repeat("a", 5000)))[:2000]), "not a tar"},
 		{"R12 cut padding", New().RawLayer(Tar(File("a", "abc"))[:515]), "padding"},
@@ -87,6 +38,8 @@ func TestRefusedLayers(t *testing.T) {
 		{"R12 nothing in gzip", New().RawLayer(nil), "has 0 bytes uncompressed"},
 		{"R12 nothing", New().Compress(None).RawLayer(nil), "empty"},
 		{"C1 declared size", New().RawLayer(patch(Tar(File("a", "")), func(h []byte) { copy(h[124:], "00777777777") })), "declares 134217727 bytes, and a layer may have 2097152"},
+		{"C1 sparse file", New().Layer(Sparse("1.0", "f", 60<<30, At(0, strings.Repeat("x", 512)))), "declares 64424509440 bytes, and a layer may have 2097152"},
+		{"C1 sparse files together", New().Layer(Sparse("1.0", "f", 1<<20), Sparse("0.1", "g", 1<<20, At(0, "")), Sparse("0.0", "h", 512, At(0, ""))), "declares 2097664 bytes of sparse files"},
 		{"C1 bomb of gzip", New().RawLayer(make([]byte, 64<<20)), "more than 2097152 bytes uncompressed"},
 		{"C1 bomb of zstd", New().Compress(Zstd).RawLayer(append(Tar(File("a", "")), make([]byte, 64<<20)...)), "more than 2097152 bytes uncompressed"},
 		{"C1 sum of the layers", New().Layer(File("a", strings.Repeat("a", 1800<<10))).Layer(File("b", strings.Repeat("b", 1800<<10))), "layers 1 to 2 have more than 3145728 bytes"},
@@ -288,27 +241,6 @@ func patch(b []byte, edit func(header []byte)) []byte {
 	}
 	copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
 	return b
-}
-
-// paxTar is a tar of one file with one PAX record, which archive/tar would not write.
-func paxTar(key, value string) []byte {
-	record := fmt.Sprintf(" %s=%s\n", key, value)
-	n := len(record)
-	for len(fmt.Sprint(n))+len(record) != n {
-		n = len(fmt.Sprint(n)) + len(record)
-	}
-	h := Tar(File("pax", fmt.Sprint(n)+record))
-	h = h[:len(h)-1024] // without the end of the archive
-	h = patch(h, func(h []byte) { h[156] = tar.TypeXHeader })
-	return append(h, Tar(File("file", ""))...)
-}
-
-func manyXattrs() Entry {
-	e := File("a", "")
-	for i := range 9 {
-		e = e.Xattr(fmt.Sprintf("user.x%d", i), strings.Repeat("x", 32<<10))
-	}
-	return e
 }
 
 func many(n int) []Entry {

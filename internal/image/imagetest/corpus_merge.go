@@ -1,0 +1,65 @@
+package imagetest
+
+// mergeCases are about layers over each other: rules M, W, L, N and D.
+func mergeCases() []Case {
+	return []Case{
+		{Rule: "M1", Name: "later layer wins", Layers: [][]Entry{{File("a", "1")}, {File("a", "2")}}, Tree: "a=2"},
+		{Rule: "M2", Name: "last of duplicates wins", Layers: [][]Entry{{File("a", "1"), File("a", "2")}}, Tree: "a=2"},
+		{Rule: "M2", Name: "directory twice keeps its content", Layers: [][]Entry{{Dir("d"), File("d/a", "1"), Dir("d")}}, Tree: "d/ d/a=1"},
+		{Rule: "M3", Name: "directory over directory keeps its content", Layers: [][]Entry{{Dir("d"), File("d/a", "1")}, {Dir("d")}}, Tree: "d/ d/a=1"},
+		{Rule: "M4", Name: "file over directory drops its content", Layers: [][]Entry{{Dir("d"), File("d/a", "1")}, {File("d", "f")}}, Tree: "d=f"},
+		{Rule: "M4", Name: "directory over file", Layers: [][]Entry{{File("d", "f")}, {Dir("d"), File("d/a", "1")}}, Tree: "d/ d/a=1"},
+		{Rule: "M4", Name: "symlink over directory", Layers: [][]Entry{{Dir("d"), File("d/a", "1")}, {Symlink("d", "x")}}, Tree: "d->x"},
+		{Rule: "M4", Name: "directory over symlink", Layers: [][]Entry{{Dir("r"), File("r/a", "1"), Symlink("l", "r")}, {Dir("l"), File("l/b", "2")}}, Tree: "l/ l/b=2 r/ r/a=1"},
+		{Rule: "M4", Name: "directory over symlink, content first", Layers: [][]Entry{{Dir("r"), Symlink("l", "r")}, {File("l/b", "2"), Dir("l")}}, Tree: "l/ l/b=2 r/"},
+		{Rule: "M4", Name: "child directory before the one over the symlink", Layers: [][]Entry{
+			{Dir("r"), Symlink("r/s", "x"), Symlink("l", "r")},
+			{Dir("l/s"), Dir("l")},
+		}, Tree: "l/ l/s/ r/ r/s->x"},
+
+		{Rule: "M5", Name: "parent through symlink", Layers: [][]Entry{{Dir("usr/lib"), Symlink("lib", "usr/lib")}, {File("lib/a", "1")}}, Tree: "lib->usr/lib usr/ usr/lib/ usr/lib/a=1"},
+		{Rule: "M5", Name: "absolute symlink stays inside", Layers: [][]Entry{{Dir("r"), Symlink("l", "/r")}, {File("l/a", "1")}}, Tree: "l->/r r/ r/a=1"},
+		{Rule: "M5", Name: "dotdot stops at the root", Layers: [][]Entry{{Symlink("l", "../../../r")}, {File("l/a", "1")}}, Tree: "l->../../../r r/ r/a=1"},
+		{Rule: "M5", Name: "links to links", Layers: [][]Entry{{Dir("r"), Symlink("a", "b"), Symlink("b", "./r/../r")}, {File("a/x", "1")}}, Tree: "a->b b->./r/../r r/ r/x=1"},
+		{Rule: "M5", Name: "dangling symlink gets its directory", Layers: [][]Entry{{Symlink("l", "not/there")}, {File("l/a", "1")}}, Tree: "l->not/there not/ not/there/ not/there/a=1"},
+		{Rule: "M5", Name: "relative to the link's directory", Layers: [][]Entry{{Dir("d/r"), Symlink("d/l", "r")}, {File("d/l/a", "1")}}, Tree: "d/ d/l->r d/r/ d/r/a=1"},
+
+		{Rule: "W1", Name: "whiteout", Layers: [][]Entry{{File("a", "1"), File("b", "1")}, {Whiteout("a")}}, Tree: "b=1"},
+		{Rule: "W1", Name: "whiteout of a directory", Layers: [][]Entry{{File("d/a", "1"), File("b", "1")}, {Whiteout("d")}}, Tree: "b=1"},
+		{Rule: "W1", Name: "whiteout of nothing", Layers: [][]Entry{{File("b", "1")}, {Whiteout("a"), Whiteout("x/y")}}, Tree: "b=1"},
+		{Rule: "W1", Name: "whiteout of a symlink spares its target", Layers: [][]Entry{{File("r", "1"), Symlink("l", "r")}, {Whiteout("l")}}, Tree: "r=1"},
+		{Rule: "W2", Name: "whiteout after the entry", Layers: [][]Entry{{File("a", "1")}, {File("a", "2"), Whiteout("a")}}, Tree: "a=2"},
+		{Rule: "W2", Name: "whiteout before the entry", Layers: [][]Entry{{File("a", "1")}, {Whiteout("a"), File("a", "2")}}, Tree: "a=2"},
+		{Rule: "W2", Name: "whiteout and own directory", Layers: [][]Entry{{File("d/a", "1")}, {Dir("d"), File("d/b", "2"), Whiteout("d")}}, Tree: "d/ d/b=2"},
+		{Rule: "W2", Name: "whiteouts do not depend on each other", Layers: [][]Entry{{Dir("r"), File("r/x", "1"), Symlink("l", "r")}, {Whiteout("l"), Whiteout("l/x")}}, Tree: "r/"},
+		{Rule: "W2", Name: "nor the other way round", Layers: [][]Entry{{Dir("r"), File("r/x", "1"), Symlink("l", "r")}, {Whiteout("l/x"), Whiteout("l")}}, Tree: "r/"},
+		{Rule: "W2", Name: "own layer only", Layers: [][]Entry{{Whiteout("a"), File("a", "1")}}, Tree: "a=1"},
+		{Rule: "W3", Name: "opaque", Layers: [][]Entry{{File("d/a", "1"), File("b", "1")}, {Dir("d"), Opaque("d"), File("d/c", "2")}}, Tree: "b=1 d/ d/c=2"},
+		{Rule: "W3", Name: "opaque after siblings", Layers: [][]Entry{{File("d/a", "1")}, {Dir("d"), File("d/.bashrc", "2"), File("d/c", "2"), Opaque("d")}}, Tree: "d/ d/.bashrc=2 d/c=2"},
+		{Rule: "W3", Name: "opaque root", Layers: [][]Entry{{File("a", "1"), File("d/a", "1")}, {Opaque("."), File("b", "2")}}, Tree: "b=2"},
+		{Rule: "W3", Name: "opaque keeps the directory", Layers: [][]Entry{{File("d/a", "1")}, {Opaque("d")}}, Tree: "d/"},
+		{Rule: "W3", Name: "opaque makes no directory", Layers: [][]Entry{{File("a", "1")}, {Opaque("d")}}, Tree: "a=1"},
+		{Rule: "W4", Name: "whiteout through a symlink", Layers: [][]Entry{{File("r/a", "1"), File("r/b", "1"), Symlink("l", "r")}, {Whiteout("l/a")}}, Tree: "l->r r/ r/b=1"},
+		{Rule: "W5", Name: "opaque spares what a replaced symlink pointed to", Layers: [][]Entry{{File("r/a", "1"), Symlink("l", "r")}, {Dir("l"), Opaque("l"), File("l/b", "2")}}, Tree: "l/ l/b=2 r/ r/a=1"},
+		{Rule: "W5", Name: "marker before the directory", Layers: [][]Entry{{File("r/a", "1"), Symlink("l", "r")}, {Opaque("l"), Dir("l"), File("l/b", "2")}}, Tree: "l/ l/b=2 r/ r/a=1"},
+		{Rule: "W5", Name: "whiteout too", Layers: [][]Entry{{File("r/a", "1"), Symlink("l", "r")}, {Whiteout("l/a"), Dir("l")}}, Tree: "l/ r/ r/a=1"},
+		{Rule: "W6", Name: "whiteout as a hard link", Layers: [][]Entry{{File("a", "1"), File("b", "1")}, {Link(".wh.a", "b")}}, Tree: "b=1"},
+		{Rule: "W6", Name: "opaque as a directory", Layers: [][]Entry{{File("d/a", "1")}, {Dir("d"), Dir("d/.wh..wh..opq")}}, Tree: "d/"},
+		{Rule: "W7", Name: "bookkeeping of AUFS", Layers: [][]Entry{{File("a", "1")}, {Dir(".wh..wh.plnk"), File(".wh..wh.plnk/1.2", "x"), File(".wh..wh.aufs", "")}}, Tree: "a=1"},
+
+		{Rule: "L1", Name: "hard link", Layers: [][]Entry{{File("a", "1"), Link("b", "a")}}, Tree: "a=1 b=1 [a b]"},
+		{Rule: "L1", Name: "to a lower layer", Layers: [][]Entry{{File("a", "1")}, {Link("b", "a"), File("c", "2")}}, Tree: "a=1 b=1 c=2 [a b]"},
+		{Rule: "L1", Name: "through a symlinked parent", Layers: [][]Entry{{File("r/a", "1"), Symlink("l", "r")}, {Link("b", "/l/a")}}, Tree: "b=1 l->r r/ r/a=1 [b r/a]"},
+		{Rule: "L1", Name: "with dotdot", Layers: [][]Entry{{File("r/a", "1")}, {Link("b", "../r/../r/a")}}, Tree: "b=1 r/ r/a=1 [b r/a]"},
+		{Rule: "L2", Name: "to a symlink links the symlink", Layers: [][]Entry{{File("a", "1"), Symlink("s", "a"), Link("t", "s")}}, Tree: "a=1 s->a t->a [s t]"},
+		{Rule: "L3", Name: "replacing one name leaves the others", Layers: [][]Entry{{File("a", "1"), Link("b", "a")}, {File("a", "2")}}, Tree: "a=2 b=1"},
+		{Rule: "L3", Name: "to what the target was then", Layers: [][]Entry{{File("a", "1")}, {Link("b", "a"), File("a", "2")}}, Tree: "a=2 b=1"},
+		{Rule: "L4", Name: "to itself", Layers: [][]Entry{{File("a", "1")}, {Link("a", "a")}}, Tree: "a=1"},
+
+		{Rule: "N1", Name: "names are made relative", Layers: [][]Entry{{File("./a", "1"), File("/b", "2"), File("./c//d", "3"), Dir("./e/")}}, Tree: "a=1 b=2 c/ c/d=3 e/"},
+		{Rule: "D1", Name: "harmless devices stay", Layers: [][]Entry{{Char("dev/null", 1, 3), Char("jail/dev/urandom", 1, 9)}}, Tree: "dev/ dev/null! jail/ jail/dev/ jail/dev/urandom!"},
+		{Rule: "D2", Name: "other devices are dropped", Layers: [][]Entry{{Char("dev/mem", 1, 1), Block("sda", 8, 0), Char("zero", 0, 0)}}, Tree: "dev/"},
+		{Rule: "D2", Name: "with their links, and hide what was below", Layers: [][]Entry{{File("a", "1")}, {Char("a", 0, 0), Link("b", "a"), File("c", "2")}}, Tree: "c=2"},
+		{Rule: "D3", Name: "named pipes stay", Layers: [][]Entry{{FIFO("p")}}, Tree: "p|"},
+	}
+}
