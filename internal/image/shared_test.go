@@ -149,6 +149,12 @@ func useShared(t *testing.T, s *image.Store, src *imagetest.Image, turn int) {
 		return
 	}
 	set, err := s.Disks(img, 2)
+	if errors.Is(err, image.ErrNoSpace) {
+		if err := s.Release(l.ID); err != nil {
+			t.Error(err)
+		}
+		return
+	}
 	if err != nil {
 		t.Errorf("turn %d: disks: %v", turn, err)
 		return
