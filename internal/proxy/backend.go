@@ -1,19 +1,20 @@
 package proxy
 
 import (
-	"context"
 	"errors"
-	"fmt"
-	"net"
+	"math/rand/v2"
 	"net/netip"
 	"time"
 )
 
-// restAfterFailure is how long a backend that could not be reached is chosen only when there is no other.
-const restAfterFailure = time.Second
-
-// attemptsTime is how many connect timeouts one connection may take altogether.
-const attemptsTime = 3
+const (
+	// restAfterFailure is how long a backend that could not be reached is chosen only when there is no other.
+	restAfterFailure = time.Second
+	// attemptsTime is how many connect timeouts one connection may take altogether.
+	attemptsTime = 3
+	// coldShare is the part of its share with which a slow start begins.
+	coldShare = 0.1
+)
 
 var errNoBackend = errors.New("no active backend")
 
@@ -25,125 +26,139 @@ type backendKey struct {
 
 func (b *Backend) key() backendKey { return backendKey{b.ID, b.Netns, b.Address} }
 
-// A backend is a Backend in use by one listener. What follows key is guarded by listener.mu.
+// A user is what a backend serves: a connection, or a client of UDP.
+type user interface {
+	// abort ends it. It is called with the lock of its backends held, and does not wait.
+	abort()
+}
+
+// A backend is a Backend in use by one listener. All but key is guarded by backends.mu.
 type backend struct {
-	key   backendKey
-	state BackendState
-	ns    *namespace
+	key backendKey
+	ns  *namespace
 	// nsErr says why there is no namespace to dial from.
 	nsErr error
+	state BackendState
+	// warm is when its slow start is over.
+	warm time.Time
 	// gone means that no configuration names it any more.
 	gone bool
-	// relays are its live connections; open also counts those being made.
-	relays        map[*relay]struct{}
+	// users are its live connections; open also counts those being made.
+	users         map[user]struct{}
 	open          int
 	total, failed uint64
 	lastErr       string
 	restsUntil    time.Time
 }
 
-// connect gives client a connection to one of the active backends. Nothing has been sent yet, so as long as
-// one cannot be reached, the next is tried. The relay is registered with its backend, for done to undo.
-func (l *listener) connect(ctx context.Context, client *net.TCPConn) (*backend, *relay, error) {
-	ctx, cancel := context.WithTimeout(ctx, attemptsTime*l.engine.connectTimeout)
-	defer cancel()
-	tried := map[*backend]bool{}
-	last := errNoBackend
-	for {
-		b := l.pick(tried)
-		if b == nil {
-			return nil, nil, last
-		}
-		tried[b] = true
-		server, err := l.dial(ctx, b)
-		if err == nil {
-			r := &relay{client: client, server: server}
-			if l.register(b, r) {
-				return b, r, nil
-			}
-			// It left the configuration just now: another one may take the connection.
-			_ = server.Close()
-			err = errGone
-		}
-		last = fmt.Errorf("connect to %s at %v: %w", b.key.id, b.key.address, err)
-		l.giveUp(b, err)
-		if ctx.Err() != nil {
-			return nil, nil, last
-		}
-	}
+// A pool is backends that can take each other's place.
+type pool struct {
+	members []member
+	// header means that connections begin with a PROXY header.
+	header bool
+	turn   int // guarded by backends.mu
 }
 
-// pick chooses the active backend with the fewest connections, taking turns among equals, and one that failed
-// lately only when there is no other. It counts as open from here on, so that many clients at once spread.
-func (l *listener) pick(tried map[*backend]bool) *backend {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// A member is a backend in a pool. The same backend can be draining in another.
+type member struct {
+	*backend
+	state BackendState
+}
+
+// pick chooses the active backend with the fewest connections, taking turns among equals. One that failed
+// lately is chosen only when there is no other, and one in its slow start only now and then. It counts as open
+// from here on, so that many clients at once spread.
+func (s *backends) pick(p *pool, tried map[*backend]bool) *backend {
+	if p == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	now := time.Now()
 	var best *backend
-	var bestRests bool
-	for i := range l.backends {
-		b := l.backends[(l.turn+i)%len(l.backends)]
-		if b.state != Active || tried[b] {
+	var bestRank int
+	for i := range p.members {
+		m := p.members[(p.turn+i)%len(p.members)]
+		if m.state != Active || tried[m.backend] {
 			continue
 		}
-		rests := now.Before(b.restsUntil)
-		if best == nil || (bestRests && !rests) || (bestRests == rests && b.open < best.open) {
-			best, bestRests = b, rests
+		rank := 0
+		if now.Before(m.restsUntil) {
+			rank += 2
+		}
+		if s.isCold(m.backend, now) {
+			rank++
+		}
+		if best == nil || rank < bestRank || (rank == bestRank && m.open < best.open) {
+			best, bestRank = m.backend, rank
 		}
 	}
 	if best != nil {
 		best.open++
-		l.turn++
+		p.turn++
 	}
 	return best
 }
 
-func (l *listener) dial(ctx context.Context, b *backend) (*net.TCPConn, error) {
-	l.mu.Lock()
-	ns, err := b.ns, b.nsErr
-	l.mu.Unlock()
-	if err != nil {
-		return nil, err
+// isCold casts lots on whether a backend in its slow start is passed over this time.
+func (s *backends) isCold(b *backend, now time.Time) bool {
+	left := b.warm.Sub(now)
+	if left <= 0 || s.slowStart <= 0 {
+		return false
 	}
-	timeout := l.engine.connectTimeout
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %v", timeout))
-	defer cancel()
-	return ns.dial(ctx, b.key.address)
+	share := max(coldShare, 1-float64(left)/float64(s.slowStart))
+	return s.chance() >= share
 }
 
-func (l *listener) register(b *backend, r *relay) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// place says where b is to be dialed from.
+func (s *backends) place(b *backend) (*namespace, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return b.ns, b.nsErr
+}
+
+// register makes u a user of b, which pick has chosen, for done to undo. It is false when b has left the
+// configuration.
+func (s *backends) register(b *backend, u user) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if b.gone {
 		return false
 	}
-	b.relays[r] = struct{}{}
+	b.users[u] = struct{}{}
 	b.total++
 	b.restsUntil = time.Time{}
 	return true
 }
 
-func (l *listener) giveUp(b *backend, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// giveUp undoes pick: b could not be reached.
+func (s *backends) giveUp(b *backend, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	b.open--
+	b.fail(err)
+}
+
+func (b *backend) fail(err error) {
 	b.failed++
 	b.lastErr = err.Error()
 	b.restsUntil = time.Now().Add(restAfterFailure)
 }
 
 // done undoes register and pick when the connection has ended.
-func (l *listener) done(b *backend, r *relay) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(b.relays, r)
+func (s *backends) done(b *backend, u user) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(b.users, u)
 	b.open--
 }
 
 // retire ends what b still carries. The caller holds mu.
 func (b *backend) retire() {
 	b.gone = true
-	for r := range b.relays {
-		r.abort()
+	for u := range b.users {
+		u.abort()
 	}
 }
+
+func randomly() float64 { return rand.Float64() } //nolint:gosec // a secret would be of no use to anybody

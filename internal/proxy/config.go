@@ -5,23 +5,31 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path/filepath"
-	"strings"
 )
 
 // Bounds of one configuration. They are far above what a host carries and keep a mistake from eating it.
 const (
 	MaxConfigBytes         = 32 << 20
 	MaxListeners           = 16384
-	MaxBackendsPerListener = 4096
+	MaxBackendsPerListener = 4096 // for sni: of each route
+	MaxRoutesPerListener   = 4096
+	MaxNamesPerListener    = 16384
 	MaxDNS                 = 4096
 	MaxRecords             = 65536
 	maxIDLength            = 255
 	maxAddressesPerRecord  = 64
 )
 
-// TCP is the protocol of a Listener.
-const TCP = "tcp"
+// The protocols of a Listener.
+const (
+	TCP = "tcp"
+	UDP = "udp"
+	// SNI is TLS over TCP, passed through as it is to the backends of the server name that the client asks for.
+	SNI = "sni"
+)
+
+// ProxyV2 is the PROXY protocol, version 2.
+const ProxyV2 = "v2"
 
 // Zone is the top-level domain that the DNS servers answer for.
 const Zone = "internal"
@@ -47,18 +55,42 @@ type Config struct {
 }
 
 // A Listener accepts connections at one address and spreads them over its backends. Its socket is known by
-// namespace and address, so a listener whose ID or backends change keeps it.
+// namespace, address and transport (TCP or UDP), so a listener whose ID or backends change keeps it.
 type Listener struct {
 	ID string `json:"id"`
 	// Netns is the path of the namespace to listen in; empty means the proxy's own.
 	Netns   string         `json:"netns,omitempty"`
 	Address netip.AddrPort `json:"address"`
-	// Protocol is TCP; empty means TCP too.
-	Protocol string    `json:"protocol,omitempty"`
+	// Protocol is TCP, UDP or SNI; empty means TCP.
+	Protocol string `json:"protocol,omitempty"`
+	// Backends are those of TCP and UDP, Routes those of SNI.
 	Backends []Backend `json:"backends,omitempty"`
-	// MaxConns bounds the open connections; further ones wait in the kernel's queue. Zero means the
-	// proxy's default.
+	Routes   []Route   `json:"routes,omitempty"`
+	// ProxyProtocol is ProxyV2 when connections to backends begin with its header, which tells them the
+	// client's address. Routes have their own.
+	ProxyProtocol string `json:"proxy_protocol,omitempty"`
+	// AcceptProxy lists load balancers that begin their connections with the header of PROXY protocol v2:
+	// from there it has to come, from elsewhere it is not looked for.
+	AcceptProxy []netip.Prefix `json:"accept_proxy,omitempty"`
+	// MaxConns bounds the open connections, of which further ones wait in the kernel's queue, or the clients
+	// of UDP, of which further ones are dropped. Zero means the proxy's default.
 	MaxConns int `json:"max_conns,omitempty"`
+	// SlowStartMS is for how long a backend that becomes active beside others gets fewer connections than its
+	// share, at first a tenth. Zero means that it gets its share at once.
+	SlowStartMS int `json:"slow_start_ms,omitempty"`
+	// IdleTimeoutMS is when a client of UDP that has been silent, and was not spoken to, is forgotten. Zero
+	// means the proxy's default.
+	IdleTimeoutMS int `json:"idle_timeout_ms,omitempty"`
+}
+
+// A Route of SNI says where clients are led that ask for one of its names.
+type Route struct {
+	ID string `json:"id"`
+	// Names are host names in lower case; "*.example.com" stands for every name one level below
+	// example.com that no other route has.
+	Names         []string  `json:"names"`
+	Backends      []Backend `json:"backends,omitempty"`
+	ProxyProtocol string    `json:"proxy_protocol,omitempty"`
 }
 
 // A Backend is where connections lead. Its connections live until they end or until no Listener at the same
@@ -129,11 +161,16 @@ func (c *Config) Validate() error {
 		d := &c.DNS[i]
 		err := d.validate()
 		for _, a := range d.Addresses {
-			key := socketKey{d.Netns, a}
+			key := socketKey{d.Netns, a, UDP}
 			if seen[key] {
 				err = errors.Join(err, fmt.Errorf("address %v is used twice", a))
 			}
 			seen[key] = true
+			for _, transport := range []string{TCP, UDP} {
+				if id, taken := sockets[socketKey{d.Netns, a, transport}]; taken {
+					err = errors.Join(err, fmt.Errorf("address %v is also that of listener %q", a, id))
+				}
+			}
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("dns %d: %w", i, err))
@@ -141,98 +178,6 @@ func (c *Config) Validate() error {
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("proxy configuration: %w", err)
-	}
-	return nil
-}
-
-// socketKey is what a socket is known by.
-type socketKey struct {
-	netns   string
-	address netip.AddrPort
-}
-
-func (l *Listener) key() socketKey { return socketKey{l.Netns, l.Address} }
-
-func (l *Listener) validate() error {
-	switch {
-	case l.Protocol != "" && l.Protocol != TCP:
-		return fmt.Errorf("protocol %q is not %q", l.Protocol, TCP)
-	case l.MaxConns < 0:
-		return fmt.Errorf("max_conns %d is negative", l.MaxConns)
-	case len(l.Backends) > MaxBackendsPerListener:
-		return fmt.Errorf("has %d backends, more than %d", len(l.Backends), MaxBackendsPerListener)
-	}
-	if err := validatePlace(l.ID, l.Netns, l.Address); err != nil {
-		return err
-	}
-	ids := make(map[string]bool, len(l.Backends))
-	for i := range l.Backends {
-		b := &l.Backends[i]
-		err := validatePlace(b.ID, b.Netns, b.Address)
-		switch {
-		case err != nil:
-		case ids[b.ID]:
-			err = errors.New("id is used twice")
-		case b.Address.Addr().IsUnspecified():
-			err = fmt.Errorf("address %v cannot be dialed", b.Address)
-		case b.State != Active && b.State != Draining:
-			err = fmt.Errorf("state %q is neither %q nor %q", b.State, Active, Draining)
-		}
-		if err != nil {
-			return fmt.Errorf("backend %d %q: %w", i, b.ID, err)
-		}
-		ids[b.ID] = true
-	}
-	return nil
-}
-
-func (d *DNS) validate() error {
-	if len(d.Addresses) == 0 {
-		return errors.New("has no address")
-	}
-	if len(d.Records) > MaxRecords {
-		return fmt.Errorf("has %d records, more than %d", len(d.Records), MaxRecords)
-	}
-	for _, a := range d.Addresses {
-		if err := validatePlace("dns", d.Netns, a); err != nil {
-			return err
-		}
-	}
-	for name, addrs := range d.Records {
-		if name != strings.ToLower(name) || !strings.HasSuffix(name, "."+Zone) || len(name) > 253 {
-			return fmt.Errorf("record %q is not a lower-case name below %q", name, Zone)
-		}
-		if len(addrs) > maxAddressesPerRecord {
-			return fmt.Errorf("record %q has %d addresses, more than %d", name, len(addrs), maxAddressesPerRecord)
-		}
-		for _, a := range addrs {
-			if !a.IsValid() || a.Zone() != "" {
-				return fmt.Errorf("record %q has the bad address %q", name, a)
-			}
-		}
-	}
-	for _, p := range d.Reverse {
-		if !p.IsValid() {
-			return errors.New("reverse has a bad network")
-		}
-	}
-	return nil
-}
-
-func validatePlace(id, netns string, address netip.AddrPort) error {
-	switch {
-	case id == "" || len(id) > maxIDLength:
-		return fmt.Errorf("id has %d bytes, not 1 to %d", len(id), maxIDLength)
-	case netns != "" && !filepath.IsAbs(netns):
-		return fmt.Errorf("netns %q is not an absolute path", netns)
-	case !address.IsValid():
-		return errors.New("address is missing")
-	case address.Addr().Is4In6():
-		return fmt.Errorf("address %v must be written as IPv4", address)
-	case address.Addr().Zone() != "":
-		return fmt.Errorf("address %v has a zone", address)
-	case address.Port() == 0:
-		return fmt.Errorf("address %v has no port", address)
 	}
 	return nil
 }

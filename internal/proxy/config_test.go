@@ -36,7 +36,7 @@ func TestBadConfigsAreRefused(t *testing.T) {
 		"also the address":                    func(c *Config) { l := c.Listeners[0]; l.ID = "two"; c.Listeners = append(c.Listeners, l) },
 		"id has 0 bytes":                      func(c *Config) { c.Listeners[0].ID = "" },
 		"absolute path":                       func(c *Config) { c.Listeners[0].Netns = "dev" },
-		`protocol "udp"`:                      func(c *Config) { c.Listeners[0].Protocol = "udp" },
+		`protocol "sctp"`:                     func(c *Config) { c.Listeners[0].Protocol = "sctp" },
 		"negative":                            func(c *Config) { c.Listeners[0].MaxConns = -1 },
 		"no port":                             func(c *Config) { c.Listeners[0].Address = netip.MustParseAddrPort("10.0.0.1:0") },
 		"written as IPv4":                     func(c *Config) { c.Listeners[0].Address = netip.MustParseAddrPort("[::ffff:10.0.0.1]:1") },

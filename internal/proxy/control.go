@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -82,19 +83,34 @@ func readMessage(r io.Reader, v any, begun func() error) error {
 
 // A control is the socket that the agent talks to.
 type control struct {
+	options  Options
 	engine   *engine
 	socket   *net.UnixListener
-	path     string
 	shutdown context.CancelFunc
+	// old is the proxy that this one has taken over from; nil without one.
+	old *predecessor
+	// left is closed when a newer proxy has taken over.
+	left chan struct{}
+	// ended means that a client has asked for the end, after which no proxy shall go on.
+	ended atomic.Bool
 
 	conns sync.WaitGroup
 	mu    sync.Mutex
-	open  map[net.Conn]struct{} // guarded by mu
+	// Guarded by mu.
+	open map[net.Conn]struct{}
+	lock *os.File
 }
 
-// openControl makes the socket under another name first: at path it appears with its mode, and takes the
+func newControl(l *net.UnixListener, o Options, e *engine, lock *os.File, old *predecessor, shutdown context.CancelFunc) *control {
+	return &control{
+		options: o, engine: e, socket: l, shutdown: shutdown, old: old, lock: lock,
+		left: make(chan struct{}), open: map[net.Conn]struct{}{},
+	}
+}
+
+// listenControl makes the socket under another name first: at path it appears with its mode, and takes the
 // place of one that a killed proxy has left.
-func openControl(path string, e *engine, shutdown context.CancelFunc) (*control, error) {
+func listenControl(path string) (*net.UnixListener, error) {
 	fresh := path + ".new"
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("open control socket: %w", err)
@@ -110,7 +126,7 @@ func openControl(path string, e *engine, shutdown context.CancelFunc) (*control,
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open control socket: %w", err), l.Close(), os.Remove(fresh))
 	}
-	return &control{engine: e, socket: l, path: path, shutdown: shutdown, open: map[net.Conn]struct{}{}}, nil
+	return l, nil
 }
 
 // serve takes requests until close.
@@ -168,7 +184,7 @@ func (s *control) admit(c *net.UnixConn) error {
 }
 
 // talk answers until the other side leaves or sends what is not a message.
-func (s *control) talk(c net.Conn) {
+func (s *control) talk(c *net.UnixConn) {
 	hurry := func() error { return c.SetDeadline(time.Now().Add(messageTimeout)) }
 	for {
 		var q request
@@ -178,12 +194,20 @@ func (s *control) talk(c net.Conn) {
 			}
 			return
 		}
+		if q.Op == opHandover {
+			if err := s.handOver(c); err != nil {
+				s.engine.log.Warn("could not hand over to a newer proxy; going on", "err", err)
+				return
+			}
+			continue
+		}
 		a := s.answer(q)
 		if err := writeMessage(c, a); err != nil {
 			s.engine.log.Warn("control connection ended", "err", err)
 			return
 		}
 		if q.Op == opShutdown {
+			s.ended.Store(true)
 			s.shutdown()
 			return
 		}
@@ -200,6 +224,9 @@ func (s *control) answer(q request) response {
 		if err == nil {
 			err = s.engine.apply(c)
 		}
+		if err == nil {
+			s.old.apply(s.engine.current())
+		}
 		if err != nil {
 			return response{Error: err.Error(), Stale: errors.Is(err, ErrStale)}
 		}
@@ -207,17 +234,35 @@ func (s *control) answer(q request) response {
 	default:
 		return response{Error: fmt.Sprintf("unknown request %q", q.Op)}
 	}
-	return response{Status: s.engine.status()}
+	status := s.engine.status()
+	s.old.addTo(status)
+	return response{Status: status}
 }
 
-// close ends all control connections and removes the socket.
-func (s *control) close() error {
-	err := errors.Join(os.Remove(s.path), s.socket.Close())
+// close ends all control connections and, when no other proxy goes on with them, removes the socket and what
+// was kept.
+func (s *control) close(ctx context.Context) error {
+	var err error
+	if !s.succeeded() {
+		err = os.Remove(s.options.Socket)
+		s.old.end(ctx)
+		if s.ended.Load() {
+			err = errors.Join(err, s.options.forget())
+		}
+	}
+	if closeErr := s.socket.Close(); !errors.Is(closeErr, net.ErrClosed) {
+		err = errors.Join(err, closeErr)
+	}
 	s.mu.Lock()
 	for c := range s.open {
 		_ = c.Close()
 	}
 	s.mu.Unlock()
 	s.conns.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lock != nil {
+		_ = s.lock.Close()
+	}
 	return err
 }

@@ -39,8 +39,12 @@ func TestConfigurationOutlivesTheAgent(t *testing.T) {
 	c.Revision = 7
 	p.apply(c)
 	c.Revision = 0
+	if s := p.apply(c); s.Revision != 7 {
+		t.Errorf("numbered by the proxy: the same has %d", s.Revision)
+	}
+	c.Listeners[0].MaxConns = 99
 	if s := p.apply(c); s.Revision != 8 {
-		t.Errorf("numbered by the proxy: %d", s.Revision)
+		t.Errorf("numbered by the proxy: another one has %d", s.Revision)
 	}
 	if who, err := long.ask(); who != "a" || err != nil {
 		t.Errorf("the old connection: %q, %v", who, err)

@@ -63,12 +63,17 @@ func (s *dnsServer) bind(ns *namespace, nsErr error) {
 		s.setError(explainBind(ns, s.key.address, "udp", err))
 		return
 	}
-	l, err := ns.listen(s.key.address)
+	l, err := ns.listenNet(s.key.address)
 	if err != nil {
 		_ = p.Close()
 		s.setError(explainBind(ns, s.key.address, "tcp", err))
 		return
 	}
+	s.use(p, l)
+}
+
+// use serves on both sockets.
+func (s *dnsServer) use(p net.PacketConn, l *net.TCPListener) {
 	s.setError(nil)
 	s.udp = &dns.Server{PacketConn: p, Handler: s, UDPSize: 4096}
 	s.tcp = &dns.Server{
@@ -203,7 +208,8 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 		}
 		if l.open.Add(1) > l.bound {
 			l.open.Add(-1)
-			reset(c)
+			// With bytes unread or not, the peer sees a reset.
+			_ = errors.Join(c.SetLinger(0), c.Close())
 			continue
 		}
 		return &boundedConn{TCPConn: c, release: sync.OnceFunc(func() { l.open.Add(-1) })}, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"reflect"
 	"sync"
 	"time"
 )
@@ -15,7 +16,9 @@ type engine struct {
 	// ctx ends with the process's work.
 	ctx            context.Context
 	log            *slog.Logger
+	build          string
 	connectTimeout time.Duration
+	helloTimeout   time.Duration
 	startedAt      time.Time
 	// places bounds all connections; defaultPlaces is the bound of one listener that sets none.
 	places        gate
@@ -23,22 +26,31 @@ type engine struct {
 	forward       *forwarder
 	// conns are the goroutines that serve a connection each.
 	conns sync.WaitGroup
+	// chance gives numbers from 0 to 1.
+	chance func() float64
+	// keep makes a configuration durable.
+	keep func(*Config) error
 
 	mu sync.Mutex
 	// Guarded by mu.
 	config     Config
-	listeners  map[socketKey]*listener
+	listeners  map[socketKey]service
 	servers    map[socketKey]*dnsServer
 	namespaces map[string]*namespace
+	// keepErr says why the configuration in force would not outlive the process.
+	keepErr error
+	// left means that a newer proxy listens on the sockets now.
+	left bool
 }
 
 func newEngine(ctx context.Context, o Options) *engine {
 	e := &engine{
-		ctx: ctx, log: o.Log, connectTimeout: o.ConnectTimeout, startedAt: time.Now(),
+		ctx: ctx, log: o.Log, build: o.Build, connectTimeout: o.ConnectTimeout, startedAt: time.Now(),
 		// A single listener may not starve all others.
 		defaultPlaces: max(o.MaxConns/2, 1),
 		forward:       newForwarder(o.ResolvConf, o.resolverPort),
-		listeners:     map[socketKey]*listener{}, servers: map[socketKey]*dnsServer{}, namespaces: map[string]*namespace{},
+		chance:        o.chance, keep: o.keep, helloTimeout: o.helloTimeout,
+		listeners: map[socketKey]service{}, servers: map[socketKey]*dnsServer{}, namespaces: map[string]*namespace{},
 	}
 	e.places.setLimit(o.MaxConns)
 	return e
@@ -50,18 +62,28 @@ func (e *engine) apply(c *Config) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if c.Revision == 0 {
-		c.Revision = e.config.Revision + 1
+		c.Revision = e.config.Revision
+		if !reflect.DeepEqual(*c, e.config) {
+			c.Revision++
+		}
 	}
 	if c.Revision < e.config.Revision {
 		return fmt.Errorf("%w: revision %d, in force is %d", ErrStale, c.Revision, e.config.Revision)
 	}
+	changed := !reflect.DeepEqual(*c, e.config)
 	e.config = *c
-	e.settle()
+	e.settle(nil)
+	if (changed || e.keepErr != nil) && !e.left {
+		if e.keepErr = e.keep(c); e.keepErr != nil {
+			e.log.Warn("the configuration is in force, but would not outlive this process", "err", e.keepErr)
+		}
+	}
 	return nil
 }
 
-// settle makes the world what the configuration says, as far as it goes. The caller holds mu.
-func (e *engine) settle() {
+// settle makes the world what the configuration says, as far as it goes, with what an older proxy has handed
+// over. After a newer one has taken over, only connections are left to be looked after. The caller holds mu.
+func (e *engine) settle(in *inherited) {
 	outdated := e.dropNamespaces()
 	wanted := map[socketKey]bool{}
 	for _, lc := range e.config.Listeners {
@@ -69,7 +91,7 @@ func (e *engine) settle() {
 	}
 	for _, d := range e.config.DNS {
 		for _, a := range d.Addresses {
-			wanted[socketKey{d.Netns, a}] = true
+			wanted[socketKey{d.Netns, a, TCP + UDP}] = true
 		}
 	}
 	// What has to go goes first: it may hold a port that another needs.
@@ -92,24 +114,47 @@ func (e *engine) settle() {
 	}
 	for _, lc := range e.config.Listeners {
 		l, ok := e.listeners[lc.key()]
-		if !ok {
-			l = &listener{engine: e, key: lc.key()}
-			e.listeners[lc.key()] = l
+		switch {
+		case ok:
+		case e.left:
+			continue
+		case lc.key().transport == UDP:
+			l = newDatagrams(e, lc.key())
+		default:
+			l = newListener(e, lc.key())
 		}
+		e.listeners[lc.key()] = l
 		l.update(lc, e.namespace)
-		l.bind(e.namespace(lc.Netns))
+		if e.left {
+			continue
+		}
+		ns, err := e.namespace(lc.Netns)
+		if in != nil && err == nil {
+			l.takeOver(ns, in)
+		}
+		l.bind(ns, err)
 	}
+	if !e.left {
+		e.settleDNS(in)
+	}
+}
+
+func (e *engine) settleDNS(in *inherited) {
 	for _, d := range e.config.DNS {
 		z := newZone(d)
 		for _, a := range d.Addresses {
-			key := socketKey{d.Netns, a}
+			key := socketKey{d.Netns, a, TCP + UDP}
 			s, ok := e.servers[key]
 			if !ok {
 				s = newDNSServer(e, key)
 				e.servers[key] = s
 			}
 			s.zone.Store(z)
-			s.bind(e.namespace(d.Netns))
+			ns, err := e.namespace(d.Netns)
+			if in != nil && err == nil {
+				s.takeOver(ns, in)
+			}
+			s.bind(ns, err)
 		}
 	}
 }
@@ -122,6 +167,11 @@ func (e *engine) dropNamespaces() map[string]bool {
 		used[l.Netns] = true
 		for _, b := range l.Backends {
 			used[b.Netns] = true
+		}
+		for _, r := range l.Routes {
+			for _, b := range r.Backends {
+				used[b.Netns] = true
+			}
 		}
 	}
 	for _, d := range e.config.DNS {
@@ -155,15 +205,18 @@ func (e *engine) namespace(path string) (*namespace, error) {
 func (e *engine) retry() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.left {
+		return
+	}
 	for _, l := range e.listeners {
 		if l.failed() {
-			e.settle()
+			e.settle(nil)
 			return
 		}
 	}
 	for _, s := range e.servers {
 		if s.failed() {
-			e.settle()
+			e.settle(nil)
 			return
 		}
 	}
@@ -173,26 +226,46 @@ func (e *engine) retry() {
 func (e *engine) close() {
 	e.mu.Lock()
 	e.config.Listeners, e.config.DNS = nil, nil
-	e.settle()
+	e.settle(nil)
 	e.mu.Unlock()
 	e.conns.Wait()
+}
+
+// current is the configuration in force.
+func (e *engine) current() Config {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.config
 }
 
 func (e *engine) status() *Status {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.statusLocked()
+}
+
+// statusLocked is status for those who hold mu.
+func (e *engine) statusLocked() *Status {
 	s := &Status{
-		Version: protocolVersion, PID: os.Getpid(), StartedAt: e.startedAt, Revision: e.config.Revision,
+		Version: protocolVersion, Build: e.build, PID: os.Getpid(), StartedAt: e.startedAt, Revision: e.config.Revision,
 		Connections: e.places.inside(),
 	}
+	if e.keepErr != nil {
+		s.Error = e.keepErr.Error()
+	}
 	for _, lc := range e.config.Listeners {
-		s.Listeners = append(s.Listeners, e.listeners[lc.key()].status())
+		if l, ok := e.listeners[lc.key()]; ok {
+			s.Listeners = append(s.Listeners, l.status())
+		}
+	}
+	if e.left {
+		return s
 	}
 	for _, d := range e.config.DNS {
 		st := DNSStatus{Netns: d.Netns}
 		var errs []error
 		for _, a := range d.Addresses {
-			server := e.servers[socketKey{d.Netns, a}]
+			server := e.servers[socketKey{d.Netns, a, TCP + UDP}]
 			st.Queries += server.queries.Load()
 			st.Dropped += server.dropped.Load()
 			errs = append(errs, server.error())
@@ -203,4 +276,44 @@ func (e *engine) status() *Status {
 		s.DNS = append(s.DNS, st)
 	}
 	return s
+}
+
+// offer collects what a newer proxy needs to take over. Traffic of UDP stands still from here on. The caller
+// holds mu, and goes on with resume or leave.
+func (e *engine) offer(o *offering) error {
+	var errs []error
+	for _, l := range e.listeners {
+		errs = append(errs, l.offer(o))
+	}
+	for _, s := range e.servers {
+		errs = append(errs, s.offer(o))
+	}
+	return errors.Join(errs...)
+}
+
+func (e *engine) resume() {
+	for _, l := range e.listeners {
+		l.resume()
+	}
+}
+
+// leave stops taking anything new; connections live on.
+func (e *engine) leave() {
+	e.left = true
+	for _, l := range e.listeners {
+		l.leave()
+	}
+	for key, s := range e.servers {
+		// Questions that wait for the host's resolvers are still answered.
+		e.conns.Go(s.unbind)
+		delete(e.servers, key)
+	}
+}
+
+// inherit puts what an older proxy has handed over into service.
+func (e *engine) inherit(in *inherited) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.config = in.config
+	e.settle(in)
 }

@@ -47,6 +47,13 @@ func (g *gate) tryEnter() bool {
 	return true
 }
 
+// force enters without regard to the limit.
+func (g *gate) force() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.held++
+}
+
 func (g *gate) leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()

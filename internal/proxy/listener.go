@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // When accepting fails for want of something (descriptors, memory), it is tried again after a pause that
@@ -19,83 +22,96 @@ const (
 	acceptPauseMax = time.Second
 )
 
-// A listener is a Listener in use.
+// A service is a Listener in use: a listener or a datagrams.
+type service interface {
+	update(c Listener, find func(path string) (*namespace, error))
+	// bind listens, or goes on listening, in ns; unbind stops, and what is connected lives on. The caller holds
+	// engine.mu.
+	bind(ns *namespace, nsErr error)
+	unbind()
+	// retire unbinds and ends all that is connected.
+	retire()
+	// failed says whether something should be tried again: binding, or opening a backend's namespace.
+	failed() bool
+	status() ListenerStatus
+	// offer gives descriptors to a newer proxy, resume goes on when that has not taken them, and leave stops
+	// taking anything new when it has. TakeOver uses those of an older proxy instead of binding.
+	offer(o *offering) error
+	resume()
+	leave()
+	takeOver(ns *namespace, in *inherited)
+}
+
+// A listener serves TCP and SNI.
 type listener struct {
 	engine *engine
 	key    socketKey
 	// places bounds its connections.
-	places gate
+	places   gate
+	backends backends
+	waiting  waiting
+	traffic  traffic
+
+	total, refused atomic.Uint64
+	turnedAway     turnedAway
+	leaving        atomic.Bool
 
 	mu sync.Mutex
 	// Guarded by mu.
-	config   Listener
-	backends []*backend
-	turn     int
-	total    uint64
-	refused  uint64
+	config Listener
 	// err says why it does not listen.
 	err error
 
 	// Owned by whoever holds engine.mu.
 	ns     *namespace
-	socket *net.TCPListener
+	socket *socket
 	// stop ends the accepting on socket, and stopped is closed when it has ended.
 	stop    context.CancelFunc
 	stopped chan struct{}
 }
 
-// update takes over what a new configuration says. Connections to backends that stay are not touched.
+func newListener(e *engine, key socketKey) *listener {
+	return &listener{engine: e, key: key, backends: backends{chance: e.chance}}
+}
+
 func (l *listener) update(c Listener, find func(path string) (*namespace, error)) {
 	limit := c.MaxConns
 	if limit == 0 {
 		limit = l.engine.defaultPlaces
 	}
 	l.places.setLimit(limit)
+	l.waiting.setLimit(min(max(limit/2, 1), maxWaiting))
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.config = c
-	old := make(map[backendKey]*backend, len(l.backends))
-	for _, b := range l.backends {
-		old[b.key] = b
-	}
-	l.backends = make([]*backend, len(c.Backends))
-	for i, bc := range c.Backends {
-		b, ok := old[bc.key()]
-		if !ok {
-			b = &backend{key: bc.key(), relays: map[*relay]struct{}{}}
-		}
-		delete(old, bc.key())
-		b.state = bc.State
-		b.ns, b.nsErr = find(bc.Netns)
-		l.backends[i] = b
-	}
-	for _, b := range old {
-		b.retire()
-	}
+	l.mu.Unlock()
+	l.backends.update(c, find)
 }
 
-// bind listens, or goes on listening, in ns. The caller holds engine.mu.
 func (l *listener) bind(ns *namespace, nsErr error) {
 	if l.socket != nil && l.ns == ns && nsErr == nil {
 		return
 	}
 	l.unbind()
 	l.ns = ns
-	err := nsErr
-	if err == nil {
-		l.socket, err = ns.listen(l.key.address)
+	if nsErr != nil {
+		l.setError(explainBind(ns, l.key.address, "tcp", nsErr))
+		return
 	}
+	s, err := ns.listen(l.key.address)
 	if err != nil {
 		l.setError(explainBind(ns, l.key.address, "tcp", err))
 		return
 	}
-	l.setError(nil)
-	ctx, cancel := context.WithCancel(l.engine.ctx)
-	l.stop, l.stopped = cancel, make(chan struct{})
-	go l.accept(ctx, l.socket, l.stopped)
+	l.use(s)
 }
 
-// unbind stops listening; connections live on. The caller holds engine.mu.
+func (l *listener) use(s socket) {
+	l.setError(nil)
+	ctx, cancel := context.WithCancel(l.engine.ctx)
+	l.socket, l.stop, l.stopped = &s, cancel, make(chan struct{})
+	go l.accept(ctx, s, l.stopped)
+}
+
 func (l *listener) unbind() {
 	if l.socket == nil {
 		return
@@ -106,15 +122,16 @@ func (l *listener) unbind() {
 	l.socket = nil
 }
 
-// retire unbinds and ends all connections.
+func (l *listener) leave() {
+	// A connection that waits for a place gets one: nobody else can have it any more.
+	l.leaving.Store(true)
+	l.unbind()
+}
+
 func (l *listener) retire() {
 	l.unbind()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, b := range l.backends {
-		b.retire()
-	}
-	l.backends = nil
+	l.waiting.end()
+	l.backends.retire()
 }
 
 func (l *listener) setError(err error) {
@@ -128,20 +145,25 @@ func (l *listener) setError(err error) {
 
 // accept takes connections until the socket is closed. One that finds no place is held until there is one,
 // and those behind it wait in the kernel's queue.
-func (l *listener) accept(ctx context.Context, socket *net.TCPListener, stopped chan<- struct{}) {
+func (l *listener) accept(ctx context.Context, s socket, stopped chan<- struct{}) {
 	defer close(stopped)
 	pause := acceptPauseMin
 	for {
-		c, err := socket.AcceptTCP()
+		fd, peer, err := s.accept()
 		switch {
 		case err == nil:
 			pause = acceptPauseMin
+			c, err := newConn(fd, "client")
+			if err != nil {
+				_ = unix.Close(fd)
+				continue
+			}
 			if !l.admit(ctx) {
-				reset(c)
+				c.reset()
 				return
 			}
-			l.engine.conns.Go(func() { l.serve(c) })
-		case errors.Is(err, net.ErrClosed):
+			l.engine.conns.Go(func() { l.serve(c, peer) })
+		case errors.Is(err, os.ErrClosed):
 			return
 		case errors.Is(err, syscall.ECONNABORTED):
 			// The client left before its turn came.
@@ -158,55 +180,50 @@ func (l *listener) accept(ctx context.Context, socket *net.TCPListener, stopped 
 
 // admit takes a place of the listener's and one of the whole proxy's.
 func (l *listener) admit(ctx context.Context) bool {
-	if !l.places.enter(ctx) {
+	if !l.places.enter(ctx) && !l.forced(&l.places) {
 		return false
 	}
-	if !l.engine.places.enter(ctx) {
+	if !l.engine.places.enter(ctx) && !l.forced(&l.engine.places) {
 		l.places.leave()
 		return false
 	}
 	return true
 }
 
-func (l *listener) serve(client *net.TCPConn) {
-	defer l.places.leave()
-	defer l.engine.places.leave()
-	b, r, err := l.connect(l.engine.ctx, client)
+func (l *listener) forced(g *gate) bool {
+	if l.leaving.Load() {
+		g.force()
+		return true
+	}
+	return false
+}
+
+func (l *listener) failed() bool {
 	l.mu.Lock()
-	l.total++
-	if err != nil {
-		l.refused++
-	}
-	l.mu.Unlock()
-	if err != nil {
-		reset(client)
-		l.engine.log.Debug("connection refused", "listener", l.key.address, "err", err)
-		return
-	}
-	defer l.done(b, r)
-	r.run()
+	defer l.mu.Unlock()
+	return l.err != nil || l.backends.wantNamespace()
 }
 
 func (l *listener) status() ListenerStatus {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	s := ListenerStatus{ID: l.config.ID, Open: l.places.inside(), Total: l.total, Refused: l.refused}
+	s := ListenerStatus{ID: l.config.ID, Open: l.places.inside(), Total: l.total.Load(), Refused: l.refused.Load()}
 	if l.err != nil {
 		s.Error = l.err.Error()
 	}
-	for _, b := range l.backends {
-		s.Backends = append(s.Backends, BackendStatus{
-			ID: b.key.id, State: b.state, Open: b.open, Total: b.total, Failed: b.failed, LastError: b.lastErr,
-		})
-	}
+	l.mu.Unlock()
+	s.Received, s.Sent = l.traffic.received.Load(), l.traffic.sent.Load()
+	s.SplicedIn, s.SplicedOut = l.traffic.splicedIn.Load(), l.traffic.splicedOut.Load()
+	s.TurnedAway = l.turnedAway.status()
+	s.Backends = l.backends.status()
 	return s
 }
 
-// failed says whether something should be tried again: binding, or opening a backend's namespace.
-func (l *listener) failed() bool {
+// trusts says whether connections from peer begin with a PROXY header.
+func (l *listener) trusts(peer netip.Addr) (trusted, sni bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.err != nil || slices.ContainsFunc(l.backends, func(b *backend) bool { return b.nsErr != nil })
+	trusted = slices.ContainsFunc(l.config.AcceptProxy, func(p netip.Prefix) bool { return p.Contains(peer) })
+	return trusted, l.config.Protocol == SNI
 }
 
 // explainBind says why listening failed and, when the port is taken, by whom.

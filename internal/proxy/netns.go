@@ -9,13 +9,9 @@ import (
 	"os"
 	"runtime"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// keepAlive finds peers that are gone after about two and a half minutes of silence.
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 6}
 
 // errGone means that the namespace was closed because no configuration names it any more.
 var errGone = errors.New("namespace is not in use any more")
@@ -28,6 +24,8 @@ type namespace struct {
 	// Held for reading while a thread is inside.
 	mu   sync.RWMutex
 	file *os.File // nil once closed
+
+	stock stock
 }
 
 // openNamespace opens the namespace at path; "" gives nil.
@@ -59,6 +57,14 @@ func (n *namespace) is(path string) bool {
 	return unix.Stat(path, &st) == nil && st.Ino == n.inode
 }
 
+// id tells namespaces apart; that of the proxy's own is 0.
+func (n *namespace) id() uint64 {
+	if n == nil {
+		return 0
+	}
+	return n.inode
+}
+
 // close lets go of the namespace. Sockets made in it live on.
 func (n *namespace) close() {
 	if n == nil {
@@ -69,6 +75,7 @@ func (n *namespace) close() {
 	if n.file != nil {
 		_ = n.file.Close()
 		n.file = nil
+		n.stock.close()
 	}
 }
 
@@ -107,12 +114,73 @@ func (n *namespace) do(f func() error) error {
 	return <-done
 }
 
-// listen listens at exactly address: IPv4 only or IPv6 only.
-func (n *namespace) listen(address netip.AddrPort) (l *net.TCPListener, err error) {
+// listen listens at exactly address: IPv4 only or IPv6 only. Its connections inherit its options.
+func (n *namespace) listen(address netip.AddrPort) (s socket, err error) {
 	err = n.do(func() error {
-		lc := net.ListenConfig{KeepAliveConfig: keepAlive}
-		lc.SetMultipathTCP(false) // splice needs plain TCP
-		got, err := lc.Listen(context.Background(), "tcp"+version(address), address.String())
+		s, err = openSocket(address, unix.SOCK_STREAM, func(fd int) error {
+			setTCPOptions(fd)
+			// The kernel has a bound of its own for the queue.
+			return os.NewSyscallError("listen", unix.Listen(fd, 1<<16-1))
+		})
+		return err
+	})
+	return s, err
+}
+
+// listenDatagrams is listen for UDP. Datagrams come with the address that they were sent to.
+func (n *namespace) listenDatagrams(address netip.AddrPort) (s socket, err error) {
+	err = n.do(func() error {
+		s, err = openSocket(address, unix.SOCK_DGRAM, func(fd int) error {
+			if address.Addr().Is4() {
+				return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1))
+			}
+			return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1))
+		})
+		return err
+	})
+	return s, err
+}
+
+func openSocket(address netip.AddrPort, kind int, prepare func(fd int) error) (socket, error) {
+	fd, err := unix.Socket(familyOf(address), kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return socket{}, os.NewSyscallError("socket", err)
+	}
+	if kind == unix.SOCK_STREAM {
+		// Connections that have just ended must not keep the port.
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	}
+	if err == nil && address.Addr().Is6() {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	err = os.NewSyscallError("setsockopt", err)
+	if err == nil {
+		err = os.NewSyscallError("bind", unix.Bind(fd, sockaddr(address)))
+	}
+	if err == nil {
+		err = prepare(fd)
+	}
+	if err != nil {
+		return socket{}, errors.Join(err, unix.Close(fd))
+	}
+	c, err := newConn(fd, address.String())
+	return socket{c}, err
+}
+
+// setTCPOptions finds peers that are gone after about two and a half minutes of silence, and sends what there
+// is at once. Without either, a connection works all the same.
+func setTCPOptions(fd int) {
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 60)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 6)
+}
+
+// listenNet is listen as net has it.
+func (n *namespace) listenNet(address netip.AddrPort) (l *net.TCPListener, err error) {
+	err = n.do(func() error {
+		got, err := new(net.ListenConfig).Listen(context.Background(), "tcp"+version(address), address.String())
 		if err == nil {
 			l = got.(*net.TCPListener)
 		}
@@ -138,63 +206,30 @@ func version(a netip.AddrPort) string {
 }
 
 // dial connects to address from inside the namespace, until ctx is done.
-func (n *namespace) dial(ctx context.Context, address netip.AddrPort) (*net.TCPConn, error) {
-	family := unix.AF_INET6
-	var to unix.Sockaddr = &unix.SockaddrInet6{Port: int(address.Port()), Addr: address.Addr().As16()}
-	if address.Addr().Is4() {
-		family, to = unix.AF_INET, &unix.SockaddrInet4{Port: int(address.Port()), Addr: address.Addr().As4()}
+func (n *namespace) dial(ctx context.Context, address netip.AddrPort) (*conn, error) {
+	c, err := n.connect(address, unix.SOCK_STREAM)
+	if err != nil {
+		return nil, err
 	}
-	fd := -1
-	err := n.do(func() (err error) {
-		fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-		return err
-	})
+	if err := c.awaitConnected(ctx); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// connect begins to connect to address from inside the namespace; with UDP there is nothing to wait for.
+func (n *namespace) connect(address netip.AddrPort, kind int) (*conn, error) {
+	fd, err := n.socket(familyOf(address), kind)
 	if err != nil {
 		return nil, fmt.Errorf("make socket: %w", err)
 	}
-	err = unix.Connect(fd, to)
+	if kind == unix.SOCK_STREAM {
+		setTCPOptions(fd)
+	}
+	err = unix.Connect(fd, sockaddr(address))
 	if err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
 	// From here on Go's poller waits for the socket.
-	f := os.NewFile(uintptr(fd), address.String())
-	defer func() { _ = f.Close() }() // FileConn takes a copy
-	if err := awaitConnected(ctx, f); err != nil {
-		return nil, err
-	}
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil, err
-	}
-	tcp := c.(*net.TCPConn)
-	// Without keep-alive a peer that is gone would merely be noticed later.
-	_ = tcp.SetKeepAliveConfig(keepAlive)
-	return tcp, nil
-}
-
-func awaitConnected(ctx context.Context, f *os.File) error {
-	stop := context.AfterFunc(ctx, func() { _ = f.SetWriteDeadline(time.Unix(1, 0)) })
-	defer stop()
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	err = raw.Write(func(fd uintptr) bool {
-		code, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
-		if err != nil || code != 0 {
-			failed = errors.Join(err, unix.Errno(code))
-			if err == nil {
-				failed = unix.Errno(code)
-			}
-			return true
-		}
-		// Writable is not connected yet: the poller may wake up too early.
-		_, err = unix.Getpeername(int(fd))
-		return err == nil
-	})
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return context.Cause(ctx)
-	}
-	return errors.Join(failed, err)
+	return newConn(fd, "backend")
 }

@@ -65,16 +65,31 @@ func inside(t testing.TB, path string) *namespace {
 
 func listenInside(t testing.TB, path, name, address string) {
 	t.Helper()
-	l, err := inside(t, path).listen(netip.MustParseAddrPort(address))
+	l, err := inside(t, path).listenNet(netip.MustParseAddrPort(address))
 	check(t, err)
 	serveOn(t, l, speak(name))
+}
+
+// dialInside connects from inside the namespace, with a connection as net has it.
+func dialInside(ctx context.Context, t testing.TB, path, address string) (*net.TCPConn, error) {
+	t.Helper()
+	made, err := inside(t, path).dial(ctx, netip.MustParseAddrPort(address))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = made.Close() }() // FileConn takes a copy
+	c, err := net.FileConn(made.file)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
 }
 
 func askInside(t testing.TB, path, address string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	c, err := inside(t, path).dial(ctx, netip.MustParseAddrPort(address))
+	c, err := dialInside(ctx, t, path, address)
 	if err != nil {
 		return "", err
 	}
@@ -119,7 +134,7 @@ func TestNamespacesAreKeptApart(t *testing.T) {
 				want = "NOERROR 10.101.0.1"
 			}
 			for _, server := range []string{"127.100.0.1:53", "[::1]:53"} {
-				c, err := inside(t, path).dial(t.Context(), netip.MustParseAddrPort(server))
+				c, err := dialInside(t.Context(), t, path, server)
 				check(t, err)
 				a, _, err := new(dns.Client).ExchangeWithConn(new(dns.Msg).SetQuestion(other+".internal.", dns.TypeA), &dns.Conn{Conn: c})
 				check(t, err)

@@ -13,9 +13,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,60 +26,104 @@ import (
 // Options configures Run. Zero values mean the defaults named.
 type Options struct {
 	// Socket is the path of the control socket. Whoever can connect to it controls the proxy, so it is made
-	// with mode 0600; "<Socket>.lock" beside it keeps a second proxy away.
+	// with mode 0600; "<Socket>.lock" beside it keeps a second proxy away, and "<Socket>.config" is the
+	// configuration in force, for the next process after one that was killed.
 	Socket string
+	// TakeOver takes the place of the proxy that runs on Socket, if there is one, without closing a socket or
+	// a connection.
+	TakeOver bool
+	// Build names the program's version in Status.
+	Build string
 	// ConnectTimeout bounds one attempt to reach a backend (3 s); all attempts for one connection together
 	// get three times as long.
 	ConnectTimeout time.Duration
-	// MaxConns bounds all open connections (what the limit of open files allows, at six for each).
+	// MaxConns bounds all open connections (what the limit of open files allows, at three for each).
 	MaxConns int
 	// ResolvConf names the resolvers that DNS questions are forwarded to ("/etc/resolv.conf").
 	ResolvConf string
 	// Log receives what operators should know. Nil discards it.
 	Log *slog.Logger
 
-	// resolverPort is 53 but in tests.
+	// resolverPort is 53, helloTimeout 5 s and chance random but in tests.
 	resolverPort string
+	helloTimeout time.Duration
+	chance       func() float64
 }
 
-// filesPerConn is what a connection holds: two sockets and, for splice, two pipes of two ends each.
-const filesPerConn = 6
+// filesPerConn is what a connection may hold: two sockets, and a share of the pipes. A stream that flows both ways
+// just now takes four descriptors more, but with none left bytes are copied.
+const filesPerConn = 3
 
-// Run serves until ctx is done or a client asks for Shutdown, closes every connection, and returns when all
-// it started has ended. It returns an error when it could not begin.
+// Run serves until ctx is done, a client asks for Shutdown, or a newer proxy has taken over and all connections
+// have ended; then it closes what is left, and returns when all it started has ended. It returns an error when
+// it could not begin.
 func Run(ctx context.Context, o Options) error {
 	o = o.withDefaults()
-	lock, err := takeLock(o.Socket + ".lock")
-	if err != nil {
-		return fmt.Errorf("run proxy: %w", err)
-	}
-	defer func() { _ = lock.Close() }()
 	ctx, shutdown := context.WithCancel(ctx)
 	defer shutdown()
 	e := newEngine(ctx, o)
-	c, err := openControl(o.Socket, e, shutdown)
+	c, err := o.begin(e, shutdown)
 	if err != nil {
+		e.close()
 		return fmt.Errorf("run proxy: %w", err)
 	}
 	var serving sync.WaitGroup
 	serving.Go(c.serve)
-	o.Log.Info("proxy is ready", "socket", o.Socket, "max_conns", o.MaxConns)
+	o.Log.Info("proxy is ready", "socket", o.Socket, "max_conns", o.MaxConns, "build", o.Build)
 	again := time.NewTicker(retryEvery)
 	defer again.Stop()
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && !c.succeeded() {
 		select {
 		case <-again.C:
 			e.retry()
+		case <-c.left:
 		case <-ctx.Done():
 		}
 	}
-	err = c.close()
+	if c.succeeded() {
+		o.Log.Info("a newer proxy has taken over; carrying on with the open connections", "connections", e.places.inside())
+		c.linger(ctx)
+	}
+	err = c.close(ctx)
 	serving.Wait()
 	e.close()
 	if err != nil {
 		return fmt.Errorf("stop proxy: %w", err)
 	}
 	return nil
+}
+
+// begin takes over from an older proxy or, when there is none, begins with the configuration of one that was
+// killed.
+func (o Options) begin(e *engine, shutdown context.CancelFunc) (*control, error) {
+	if o.TakeOver {
+		in, err := inherit(o.Socket)
+		if err == nil {
+			e.inherit(in)
+			in.close()
+			return newControl(in.control, o, e, in.lock, &predecessor{client: in.link}, shutdown), nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+			return nil, fmt.Errorf("take over from the proxy on %s: %w", o.Socket, err)
+		}
+	}
+	lock, err := takeLock(o.Socket + ".lock")
+	if err != nil {
+		return nil, err
+	}
+	last, err := o.recall()
+	if err == nil && last != nil {
+		err = e.apply(last)
+	}
+	if err != nil {
+		// The agent will tell it again.
+		o.Log.Warn("beginning without a configuration", "err", err)
+	}
+	l, err := listenControl(o.Socket)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return newControl(l, o, e, lock, nil, shutdown), nil
 }
 
 // retryEvery is how often it is tried again to get a port that was taken.
@@ -93,12 +139,19 @@ func (o Options) withDefaults() Options {
 	if o.resolverPort == "" {
 		o.resolverPort = "53"
 	}
+	if o.helloTimeout == 0 {
+		o.helloTimeout = helloTimeout
+	}
+	if o.chance == nil {
+		o.chance = randomly
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	files := raiseFileLimit()
 	if o.MaxConns <= 0 {
 		const reserve = 1024 // for listeners, namespaces and DNS
-		o.MaxConns = max((raiseFileLimit()-reserve)/filesPerConn, 64)
+		o.MaxConns = max((files-reserve)/filesPerConn, 64)
 	}
 	return o
 }
