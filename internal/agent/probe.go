@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/pinnacehq/pinnace/internal/manifest"
+	"github.com/pinnacehq/pinnace/internal/proxy"
 )
 
 // maxProbeBody is how much of an answer is read; the rest has no say.
@@ -79,18 +80,35 @@ func (h *health) dialPorts(ctx context.Context) error {
 }
 
 func (h *health) dialPort(ctx context.Context, port manifest.Port) error {
-	conn, err := h.agent.Network.Dial(ctx, h.assignment.Environment, h.address(port))
+	conn, err := h.dial(ctx, port)
 	if err != nil {
-		return shortDialError(err)
+		return err
 	}
 	return conn.Close()
 }
 
-func (h *health) get(ctx context.Context, port manifest.Port, p *manifest.Probe) error {
-	// The connection is made here because a Transport goes on dialling when the request's time is up.
+// dial connects for a probe. Who expects a PROXY header is told that nobody is behind this connection.
+func (h *health) dial(ctx context.Context, port manifest.Port) (net.Conn, error) {
 	conn, err := h.agent.Network.Dial(ctx, h.assignment.Environment, h.address(port))
 	if err != nil {
-		return shortDialError(err)
+		return nil, shortDialError(err)
+	}
+	if port.ProxyProtocol != manifest.ProxyProtocolV2 {
+		return conn, nil
+	}
+	// It fits into the buffer of a connection that is new.
+	if _, err := conn.Write(proxy.LocalHeader()); err != nil {
+		_ = conn.Close()
+		return nil, shortDialError(err)
+	}
+	return conn, nil
+}
+
+func (h *health) get(ctx context.Context, port manifest.Port, p *manifest.Probe) error {
+	// The connection is made here because a Transport goes on dialling when the request's time is up.
+	conn, err := h.dial(ctx, port)
+	if err != nil {
+		return err
 	}
 	defer func() { _ = conn.Close() }() // the answer is all that counts
 	transport := &http.Transport{

@@ -6,7 +6,9 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/manifest"
@@ -101,17 +103,27 @@ func virtualAddresses(app *pinnacev1.AssignedApp) []netip.Addr {
 	return addrs
 }
 
+// slowStart is for how long an instance that comes to others is spared, so that it is not buried under the
+// connections of all new clients while its caches are cold.
+const slowStart = 10 * time.Second
+
 // listeners are what one member's ports need, with the member as the only backend.
 func (r *routes) listeners(m *member) []proxy.Listener {
 	var out []proxy.Listener
-	add := func(id, netns string, address netip.AddrPort, port int) {
-		out = append(out, proxy.Listener{
-			ID: id, Netns: netns, Address: address, Protocol: proxy.TCP, Backends: m.backends(port),
-		})
+	add := func(id, netns string, address netip.AddrPort, port manifest.Port) {
+		l := proxy.Listener{
+			ID: id, Netns: netns, Address: address, Protocol: port.Protocol, Backends: m.backends(port.Port),
+			SlowStartMS: int(slowStart.Milliseconds()),
+		}
+		if port.ProxyProtocol == manifest.ProxyProtocolV2 {
+			// Whoever connects, the instance reads a header first.
+			l.ProxyProtocol = proxy.ProxyV2
+		}
+		out = append(out, l)
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.ports)) {
 		port := m.ports[name]
-		if port.Protocol != "tcp" || port.Expose == "none" {
+		if port.Expose == manifest.ExposeNone {
 			continue
 		}
 		for _, app := range r.apps(m.environment) {
@@ -120,16 +132,24 @@ func (r *routes) listeners(m *member) []proxy.Listener {
 			}
 			for _, addr := range virtualAddresses(app) {
 				at := addrPort(addr, port.Port)
-				add(strings.Join([]string{"internal", m.environment, m.app, at.String()}, "/"), m.netns, at, port.Port)
+				add(listenerID(port, "internal", m.environment, m.app, at.String()), m.netns, at, port)
 			}
 		}
 		if isRawPublic(port) {
 			at := addrPort(r.agent.PublicAddress, port.PublicPort)
-			add("public/"+at.String(), "", at, port.Port)
+			add(listenerID(port, "public", at.String()), "", at, port)
 		}
 	}
 	slices.SortFunc(out, func(a, b proxy.Listener) int { return cmp.Compare(a.ID, b.ID) })
 	return out
+}
+
+// listenerID tells apart what listens at the same address over TCP and over UDP.
+func listenerID(port manifest.Port, parts ...string) string {
+	if port.Protocol == manifest.ProtocolUDP {
+		parts = append(parts, manifest.ProtocolUDP)
+	}
+	return strings.Join(parts, "/")
 }
 
 // backends is the member as a backend at one of its ports, or nothing while it gets no connections.
@@ -146,19 +166,23 @@ func (m *member) backends(port int) []proxy.Backend {
 	return []proxy.Backend{b}
 }
 
-// publicPorts are the ports of the host that the member needs.
-func (m *member) publicPorts() []int {
-	var ports []int
+// publicPorts are the ports of the host that the member needs, as "80" or "53 (udp)".
+func (m *member) publicPorts() []string {
+	var ports []string
 	for _, port := range m.ports {
 		if isRawPublic(port) {
-			ports = append(ports, port.PublicPort)
+			name := strconv.Itoa(port.PublicPort)
+			if port.Protocol == manifest.ProtocolUDP {
+				name += " (udp)"
+			}
+			ports = append(ports, name)
 		}
 	}
 	return ports
 }
 
 func isRawPublic(p manifest.Port) bool {
-	return p.Protocol == "tcp" && p.Expose == "public" && p.Edge == "raw"
+	return p.Expose == manifest.ExposePublic && p.Edge == manifest.EdgeRaw
 }
 
 func addrPort(addr netip.Addr, port int) netip.AddrPort {

@@ -149,7 +149,7 @@ func (r *routes) join(t *attempt) error {
 	for _, port := range m.publicPorts() {
 		for _, other := range r.members {
 			if slices.Contains(other.publicPorts(), port) && (other.environment != m.environment || other.app != m.app) {
-				return fmt.Errorf("public port %d is taken by app %s of environment %s", port, other.app, other.environment)
+				return fmt.Errorf("public port %s is taken by app %s of environment %s", port, other.app, other.environment)
 			}
 		}
 	}

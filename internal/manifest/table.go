@@ -132,7 +132,7 @@ func portKeys() []Key {
 			Doc: "Number that the process listens on, unique per protocol.",
 			ref: func(s *scope) any { return &s.port.Port },
 		}, {
-			Path: "ports.*.protocol", decides: true, Type: String, Default: `"tcp"`, Values: []string{ProtocolTCP, ProtocolUDP}, Effect: EffectReplace, Pending: []string{ProtocolUDP},
+			Path: "ports.*.protocol", decides: true, Type: String, Default: `"tcp"`, Values: []string{ProtocolTCP, ProtocolUDP}, Effect: EffectReplace,
 			Doc: "Transport protocol.",
 			ref: func(s *scope) any { return &s.port.Protocol },
 		}, {
@@ -156,7 +156,7 @@ func portKeys() []Key {
 			DefaultWhen:  []Case{{When: Condition{{Key: "edge", Values: []string{EdgeSNI}}}, Value: `443`}},
 			ref:          func(s *scope) any { return &s.port.PublicPort },
 		}, {
-			Path: "ports.*.proxy_protocol", Type: String, Default: `"none"`, Values: []string{ProxyProtocolNone, ProxyProtocolV2}, Effect: EffectReplace, Pending: []string{ProxyProtocolV2},
+			Path: "ports.*.proxy_protocol", Type: String, Default: `"none"`, Values: []string{ProxyProtocolNone, ProxyProtocolV2}, Effect: EffectReplace,
 			Doc:  "Whether connections begin with a PROXY protocol header that carries the client's address.",
 			When: slices.Concat(Condition{{Key: "protocol", Values: []string{ProtocolTCP}}}, public),
 			ref:  func(s *scope) any { return &s.port.ProxyProtocol },
