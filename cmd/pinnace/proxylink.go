@@ -13,21 +13,25 @@ import (
 	"github.com/pinnacehq/pinnace/internal/proxy"
 )
 
-// startProxy connects to the host's proxy, starting it when none runs. The function that it returns ends
-// the proxy.
+// startProxy connects to the host's proxy, starting it when none runs, and a newer one when one of another
+// version does. The function that it returns ends the proxy.
 func (r *agentRole) startProxy(ctx context.Context) (*proxyLink, func() error, error) {
 	socket := proxySocket(r.dirs.run)
-	if client, err := proxy.Dial(ctx, socket); err == nil {
+	build, err := proxyBuild(ctx, socket)
+	if err == nil && build == version {
 		r.log.Info("found the proxy of an earlier run; using it")
-		link := &proxyLink{socket: socket, client: client}
+		link := &proxyLink{socket: socket}
 		return link, func() error { return link.shutdown(ctx) }, nil
+	}
+	if err == nil {
+		r.log.Info("found a proxy of another version; upgrading it", "from", build, "to", version)
 	}
 	self, err := os.Executable()
 	if err != nil {
 		return nil, nil, err
 	}
 	// The proxy must not die of the Ctrl-C that is meant for the agent, which stops it in order.
-	cmd := exec.Command(self, "proxy", "--run-dir", r.dirs.run, "--log-level", r.logLevel.String())
+	cmd := exec.Command(self, "proxy", "--take-over", "--run-dir", r.dirs.run, "--log-level", r.logLevel.String())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
@@ -35,11 +39,10 @@ func (r *agentRole) startProxy(ctx context.Context) (*proxyLink, func() error, e
 	}
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
-	client, err := dialProxy(ctx, socket, exited)
-	if err != nil {
+	if err := awaitProxy(ctx, socket, cmd.Process.Pid, exited); err != nil {
 		return nil, nil, err
 	}
-	link := &proxyLink{socket: socket, client: client}
+	link := &proxyLink{socket: socket}
 	return link, func() error {
 		shutErr := link.shutdown(ctx)
 		select {
@@ -51,23 +54,43 @@ func (r *agentRole) startProxy(ctx context.Context) (*proxyLink, func() error, e
 	}, nil
 }
 
-// dialProxy connects to a proxy that was just started.
-func dialProxy(ctx context.Context, socket string, exited <-chan error) (*proxy.Client, error) {
+// proxyBuild is the version of the proxy that listens on socket.
+func proxyBuild(ctx context.Context, socket string) (string, error) {
+	status, err := proxyStatus(ctx, socket)
+	if err != nil {
+		return "", err
+	}
+	return status.Build, nil
+}
+
+func proxyStatus(ctx context.Context, socket string) (*proxy.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	client, err := proxy.Dial(ctx, socket)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = client.Close() }()
+	return client.Status(ctx)
+}
+
+// awaitProxy waits until it is the proxy just started that listens on socket.
+func awaitProxy(ctx context.Context, socket string, pid int, exited <-chan error) error {
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		client, err := proxy.Dial(ctx, socket)
-		if err == nil {
-			return client, nil
+		status, err := proxyStatus(ctx, socket)
+		if err == nil && status.PID == pid {
+			return nil
 		}
 		select {
 		case exitErr := <-exited:
-			return nil, fmt.Errorf("the proxy ended at once: %w", exitErr)
+			return fmt.Errorf("the proxy ended at once: %w", exitErr)
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return ctx.Err()
 		case <-time.After(20 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("the proxy does not answer: %w", err)
+			return errors.Join(errors.New("the proxy just started does not answer"), err)
 		}
 	}
 }
@@ -81,23 +104,30 @@ type proxyLink struct {
 	client *proxy.Client // guarded by mu; nil when the connection was lost
 }
 
-// with calls f with a connection. One that failed is not used again.
+// with calls f with a connection. One that failed is not used again, and if it was an old one, a new one gets
+// a chance: a newer proxy may have taken over meanwhile. All requests can be made twice.
 func (l *proxyLink) with(ctx context.Context, f func(*proxy.Client) (*proxy.Status, error)) (*proxy.Status, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.client == nil {
-		client, err := proxy.Dial(ctx, l.socket)
-		if err != nil {
-			return nil, err
+	for {
+		fresh := l.client == nil
+		if fresh {
+			client, err := proxy.Dial(ctx, l.socket)
+			if err != nil {
+				return nil, err
+			}
+			l.client = client
 		}
-		l.client = client
-	}
-	status, err := f(l.client)
-	if err != nil && !errors.Is(err, proxy.ErrStale) {
+		status, err := f(l.client)
+		if err == nil || errors.Is(err, proxy.ErrStale) {
+			return status, err
+		}
 		_ = l.client.Close() // it is of no use any more
 		l.client = nil
+		if fresh || ctx.Err() != nil {
+			return status, err
+		}
 	}
-	return status, err
 }
 
 // Apply implements agent.Proxy.
