@@ -22,7 +22,7 @@ var layers = []struct {
 	{"cmd", []string{"cmd/pinnace", "cmd/pinnace/initbin", "cmd/pinnace-init"}},
 	{"actors", []string{"internal/server", "internal/agent"}},
 	{"mechanisms", []string{
-		"internal/eventlog", "internal/registry", "internal/inflate", "internal/erofs", "internal/image", "internal/kernel",
+		"internal/eventlog", "internal/registry", "internal/inflate", "internal/erofs", "internal/sandbox", "internal/image", "internal/kernel",
 		"internal/vm", "internal/guest", "internal/network", "internal/proxy",
 	}},
 	{"values", []string{

@@ -17,6 +17,7 @@ import (
 var version = "unknown"
 
 func main() {
+	confined()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	c := &cli{
 		stdin:  os.Stdin,

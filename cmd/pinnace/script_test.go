@@ -18,6 +18,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	confined()
 	testscript.Main(m, map[string]func(){
 		"pinnace": func() {
 			c := &cli{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv}

@@ -1,17 +1,13 @@
 package image
 
 import (
-	"bufio"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash/crc32"
-	"io"
+	"os"
 	"strings"
-
-	"github.com/pinnacehq/pinnace/internal/durable"
-	"github.com/pinnacehq/pinnace/internal/erofs"
 )
 
 // identity names the file system that the converter makes of layers. The first half of it is the UUID.
@@ -24,58 +20,62 @@ func uuidOf(id [sha256.Size]byte) string {
 	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
 }
 
-// assemble merges the layers, writes the metadata, and records that the image is complete.
-func (s *Store) assemble(spec *spec, layers []*layerFile) (*Image, error) {
-	t := newTree(s.limits)
-	devices := make([]erofs.Device, len(layers))
-	for i, l := range layers {
-		x, err := readIndex(l.idx)
-		if err != nil {
-			return nil, fmt.Errorf("layer %d: read index: %w", i+1, err)
-		}
-		if err := t.apply(x, uint16(i+1)); err != nil {
-			return nil, fmt.Errorf("layer %d of %d (%s): %w", i+1, len(layers), l.diffID, err)
-		}
-		devices[i] = erofs.Device{Tag: strings.TrimPrefix(l.diffID, digestPrefix), Size: l.size}
-	}
-	t.prune()
+// assemble has the layers merged, stores the metadata, and records that the image is complete.
+func (s *Store) assemble(ctx context.Context, w *worker, spec *spec, layers []*layerFile) (*Image, error) {
 	id := identity(spec.diffIDs)
-	r, err := s.writeMetadata(t.Tree, id, devices)
+	files, err := s.createAll(s.metadataPath(id))
 	if err != nil {
-		return nil, fmt.Errorf("write metadata: %w", err)
+		return nil, err
 	}
-	r.Manifest, r.Config = spec.manifest, spec.config
+	m, err := s.merge(ctx, w, id, layers, files[0].file)
+	if err != nil {
+		return nil, errors.Join(err, discardAll(files))
+	}
+	if err := publish(files); err != nil {
+		return nil, fmt.Errorf("store metadata: %w", err)
+	}
+	if err := s.syncNames(); err != nil {
+		return nil, err
+	}
+	r := &record{
+		Converter: Converter, Manifest: spec.manifest, Config: spec.config,
+		MetadataSHA256: m.SHA256, MetadataCRC32C: m.CRC32C, MetadataSize: m.Size,
+	}
 	if err := s.writeRecord(spec.digest, r); err != nil {
 		return nil, fmt.Errorf("write record: %w", err)
 	}
 	return s.image(spec, r, layers), nil
 }
 
-// writeMetadata writes the file system of a tree and gives a record with its checksums.
-func (s *Store) writeMetadata(tree *erofs.Tree, id [sha256.Size]byte, devices []erofs.Device) (*record, error) {
-	f, err := s.create()
+// merge has the confined process write the file system of the layers to out.
+func (s *Store) merge(ctx context.Context, w *worker, id [sha256.Size]byte, layers []*layerFile, out *os.File) (*metadataReport, error) {
+	r := &request{Task: taskMerge, Limits: s.limits, UUID: [16]byte(id[:16])}
+	files := []*os.File{out}
+	defer func() { closeFiles(files[1:]) }()
+	for i, l := range layers {
+		idx, err := os.Open(l.idx)
+		if err != nil {
+			return nil, fmt.Errorf("layer %d: read index: %w", i+1, err)
+		}
+		files = append(files, idx)
+		r.Layers = append(r.Layers, requestLayer{DiffID: l.diffID, Size: l.size})
+	}
+	j, err := w.begin(ctx, "the indexes", nil, r, files...)
 	if err != nil {
 		return nil, err
 	}
-	sum, crc := sha256.New(), crc32.New(crc32.MakeTable(crc32.Castagnoli))
-	size := new(counter)
-	buffered := bufio.NewWriterSize(io.MultiWriter(f, sum, crc, size), 1<<20)
-	err = erofs.Write(buffered, tree, erofs.Options{BlockSize: sectorSize, UUID: [16]byte(id[:16]), Devices: devices})
-	if err == nil {
-		err = buffered.Flush()
-	}
+	done, err := w.end(j)
 	if err != nil {
-		return nil, errors.Join(err, durable.Discard(f))
-	}
-	if err := durable.Commit(f, s.metadataPath(id)); err != nil {
 		return nil, err
 	}
-	return &record{
-		Converter:      Converter,
-		MetadataSHA256: hex.EncodeToString(sum.Sum(nil)),
-		MetadataCRC32C: crc.Sum32(),
-		MetadataSize:   int64(*size),
-	}, nil
+	info, err := out.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if done.Metadata == nil || done.Metadata.Size != info.Size() {
+		return nil, fmt.Errorf("%w: it says nothing true about the metadata", errConfined)
+	}
+	return done.Metadata, nil
 }
 
 func (s *Store) metadataPath(id [sha256.Size]byte) string {
@@ -97,12 +97,4 @@ func (s *Store) image(spec *spec, r *record, layers []*layerFile) *Image {
 		img.Layers = append(img.Layers, Layer{DiffID: l.diffID, Path: l.tar, Size: l.size})
 	}
 	return img
-}
-
-// A counter is a writer that counts.
-type counter int64
-
-func (c *counter) Write(p []byte) (int, error) {
-	*c += counter(len(p))
-	return len(p), nil
 }

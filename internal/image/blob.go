@@ -1,8 +1,6 @@
 package image
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -10,10 +8,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-
-	"github.com/klauspost/compress/zstd"
-
-	"github.com/pinnacehq/pinnace/internal/inflate"
 )
 
 // A blobReader reads a blob, counts and hashes it, and refuses a byte more than the manifest declares.
@@ -58,41 +52,4 @@ func (r *blobReader) verify() error {
 		return corrupt("received %s, want %s", got, r.want.Digest)
 	}
 	return nil
-}
-
-// decompress looks at the first bytes of a blob, because registries and media types are known to disagree
-// with them, and gives its content.
-func decompress(src io.Reader) (io.ReadCloser, error) {
-	buffered := bufio.NewReaderSize(src, 64<<10)
-	magic, err := buffered.Peek(6)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	switch {
-	case len(magic) == 0:
-		return nil, refuse("blob is empty, so it holds no tar")
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		return io.NopCloser(inflate.NewReader(buffered)), nil // of any number of members
-	case isZstd(magic):
-		z, err := zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-			zstd.WithDecoderMaxWindow(maxZstdWindow))
-		if err != nil {
-			return nil, err
-		}
-		return z.IOReadCloser(), nil
-	case bytes.HasPrefix(magic, []byte("\xfd7zXZ\x00")):
-		return nil, refuse("compressed with xz, want gzip, zstd or nothing")
-	case bytes.HasPrefix(magic, []byte("BZh")):
-		return nil, refuse("compressed with bzip2, want gzip, zstd or nothing")
-	default:
-		return io.NopCloser(buffered), nil
-	}
-}
-
-// isZstd knows a frame, and the skippable frames that zstd streams may begin with.
-func isZstd(magic []byte) bool {
-	if bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) {
-		return true
-	}
-	return len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:4], []byte{0x2a, 0x4d, 0x18})
 }

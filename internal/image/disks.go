@@ -1,7 +1,6 @@
 package image
 
 import (
-	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -51,24 +50,17 @@ func (s *Store) pack(layers []Layer) (string, error) {
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	if err := s.withRoom(context.Background(), p.size, func() error { return s.makePack(p, path) }); err != nil {
-		return "", err
-	}
-	return path, nil
-}
-
-func (s *Store) makePack(p *packPlan, path string) error {
 	f, err := s.create()
 	if err != nil {
-		return err
+		return "", err
 	}
 	if err := p.write(f); err != nil {
-		return errors.Join(fmt.Errorf("make pack disk: %w", err), durable.Discard(f))
+		return "", errors.Join(fmt.Errorf("make pack disk: %w", err), durable.Discard(f))
 	}
 	if err := durable.Commit(f, path); err != nil {
-		return fmt.Errorf("store pack disk: %w", err)
+		return "", fmt.Errorf("store pack disk: %w", err)
 	}
-	return nil
+	return path, nil
 }
 
 func (p *packPlan) write(f *os.File) error {

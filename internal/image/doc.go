@@ -5,6 +5,9 @@
 // An image is the merge of its layers' indexes, written as an EROFS file system whose file contents lie in
 // those tars. docs/design/layers.md has the rules for layers that are odd or hostile.
 //
+// Everything that reads what is in a layer runs in a process of its own (package sandbox), which can do nothing
+// but that: confined.go is its side, worker.go the store's.
+//
 // The package speaks to no registry (see Source), starts no machine, and knows nothing of releases or
 // environments. An image's config is data to pass on, never a policy to follow.
 //

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"sync"
 )
 
@@ -26,12 +27,13 @@ type flight struct {
 // work does something once, tells report how far it is, and ends when ctx does.
 type work func(ctx context.Context, report func(bytes int64)) error
 
-// do runs work under key, or waits for the one that runs. When that one fails, the caller's own is tried:
+// do runs work under key, or waits for the one that runs. Before it runs its own it calls hold, and when that has
+// ended the function that hold returned: work can outlast the caller. When that one fails, the caller's own is tried:
 // the other caller's source may have been at fault, its credentials for instance. progress is not called
 // any more once do has returned.
-func (f *flights) do(ctx context.Context, key string, progress func(bytes int64), w work) error {
+func (f *flights) do(ctx context.Context, key string, progress func(bytes int64), w work, hold func() func() error) error {
 	for {
-		current, id, mine := f.join(ctx, key, progress, w)
+		current, id, mine := f.join(ctx, key, progress, w, hold)
 		select {
 		case <-current.done:
 		case <-ctx.Done():
@@ -47,7 +49,7 @@ func (f *flights) do(ctx context.Context, key string, progress func(bytes int64)
 }
 
 // join listens to the flight for key, which it starts when there is none; mine says that it did.
-func (f *flights) join(ctx context.Context, key string, progress func(int64), w work) (current *flight, id int, mine bool) {
+func (f *flights) join(ctx context.Context, key string, progress func(int64), w work, hold func() func() error) (current *flight, id int, mine bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if current := f.active[key]; current != nil {
@@ -61,8 +63,9 @@ func (f *flights) join(ctx context.Context, key string, progress func(int64), w 
 	}
 	f.active[key] = current
 	id = current.listen(progress)
+	release := hold()
 	go func() {
-		current.err = w(ctx, current.report)
+		current.err = errors.Join(w(ctx, current.report), release())
 		f.mu.Lock()
 		if f.active[key] == current {
 			delete(f.active, key)

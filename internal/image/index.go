@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"iter"
 	"os"
 	"strings"
@@ -30,11 +31,12 @@ const (
 
 var errIndex = errors.New("index is damaged")
 
-// An indexWriter collects the entries of an index.
+// An indexWriter collects the entries of an index, or passes them on to a file: then it holds few of them.
 type indexWriter struct {
 	payload strings.Builder
 	scratch []byte
 	count   int
+	file    *indexFile // nil to collect
 }
 
 func (w *indexWriter) add(e *entry) {
@@ -45,6 +47,43 @@ func (w *indexWriter) add(e *entry) {
 	w.payload.Write(length[:1+n])
 	w.payload.Write(w.scratch)
 	w.count++
+	if w.file != nil && w.payload.Len() >= indexChunk {
+		w.file.write(w.payload.String())
+		w.payload.Reset()
+	}
+}
+
+// indexChunk is how much of an index is written at a time.
+const indexChunk = 64 << 10
+
+// finish writes the rest to the file, and the header in front of it.
+func (w *indexWriter) finish(size int64) error {
+	w.file.write(w.payload.String())
+	w.payload.Reset()
+	header := make([]byte, indexHeader)
+	putHeader(header, size, uint64(w.count), uint64(w.file.length), w.file.sum)
+	if w.file.err == nil {
+		_, w.file.err = w.file.file.WriteAt(header, 0)
+	}
+	return w.file.err
+}
+
+// An indexFile is an index that is being written. The first error stays.
+type indexFile struct {
+	file   io.WriterAt
+	length int64
+	sum    uint32
+	err    error
+}
+
+func (f *indexFile) write(payload string) {
+	if f.err != nil {
+		return
+	}
+	b := []byte(payload)
+	f.sum = crc32.Update(f.sum, crc32.MakeTable(crc32.Castagnoli), b)
+	_, f.err = f.file.WriteAt(b, indexHeader+f.length)
+	f.length += int64(len(b))
 }
 
 func (w *indexWriter) index(size int64) *index {
@@ -55,19 +94,18 @@ func (w *indexWriter) index(size int64) *index {
 func (x *index) encode() []byte {
 	b := make([]byte, indexHeader+len(x.payload))
 	copy(b[indexHeader:], x.payload)
-	putHeader(b, x.size, uint64(x.count))
+	putHeader(b, x.size, uint64(x.count), uint64(len(x.payload)), checksum(b[indexHeader:]))
 	return b
 }
 
-// putHeader writes the header in front of the payload that b has already.
-func putHeader(b []byte, size int64, count uint64) {
-	payload := b[indexHeader:]
+// putHeader writes the header to the front of b.
+func putHeader(b []byte, size int64, count, length uint64, sum uint32) {
 	copy(b, indexMagic)
 	le := binary.LittleEndian
 	le.PutUint64(b[8:], uint64(size))
 	le.PutUint64(b[16:], count)
-	le.PutUint64(b[24:], uint64(len(payload)))
-	le.PutUint32(b[32:], checksum(payload))
+	le.PutUint64(b[24:], length)
+	le.PutUint32(b[32:], sum)
 }
 
 // append appends what follows kind and length: the path, and by kind the link's target or the inode.

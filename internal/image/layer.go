@@ -7,9 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-
-	"github.com/pinnacehq/pinnace/internal/durable"
-	"github.com/pinnacehq/pinnace/internal/inflate"
 )
 
 // A layerFile is where a layer is in the store.
@@ -58,113 +55,164 @@ func (l *layerFile) check() (bool, error) {
 
 // ensure makes the layer be there, from the tar that is there already if only the index is missing,
 // otherwise from src.
-func (s *Store) ensure(ctx context.Context, src Source, l *layerFile, report func(int64)) error {
+func (s *Store) ensure(ctx context.Context, src Source, w *worker, l *layerFile, report func(int64)) error {
 	if ok, err := l.check(); ok || err != nil {
 		return err
 	}
-	if s.reindex(ctx, l) == nil {
+	if s.reindex(ctx, w, l) == nil {
 		return nil
 	}
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	return s.fetch(ctx, src, l, report)
+	return s.fetch(ctx, src, w, l, report)
 }
 
 // reindex makes the index of a tar that is there. It reads all of it, so a damaged tar is found.
-func (s *Store) reindex(ctx context.Context, l *layerFile) error {
-	f, err := os.Open(l.tar)
+func (s *Store) reindex(ctx context.Context, w *worker, l *layerFile) error {
+	tar, err := os.Open(l.tar)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	stop := context.AfterFunc(ctx, func() { f.Close() })
-	defer stop()
-	x, err := scan(f, io.Discard, l.diffID, s.limits)
+	defer tar.Close()
+	files, err := s.createAll(l.idx)
 	if err != nil {
 		return err
 	}
-	l.size = x.size
-	return s.write(l.idx, x.encode())
+	j, err := w.begin(ctx, "layer "+l.diffID, nil, &request{Task: taskIndex, DiffID: l.diffID, Limits: s.limits}, tar, files[0].file)
+	if err != nil {
+		return errors.Join(err, discardAll(files))
+	}
+	done, err := w.end(j)
+	if err != nil {
+		return errors.Join(err, discardAll(files))
+	}
+	l.size = done.Size
+	return publish(files)
 }
 
-// fetch gets the layer's blob and puts tar and index into the store. The index goes first: whoever sees
-// the tar finds the index.
-func (s *Store) fetch(ctx context.Context, src Source, l *layerFile, report func(int64)) error {
-	f, err := s.create()
+// fetch gets the layer's blob and puts tar and index into the store. The index gets its name first: whoever
+// sees the tar most likely finds the index, and makes it again where a crash left none.
+func (s *Store) fetch(ctx context.Context, src Source, w *worker, l *layerFile, report func(int64)) error {
+	files, err := s.createAll(l.idx, l.tar)
 	if err != nil {
 		return err
 	}
-	x, err := s.receive(ctx, src, l, s.metered(ctx, f), report)
+	idx, tar := files[0].file, files[1].file
+	size, err := s.receive(ctx, src, w, l, tar, idx, report)
+	if err == nil {
+		err = tar.Truncate(size) // the last page was written whole
+	}
 	if err != nil {
-		return errors.Join(err, durable.Discard(f))
+		return errors.Join(err, discardAll(files))
 	}
-	if err := s.write(l.idx, x.encode()); err != nil {
-		return errors.Join(fmt.Errorf("store index: %w", err), durable.Discard(f))
-	}
-	if err := durable.Commit(f, l.tar); err != nil {
+	if err := publish(files); err != nil {
 		return fmt.Errorf("store layer: %w", err)
 	}
-	l.size = x.size
+	l.size = size
 	return nil
 }
 
-// receive runs a blob through its stages: fetch and hash, decompress, hash and write and list.
-func (s *Store) receive(ctx context.Context, src Source, l *layerFile, dst io.Writer, report func(int64)) (*index, error) {
+// receive fetches a blob and has it decoded. Fetching and hashing are this process's part, all else is the
+// confined one's.
+func (s *Store) receive(ctx context.Context, src Source, w *worker, l *layerFile, tar, idx *os.File, report func(int64)) (size int64, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	body, err := src.Blob(ctx, l.blob.Digest, l.blob.Size)
 	if err != nil {
 		if l.blob.foreign() {
-			return nil, fmt.Errorf("fetch foreign layer, which is taken from the image's own registry only: %w", err)
+			return 0, fmt.Errorf("fetch foreign layer, which is taken from the image's own registry only: %w", err)
 		}
-		return nil, fmt.Errorf("fetch: %w", err)
+		return 0, fmt.Errorf("fetch: %w", err)
 	}
 	defer body.Close()
+	ring, theirs, err := newRing(s.mayWrite(ctx))
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, ring.close()) }()
+	unbuffered(tar)
+	j, err := w.begin(ctx, "layer "+l.blob.Digest, notesOf(ring.memory), &request{Task: taskLayer, DiffID: l.diffID, Limits: s.limits},
+		append(theirs, tar, idx)...)
+	closeFiles(theirs)
+	if err != nil {
+		return 0, err
+	}
 	blob := newBlobReader(ctx, body, l.blob, report)
-	fetched := newReadAhead(blob)
-	defer fetched.Close()
-	defer cancel() // so that the goroutine's read ends before Close waits for it
-
-	x, err := s.unpack(fetched, dst, l.diffID)
-	if err != nil && !blame(err) {
-		return nil, err
+	fed := w.feed(ring, blob)
+	if fed != nil && !errors.Is(fed, errRingClosed) {
+		// The decoder finds that there is no more; what it says about that is of no interest.
+		err := ring.stop()
+		_, _ = w.end(j)
+		return 0, errors.Join(fed, err)
 	}
-	// The rest of the blob: nothing after a good one; after one that makes no sense, what it takes to tell
-	// whether it is the right one.
-	switch _, rest := io.CopyN(io.Discard, fetched, maxBlame); {
-	case errors.Is(rest, io.EOF):
-		if bad := blob.verify(); bad != nil {
-			return nil, bad
+	done, err := w.end(j)
+	switch {
+	case ring.gave() != nil:
+		return 0, ring.gave()
+	case err == nil && fed == nil:
+		if done.Size < sectorSize || done.Size > s.limits.LayerBytes {
+			return 0, fmt.Errorf("%w: it says that the layer has %d bytes", errConfined, done.Size)
 		}
-		return x, err
-	case rest != nil:
-		return nil, fmt.Errorf("fetch: %w", rest)
+		return done.Size, nil
 	case err == nil:
-		return nil, corrupt("%s goes on after its content", l.blob.Digest)
-	default:
-		return nil, err
+		return 0, fmt.Errorf("%w: it ended before its blob did", errConfined)
+	case fed != nil && errors.Is(err, ErrRefused):
+		return 0, blame(blob, err)
 	}
+	return 0, err
+}
+
+// feed moves a blob into the ring, and verifies it before it says that it was all.
+func (w *worker) feed(ring *ringWriter, blob *blobReader) error {
+	for {
+		slot, err := ring.slot(w.patience)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			w.hung()
+			err = errRingClosed
+		}
+		if err != nil {
+			return err
+		}
+		n, end := fill(blob, slot)
+		if end != nil && !errors.Is(end, io.EOF) {
+			return fetchError(end)
+		}
+		if n > 0 {
+			if err := ring.filled(n); err != nil {
+				return err
+			}
+		}
+		if end != nil {
+			if err := blob.verify(); err != nil {
+				return err
+			}
+			return ring.filled(0)
+		}
+	}
+}
+
+func fetchError(err error) error {
+	if errors.Is(err, ErrCorrupt) {
+		return err
+	}
+	return fmt.Errorf("fetch: %w", err)
 }
 
 // maxBlame is how much more of a blob that makes no sense is read to find out whether it is corrupt.
 const maxBlame = 64 << 20
 
-// blame reports whether an error can be the fault of corrupt bytes.
-func blame(err error) bool {
-	return !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrNoSpace) && !errors.As(err, new(*fs.PathError))
-}
-
-func (s *Store) unpack(src io.Reader, dst io.Writer, diffID string) (*index, error) {
-	raw, err := decompress(src)
-	if err != nil {
-		return nil, fmt.Errorf("decompress: %w", err)
+// blame finds out whether a blob that was refused before its end is the right one: the rest is read for its
+// digest.
+func blame(blob *blobReader, refused error) error {
+	switch _, rest := io.CopyN(io.Discard, blob, maxBlame); {
+	case errors.Is(rest, io.EOF):
+		if bad := blob.verify(); bad != nil {
+			return bad
+		}
+		return refused
+	case rest != nil:
+		return fetchError(rest)
 	}
-	ahead := newReadAhead(raw)
-	x, err := scan(ahead, dst, diffID, s.limits)
-	ahead.Close()
-	if errors.As(err, new(*inflate.Error)) {
-		err = refuse("decompress: %w", err)
-	}
-	return x, errors.Join(err, raw.Close())
+	return refused
 }

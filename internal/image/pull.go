@@ -1,9 +1,11 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -60,26 +62,34 @@ func (s *Store) pull(ctx context.Context, src Source, spec *spec, lease *Lease, 
 	if err := s.admit(ctx, lease, spec); err != nil {
 		return nil, err
 	}
-	layers, err := s.pullLayers(ctx, src, spec, tell)
+	w := s.newWorker()
+	img, err := s.complete(ctx, src, w, spec, tell)
+	return img, errors.Join(err, w.release())
+}
+
+func (s *Store) complete(ctx context.Context, src Source, w *worker, spec *spec, tell func(Progress)) (*Image, error) {
+	layers, err := s.pullLayers(ctx, src, w, spec, tell)
 	if err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	return s.assemble(spec, layers)
+	return s.assemble(ctx, w, spec, layers)
 }
 
-// pullLayers makes all layers be there, several at a time.
-func (s *Store) pullLayers(ctx context.Context, src Source, spec *spec, tell func(Progress)) ([]*layerFile, error) {
+// pullLayers makes all layers be there, several at a time, the largest first so that none is left to the end
+// alone.
+func (s *Store) pullLayers(ctx context.Context, src Source, w *worker, spec *spec, tell func(Progress)) ([]*layerFile, error) {
 	layers := make([]*layerFile, len(spec.blobs))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(s.workers)
-	for i, blob := range spec.blobs {
+	for _, i := range bySize(spec.blobs) {
+		blob := spec.blobs[i]
 		group.Go(func() error {
 			l, err := s.layerFile(spec.diffIDs[i], blob)
 			if err == nil {
-				err = s.pullLayer(ctx, src, l, spec.progress(i), tell)
+				err = s.pullLayer(ctx, src, w, l, spec.progress(i), tell)
 			}
 			if err != nil {
 				return fmt.Errorf("layer %d of %d (%s): %w", i+1, len(spec.blobs), blob.Digest, err)
@@ -100,16 +110,27 @@ func (s *Store) pullLayers(ctx context.Context, src Source, spec *spec, tell fun
 	return layers, nil
 }
 
-func (s *Store) pullLayer(ctx context.Context, src Source, l *layerFile, p Progress, tell func(Progress)) error {
+// bySize gives the indexes of blobs, those of the largest first.
+func bySize(blobs []descriptor) []int {
+	order := make([]int, len(blobs))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(blobs[b].Size, blobs[a].Size) })
+	return order
+}
+
+func (s *Store) pullLayer(ctx context.Context, src Source, w *worker, l *layerFile, p Progress, tell func(Progress)) error {
 	report := func(bytes int64) {
 		p.Bytes = bytes
 		tell(p)
 	}
 	err := s.flights.do(ctx, l.diffID, report, func(ctx context.Context, report func(int64)) error {
-		// A layer of its own for the flight, since others wait for it with theirs.
+		// A layer of its own for the flight, since others wait for it with theirs, and may go on doing so
+		// when this Pull has gone.
 		mine := *l
-		return s.ensure(ctx, src, &mine, report)
-	})
+		return s.ensure(ctx, src, w, &mine, report)
+	}, w.hold)
 	if err != nil {
 		return err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"slices"
@@ -12,33 +11,24 @@ import (
 	"syscall"
 )
 
-// metered lets what is written to w stay within the quota.
-func (s *Store) metered(ctx context.Context, w io.Writer) io.Writer {
+// mayWrite says how much of a layer may be written in all, when more than it said before is wanted.
+func (s *Store) mayWrite(ctx context.Context) func(want int64) (int64, error) {
 	if s.quota == (Quota{}) {
-		return w
+		return func(int64) (int64, error) { return s.limits.LayerBytes + pieceSize, nil }
 	}
-	return &meteredWriter{ctx: ctx, s: s, w: w}
-}
-
-type meteredWriter struct {
-	ctx  context.Context // a writer has no other way to end with its caller
-	s    *Store
-	w    io.Writer
-	left int64 // that may be written before it asks again
-}
-
-func (m *meteredWriter) Write(p []byte) (int, error) {
-	if int64(len(p)) > m.left {
-		room, err := m.s.room(m.ctx, int64(len(p)))
+	var granted int64
+	return func(want int64) (int64, error) {
+		if want <= granted {
+			return granted, nil
+		}
+		room, err := s.room(ctx, want-granted)
 		if err != nil {
 			return 0, err
 		}
 		// Others write at the same time, so only a part of what is left is taken without asking.
-		m.left = max(int64(len(p)), min(room/16, 64<<20))
+		granted += max(want-granted, min(room/16, 64<<20))
+		return granted, nil
 	}
-	n, err := m.w.Write(p)
-	m.left -= int64(n)
-	return n, err
 }
 
 // room makes room for n more bytes of a layer, and says how much there is.
@@ -48,26 +38,6 @@ func (s *Store) room(ctx context.Context, n int64) (int64, error) {
 		return room, err
 	}
 	return n, s.makeRoom(ctx, func(*inventory) (int64, int64) { return n, 0 }, nil)
-}
-
-// withRoom makes room for n bytes and calls write, which fills them: once more after a collection when the disk
-// turns out to be full.
-func (s *Store) withRoom(ctx context.Context, n int64, write func() error) error {
-	if _, err := s.room(ctx, n); err != nil {
-		return err
-	}
-	err := write()
-	if outOfSpace(err) && s.collectAll(ctx) > 0 {
-		err = write()
-	}
-	if !outOfSpace(err) {
-		return err
-	}
-	free, freeErr := s.free()
-	if freeErr != nil {
-		return err
-	}
-	return s.spaceError(n, 0, free, err)
 }
 
 // quick finds out, without the store's lock and without reading a record, how much may be written.
@@ -106,7 +76,9 @@ func (s *Store) spaceError(need, used, free int64, cause error) error {
 	}
 	held, counts := map[string]bool{}, map[string]int{}
 	for _, l := range inv.leases {
-		counts[l.Owner+" "+l.Kind]++
+		if l.Process == "" {
+			counts[l.Owner+" "+l.Kind]++
+		}
 		for _, name := range inv.need(l.DiffIDs, l.Metadata) {
 			if f, ok := inv.files[name]; ok && !held[name] {
 				held[name] = true

@@ -10,44 +10,61 @@ import (
 	"io"
 )
 
-// A tap reads a tar in big steps, of which each is hashed and written before the parser sees a byte of it.
+// A tap reads a tar in long pieces, of which each is hashed and written before the parser sees a byte of it.
 // It implements io.Seeker so that archive/tar steps over contents instead of copying them.
 type tap struct {
-	src    io.Reader
-	dst    io.Writer
-	hash   hash.Hash
-	limit  int64
-	buffer []byte
-	cur    []byte // not yet consumed
-	pos    int64  // consumed
-	total  int64  // read, hashed and written
-	err    error
+	src   pieces
+	dst   sink
+	hash  hash.Hash
+	limit int64
+	cur   []byte // not yet consumed
+	pos   int64  // consumed
+	total int64  // read, hashed and written
+	err   error
 }
 
-func newTap(src io.Reader, dst io.Writer, limit int64) *tap {
-	return &tap{src: src, dst: dst, hash: sha256.New(), limit: limit, buffer: make([]byte, 256<<10)}
+// A sink takes pieces, each after room was made for all up to its end.
+type sink interface {
+	reserve(total int64) error
+	write(data []byte, again int) error
+	finish() error
 }
 
-// fill reads the next step. At the end of the stream it returns io.EOF.
+func newTap(src pieces, dst sink, limit int64) *tap {
+	return &tap{src: src, dst: dst, hash: sha256.New(), limit: limit}
+}
+
+// fill takes the next piece. At the end of the stream it returns io.EOF.
 func (t *tap) fill() error {
 	if t.err != nil {
 		return t.err
 	}
-	n, err := fill(t.src, t.buffer)
+	data, again, err := t.src.next()
+	if err == nil {
+		err = t.take(data, again)
+	}
+	if errors.Is(err, io.EOF) {
+		if err := t.dst.finish(); err != nil {
+			t.err = fmt.Errorf("write layer: %w", err)
+			return t.err
+		}
+	}
 	t.err = err
-	t.cur = t.buffer[:n]
-	t.hash.Write(t.cur)
-	if t.total += int64(n); t.total > t.limit {
-		t.err = refuse("has more than %d bytes uncompressed", t.limit)
-		return t.err
+	return err
+}
+
+func (t *tap) take(data []byte, again int) error {
+	if t.total += int64(len(data) - again); t.total > t.limit {
+		return refuse("has more than %d bytes uncompressed", t.limit)
 	}
-	if _, err := t.dst.Write(t.cur); err != nil {
-		t.err = fmt.Errorf("write layer: %w", err)
-		return t.err
+	if err := t.dst.reserve(t.total); err != nil {
+		return err
 	}
-	if n == 0 {
-		return t.err
+	t.hash.Write(data[again:])
+	if err := t.dst.write(data, again); err != nil {
+		return fmt.Errorf("write layer: %w", err)
 	}
+	t.cur = data[again:]
 	return nil
 }
 
@@ -98,10 +115,11 @@ func (t *tap) drain() error {
 }
 
 // scan reads the tar of the layer diffID from src, writes it unchanged to dst, and lists its entries. What
-// it wrote is the layer only when it returns no error.
-func scan(src io.Reader, dst io.Writer, diffID string, limits Limits) (*index, error) {
+// it wrote is the layer only when it returns no error. The entries go to idx, or into what it returns when that
+// is nil. It leaves in at how far it is.
+func scan(src pieces, dst sink, idx *indexFile, diffID string, limits Limits, at *notes) (*index, error) {
 	t := newTap(src, dst, limits.LayerBytes)
-	s := scanner{tap: t, raw: rawHeaders{tap: t}, limits: limits}
+	s := scanner{tap: t, raw: rawHeaders{tap: t}, limits: limits, list: indexWriter{file: idx}, at: at}
 	if err := s.entries(); err != nil {
 		return nil, err
 	}
@@ -118,8 +136,16 @@ func scan(src io.Reader, dst io.Writer, diffID string, limits Limits) (*index, e
 	if t.total < sectorSize {
 		return nil, refuse("has %d bytes uncompressed, which is no tar", t.total)
 	}
+	if idx != nil {
+		if err := s.list.finish(t.total); err != nil {
+			return nil, fmt.Errorf("write index: %w", err)
+		}
+	}
 	return s.list.index(t.total), nil
 }
+
+// onEntry is how a test has a confined process fail.
+var onEntry func(name string)
 
 type scanner struct {
 	tap      *tap
@@ -129,6 +155,7 @@ type scanner struct {
 	names    int64
 	declared int64 // sizes of sparse files
 	end      int64 // of the last file's content, padded: where the next header begins
+	at       *notes
 }
 
 func (s *scanner) entries() error {
@@ -144,6 +171,10 @@ func (s *scanner) entries() error {
 			return s.malformed(err, last)
 		}
 		last = h.Name
+		s.at.setEntry(last)
+		if onEntry != nil {
+			onEntry(last)
+		}
 		if count > s.limits.Entries {
 			return refuse("has more than %d entries", s.limits.Entries)
 		}

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/pinnacehq/pinnace/internal/durable"
 )
@@ -22,7 +23,7 @@ const (
 // Options of a store. The zero value is right for an agent.
 type Options struct {
 	Limits  Limits
-	Workers int   // layers that one Pull works on at a time; 0 means one per CPU, at least 2
+	Workers int   // layers that one Pull works on at a time; 0 means one per CPU, at least 4
 	Quota   Quota // the zero value takes that of who opened the store with one last
 }
 
@@ -37,6 +38,8 @@ type Store struct {
 	lock    *durable.DirLock
 	flights flights
 	leases  atomic.Uint64 // counts those of this process, for their names
+
+	patience time.Duration // how long a confined process may stand still
 }
 
 // Open opens the store in dir, which it makes if it is missing, and removes what killed processes left
@@ -47,9 +50,9 @@ func Open(dir string) (*Store, error) {
 
 // OpenWith is Open with options.
 func OpenWith(dir string, opts Options) (*Store, error) {
-	s := &Store{dir: dir, limits: opts.Limits.withDefaults(), workers: opts.Workers, quota: opts.Quota}
+	s := &Store{dir: dir, limits: opts.Limits.withDefaults(), workers: opts.Workers, quota: opts.Quota, patience: patience}
 	if s.workers <= 0 {
-		s.workers = max(2, runtime.NumCPU())
+		s.workers = max(4, runtime.NumCPU())
 	}
 	for _, sub := range []string{"layers", "metadata", "packs", "images", "leases", "quarantine", "tmp"} {
 		if err := durable.MkdirAll(filepath.Join(dir, sub), dirPerm); err != nil {
