@@ -30,6 +30,7 @@ const (
 	keepFor   = 7 * 24 * time.Hour
 	forgotten = 30 * 24 * time.Hour
 	keepMost  = 50 // images of one app
+	recently  = 30 * time.Minute
 )
 
 // keeper holds images in the store: by a lease for each instance, and by leases for what ran here, so that going
@@ -94,6 +95,9 @@ func (k *keeper) used(ctx context.Context, i *instance, good bool) error {
 	at := slices.IndexFunc(k.ran, r.same)
 	if at >= 0 {
 		old := k.ran[at]
+		if k.fresh(at, now, good) {
+			return nil
+		}
 		if !good {
 			r.Good = old.Good
 		}
@@ -101,6 +105,13 @@ func (k *keeper) used(ctx context.Context, i *instance, good bool) error {
 	}
 	k.ran = slices.Insert(k.ran, 0, r)
 	return k.keep(ctx)
+}
+
+// fresh tells that the record says it all already, but for a while that does not count: an instance that restarts
+// does not wait for the disk. The caller has mu.
+func (k *keeper) fresh(at int, now time.Time, good bool) bool {
+	r := k.ran[at]
+	return slices.IndexFunc(k.ran, r.sameApp) == at && now.Sub(r.Used).Abs() < recently && (!good || now.Sub(r.Good).Abs() < recently)
 }
 
 func (r ranImage) same(o ranImage) bool { return r.sameApp(o) && r.Image == o.Image }
