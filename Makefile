@@ -93,7 +93,7 @@ N     ?= 10
 KILLS ?= 500
 .PHONY: torture
 torture: deps-test kernel build ## the tests that kill things, N times over, and KILLS kills of a pull
-	PINNACE_IMAGE_KILLS=$(KILLS) go test -count=1 -timeout 0 -v -run 'Kill|Step|Shared' ./internal/image
+	PINNACE_IMAGE_KILLS=$(KILLS) go test -count=1 -timeout 0 -v -run 'Kill|Step|Shared' ./internal/image ./cmd/pinnace
 	$(E2E) go test -count=$(N) -timeout 0 -run 'Kill|Crash' $(PKGS)
 
 .PHONY: bare

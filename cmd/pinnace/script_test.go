@@ -19,6 +19,10 @@ import (
 
 func TestMain(m *testing.M) {
 	confined()
+	if os.Getenv(asCLI) != "" {
+		c := &cli{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv}
+		os.Exit(c.run(context.Background(), os.Args[1:]))
+	}
 	testscript.Main(m, map[string]func(){
 		"pinnace": func() {
 			c := &cli{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv}
