@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -50,17 +51,24 @@ func (s *Store) pack(layers []Layer) (string, error) {
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	f, err := s.create()
-	if err != nil {
+	if err := s.withRoom(context.Background(), p.size, func() error { return s.makePack(p, path) }); err != nil {
 		return "", err
 	}
+	return path, nil
+}
+
+func (s *Store) makePack(p *packPlan, path string) error {
+	f, err := s.create()
+	if err != nil {
+		return err
+	}
 	if err := p.write(f); err != nil {
-		return "", errors.Join(fmt.Errorf("make pack disk: %w", err), durable.Discard(f))
+		return errors.Join(fmt.Errorf("make pack disk: %w", err), durable.Discard(f))
 	}
 	if err := durable.Commit(f, path); err != nil {
-		return "", fmt.Errorf("store pack disk: %w", err)
+		return fmt.Errorf("store pack disk: %w", err)
 	}
-	return path, nil
+	return nil
 }
 
 func (p *packPlan) write(f *os.File) error {

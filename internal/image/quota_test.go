@@ -62,7 +62,7 @@ func TestQuota(t *testing.T) {
 	if space.Need < 4<<20 || space.Quota.Bytes != 3<<20 || space.Held < 2<<20 || space.Used < 2<<20 {
 		t.Errorf("numbers: %+v", space)
 	}
-	if msg := err.Error(); !strings.Contains(msg, "its quota of 3072.0 KiB") || !strings.Contains(msg, "agent: 1 × deployment, agent: 1 × instance") {
+	if msg := err.Error(); !strings.Contains(msg, "its quota of 3072.0 KiB") || !strings.Contains(msg, "agent: 1 × deployment, agent: 1 × instance, store: 1 × pull") {
 		t.Errorf("message: %s", msg)
 	}
 	if n := huge.Requests(""); n != 0 {
@@ -101,6 +101,24 @@ func TestQuotaOfWhatGrows(t *testing.T) {
 	lease(t, s, image.LeaseSpec{Owner: "agent", Kind: "instance", Name: "api-0"}, bomb)
 	if _, err := s.Pull(t.Context(), more, more.ManifestDigest, more.Manifest, more.Config, nil); !errors.Is(err, image.ErrNoSpace) {
 		t.Errorf("another process's quota: got %v, want ErrNoSpace", err)
+	}
+}
+
+// A disk of several layers takes as much as they do.
+func TestQuotaOfPackDisks(t *testing.T) {
+	dir := t.TempDir()
+	s := withQuota(t, dir, image.Quota{Bytes: 3 << 20})
+	src := imagetest.New().Layer(imagetest.File("a", noise(1, 1<<20))).Layer(imagetest.File("b", noise(2, 1<<20))).Build()
+	lease(t, s, image.LeaseSpec{Owner: "agent", Kind: "instance", Name: "api-0"}, src)
+	img := pull(t, s, src)
+	if _, err := s.Disks(img, 1); !errors.Is(err, image.ErrNoSpace) {
+		t.Errorf("got %v, want ErrNoSpace", err)
+	}
+	if packs, _ := filepath.Glob(filepath.Join(dir, "packs", "*")); len(packs) > 0 {
+		t.Errorf("left %v", packs)
+	}
+	if _, err := s.Disks(img, 2); err != nil {
+		t.Errorf("without a pack disk: %v", err)
 	}
 }
 

@@ -40,6 +40,26 @@ func (s *Store) room(ctx context.Context, n int64) (int64, error) {
 	return n, s.makeRoom(ctx, func(*inventory) (int64, int64) { return n, 0 }, nil)
 }
 
+// withRoom makes room for n bytes and calls write, which fills them: once more after a collection when the disk
+// turns out to be full.
+func (s *Store) withRoom(ctx context.Context, n int64, write func() error) error {
+	if _, err := s.room(ctx, n); err != nil {
+		return err
+	}
+	err := write()
+	if outOfSpace(err) && s.collectAll(ctx) > 0 {
+		err = write()
+	}
+	if !outOfSpace(err) {
+		return err
+	}
+	free, freeErr := s.free()
+	if freeErr != nil {
+		return err
+	}
+	return s.spaceError(n, 0, free, err)
+}
+
 // quick finds out, without the store's lock and without reading a record, how much may be written.
 func (s *Store) quick() (int64, error) {
 	inv := &inventory{files: map[string]storedFile{}}
@@ -76,9 +96,7 @@ func (s *Store) spaceError(need, used, free int64, cause error) error {
 	}
 	held, counts := map[string]bool{}, map[string]int{}
 	for _, l := range inv.leases {
-		if l.Process == "" {
-			counts[l.Owner+" "+l.Kind]++
-		}
+		counts[l.Owner+" "+l.Kind]++
 		for _, name := range inv.need(l.DiffIDs, l.Metadata) {
 			if f, ok := inv.files[name]; ok && !held[name] {
 				held[name] = true
