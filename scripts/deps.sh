@@ -66,6 +66,7 @@ if [ "$want" = test ]; then
 		missing="$missing postgresql"
 	}
 	need umoci umoci "unpacks images, to compare its trees with those that Pinnace's guests see"
+	need docker-registry docker-registry "a registry that is not ours, with passwords, tokens and certificates"
 	need fsck.erofs erofs-utils "checks the file systems that Pinnace writes with the tool of their authors"
 fi
 go=
@@ -108,4 +109,9 @@ if [ -n "$missing" ]; then
 	say "apt-get install$missing"
 	# shellcheck disable=SC2086 # a list of words
 	apt-get -qq -y --no-install-recommends install $missing >/dev/null
+	case " $missing " in *" docker-registry "*)
+		# The tests start their own. The package's service would take the port of Pinnace's registry.
+		! command -v systemctl >/dev/null 2>&1 || systemctl disable --now docker-registry >/dev/null 2>&1 || :
+		;;
+	esac
 fi

@@ -128,8 +128,8 @@ func (a *authorizer) renew(ctx context.Context, refused string, res *http.Respon
 	switch {
 	case a.challenge == nil && asked == nil, a.challenge != nil && a.challenge.scheme == basic:
 		return refused, nil
-	case a.challenge == nil:
-		a.challenge = asked
+	case a.challenge == nil, asked != nil && asked.scheme == bearer && asked.params["realm"] == a.challenge.params["realm"]:
+		a.challenge = asked // some name the service only when they know the repository
 	}
 	if asked != nil && asked.params["scope"] != "" && !slices.Contains(a.scopes, asked.params["scope"]) {
 		if len(a.scopes) >= maxScopes {

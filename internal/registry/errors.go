@@ -220,7 +220,13 @@ func badCertificate(err error) bool {
 func isTLS(err error) bool {
 	return badCertificate(err) || errors.Is(err, http.ErrSchemeMismatch) ||
 		errors.As(err, new(tls.RecordHeaderError)) ||
-		errors.As(err, new(tls.AlertError))
+		errors.As(err, new(tls.AlertError)) || isAlert(err)
+}
+
+// isAlert says whether the other side ended TLS: it may want a certificate, or another version.
+func isAlert(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error"
 }
 
 // isPlainAnswer says whether a server answered TLS in plain HTTP.

@@ -100,6 +100,11 @@ func newImage(t *testing.T, os, arch string) v1.Image {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return forPlatform(t, img, os, arch)
+}
+
+func forPlatform(t *testing.T, img v1.Image, os, arch string) v1.Image {
+	t.Helper()
 	config, err := img.ConfigFile()
 	if err != nil {
 		t.Fatal(err)
