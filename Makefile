@@ -10,6 +10,7 @@ KERNELS  := $(DATA_DIR)/kernels
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 INIT     := cmd/pinnace/initbin/files/pinnace-init
+HOLDER   := cmd/pinnace/initbin/files/pinnace-holder
 TOOL     := go tool -modfile=tools/go.mod
 PKGS     ?= ./...
 # One package after the other: emulated guests that compete for two cores run into time-outs.
@@ -28,12 +29,16 @@ help: ## this list
 build: deps-build bin/pinnace ## build bin/pinnace, one static file with the guest's init in it
 
 .PHONY: bin/pinnace
-bin/pinnace: $(INIT)
+bin/pinnace: $(INIT) $(HOLDER)
 	go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/pinnace ./cmd/pinnace
 
 .PHONY: $(INIT)
 $(INIT):
 	go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(INIT) ./cmd/pinnace-init
+
+.PHONY: $(HOLDER)
+$(HOLDER):
+	go build -trimpath -buildvcs=false -ldflags '-s -w' -o $(HOLDER) ./cmd/pinnace-holder
 
 .PHONY: demo
 demo: deps-demo kernel build ## show the whole path on this machine, as root; KEEP=1 leaves it running
@@ -110,4 +115,4 @@ deps-build deps-demo deps-test:
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf bin $(INIT)
+	rm -rf bin $(INIT) $(HOLDER)

@@ -19,7 +19,7 @@ var layers = []struct {
 	name     string
 	packages []string
 }{
-	{"cmd", []string{"cmd/pinnace", "cmd/pinnace/initbin", "cmd/pinnace-init"}},
+	{"cmd", []string{"cmd/pinnace", "cmd/pinnace/initbin", "cmd/pinnace-init", "cmd/pinnace-holder"}},
 	{"actors", []string{"internal/server", "internal/agent"}},
 	{"mechanisms", []string{
 		"internal/eventlog", "internal/registry", "internal/inflate", "internal/erofs", "internal/sandbox", "internal/image", "internal/kernel",
@@ -63,8 +63,20 @@ var pure = []string{"internal/manifest", "internal/release", "internal/importer"
 // impure are the standard packages that pure ones do without.
 var impure = []string{"os", "os/exec", "net", "net/http", "syscall", "math/rand", "math/rand/v2", "crypto/rand", "database/sql"}
 
-// guestPackages are what init is made of besides the standard library: it has to stay small and static.
-var guestPackages = []string{"golang.org/x/sys", module + "/internal/guest", module + "/cmd/pinnace-init"}
+// small are programs of which many run, what they are made of besides the standard library, and why that is all.
+var small = map[string]struct {
+	packages []string
+	why      string
+}{
+	"cmd/pinnace-init": {
+		[]string{"golang.org/x/sys", module + "/internal/guest", module + "/cmd/pinnace-init"},
+		"it is process 1 of every guest and has to stay small",
+	},
+	"cmd/pinnace-holder": {
+		[]string{"golang.org/x/sys", module + "/internal/vm/holder", module + "/cmd/pinnace-holder"},
+		"one of it runs beside every monitor",
+	},
+}
 
 type goPackage struct {
 	ImportPath string
@@ -161,14 +173,16 @@ func TestValuesArePure(t *testing.T) {
 	}
 }
 
-func TestInitStaysSmall(t *testing.T) {
-	for _, p := range list(t, "-deps", "./cmd/pinnace-init") {
-		if p.Standard || slices.ContainsFunc(guestPackages, func(allowed string) bool {
-			return p.ImportPath == allowed || strings.HasPrefix(p.ImportPath, allowed+"/")
-		}) {
-			continue
+func TestSmallPrograms(t *testing.T) {
+	for program, made := range small {
+		for _, p := range list(t, "-deps", "./"+program) {
+			if p.Standard || slices.ContainsFunc(made.packages, func(allowed string) bool {
+				return p.ImportPath == allowed || strings.HasPrefix(p.ImportPath, allowed+"/")
+			}) {
+				continue
+			}
+			t.Errorf("%s links %s: %s", program, p.ImportPath, made.why)
 		}
-		t.Errorf("pinnace-init links %s: it is process 1 of every guest and has to stay small", p.ImportPath)
 	}
 }
 

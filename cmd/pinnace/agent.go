@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -28,6 +29,7 @@ import (
 	"github.com/pinnacehq/pinnace/internal/network"
 	"github.com/pinnacehq/pinnace/internal/registry"
 	"github.com/pinnacehq/pinnace/internal/vm"
+	"github.com/pinnacehq/pinnace/internal/vm/holder"
 	"github.com/pinnacehq/pinnace/internal/vm/qemu"
 )
 
@@ -260,7 +262,11 @@ func (r *agentRole) prepareMachines(ctx context.Context, opts *agent.Options) (v
 		return vm.Capabilities{}, err
 	}
 	opts.Kernel = k
-	driver, err := r.driver(k, filepath.Join(opts.Dir, "probe"))
+	holderProgram, err := installHolder(filepath.Join(opts.Dir, "boot"))
+	if err != nil {
+		return vm.Capabilities{}, err
+	}
+	driver, err := r.driver(k, holderProgram, filepath.Join(opts.Dir, "probe"))
 	if err != nil {
 		return vm.Capabilities{}, err
 	}
@@ -294,9 +300,32 @@ func (r *agentRole) kernel(cacheDir string) (*kernel.Kernel, error) {
 	return src.Prepare(cacheDir, init)
 }
 
-func (r *agentRole) driver(k *kernel.Kernel, cacheDir string) (vm.Driver, error) {
+// installHolder writes the program that holds monitors into dir and returns its path. Holders that run from a file of
+// an earlier version don't miss it.
+func installHolder(dir string) (string, error) {
+	program, ok := initbin.Holder()
+	if !ok {
+		return "", nil // the driver starts this program by that name
+	}
+	path := filepath.Join(dir, fmt.Sprintf("%s-%.12x", holder.Name, sha256.Sum256(program)))
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	old, err := filepath.Glob(filepath.Join(dir, holder.Name+"-*"))
+	if err != nil {
+		return "", err
+	}
+	for _, file := range old {
+		if err := os.Remove(file); err != nil {
+			return "", err
+		}
+	}
+	return path, durable.WriteFile(path, program, 0o755)
+}
+
+func (r *agentRole) driver(k *kernel.Kernel, holderProgram, cacheDir string) (vm.Driver, error) {
 	return qemu.New(qemu.Options{
-		Binary: r.qemu, Accel: qemu.Accel(r.accel), Kernel: k.Path, Initramfs: k.Initramfs,
+		Holder: holderProgram, Binary: r.qemu, Accel: qemu.Accel(r.accel), Kernel: k.Path, Initramfs: k.Initramfs,
 		CacheDir: cacheDir, Log: r.log,
 	})
 }

@@ -136,7 +136,7 @@ func (r *agentRole) examineKernel(cache string) (*kernel.Kernel, finding) {
 
 func (r *agentRole) examineDriver(ctx context.Context, k *kernel.Kernel, cache string) []finding {
 	f := finding{Name: "qemu"}
-	driver, err := r.driver(k, filepath.Join(cache, "probe"))
+	driver, err := r.driver(k, "", filepath.Join(cache, "probe"))
 	if err != nil {
 		f.Detail = err.Error()
 		return []finding{f}

@@ -1,7 +1,6 @@
 package vm
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,35 +8,43 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/pinnacehq/pinnace/internal/durable"
 	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
+	"github.com/pinnacehq/pinnace/internal/vm/holder"
 )
 
 // RecordName is the name of a machine's record in its Dir.
 const RecordName = "machine.json"
 
-// A Record identifies the process of a machine's monitor beyond doubt: a process id alone is used again by
-// the kernel, the id together with the time at which the process started in this boot of the host is not.
+// A Record identifies a machine beyond doubt, for another process of this program, now or after a crash. It names the
+// process that holds the machine's monitor, a child of it (package holder): a process id alone is used again by the
+// kernel, the id together with the time at which the process started in this boot of the host is not.
+//
+// It is durable before the monitor is started, so that there is no monitor without one.
 type Record struct {
 	ID     string `json:"id"`
 	Driver string `json:"driver"`
-	PID    int    `json:"pid"`
-	// StartTicks is when the process started, in the kernel's clock ticks since boot.
+	// PID is the process id of the holder. The monitor's is in the holder's result file.
+	PID int `json:"holder"`
+	// StartTicks is when the holder started, in the kernel's clock ticks since boot.
 	StartTicks uint64 `json:"start_ticks"`
 	// BootID is the host's /proc/sys/kernel/random/boot_id.
-	BootID    string    `json:"boot_id"`
-	Dir       string    `json:"dir"`
-	Cgroup    string    `json:"cgroup,omitempty"`
+	BootID string `json:"boot_id"`
+	Dir    string `json:"dir"`
+	// Cgroup and Console are those of the Spec.
+	Cgroup  string `json:"cgroup,omitempty"`
+	Console string `json:"console,omitempty"`
+	// UID is the identity of the monitor.
+	UID uint32 `json:"uid"`
+	// Jail is the directory that a driver has made for the monitor elsewhere, or empty.
+	Jail      string    `json:"jail,omitempty"`
 	StartedAt time.Time `json:"started_at"`
 }
 
-// NewRecord describes the process pid, which must be a child of the caller that is not reaped yet.
+// NewRecord describes the machine of spec that the holder pid, a child of the caller that is not reaped yet, is to run.
 func NewRecord(driver string, spec Spec, pid int, startedAt time.Time) (Record, error) {
 	ticks, err := startTicks(pid)
 	if err != nil {
@@ -49,8 +56,26 @@ func NewRecord(driver string, spec Spec, pid int, startedAt time.Time) (Record, 
 	}
 	return Record{
 		ID: spec.ID, Driver: driver, PID: pid, StartTicks: ticks, BootID: boot,
-		Dir: spec.Dir, Cgroup: spec.Cgroup, StartedAt: startedAt,
+		Dir: spec.Dir, Cgroup: spec.Cgroup, Console: spec.Console, UID: spec.UID, StartedAt: startedAt,
 	}, nil
+}
+
+// ReadRecord reads the record in dir. The error wraps fs.ErrNotExist when there is none.
+func ReadRecord(dir string) (Record, error) {
+	path := filepath.Join(dir, RecordName)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return Record{}, err
+	}
+	var r Record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return Record{}, fmt.Errorf("read machine record %s: %w", path, err)
+	}
+	// What else the record says is acted on there.
+	if filepath.Clean(r.Dir) != filepath.Clean(dir) {
+		return Record{}, fmt.Errorf("read machine record %s: it is of the directory %q", path, r.Dir)
+	}
+	return r, nil
 }
 
 // Write puts the record into its Dir, durably.
@@ -62,10 +87,12 @@ func (r Record) Write() error {
 	return durable.WriteFile(filepath.Join(r.Dir, RecordName), append(b, '\n'), 0o600)
 }
 
-// RemoveRecord removes the record from dir. One that is not there is no error.
+// RemoveRecord removes the record and the holder's result file from dir. What is not there is no error.
 func RemoveRecord(dir string) error {
-	if err := os.Remove(filepath.Join(dir, RecordName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	for _, name := range []string{RecordName, holder.ResultName} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	return nil
 }
@@ -80,8 +107,8 @@ func HostBootID() (string, error) {
 }
 
 // Sweep ends the machines that an earlier process of this program left behind: those with a record in a
-// directory directly below root. It returns the records of those that it killed. A record and the machine's
-// cgroup are removed once its process is proven gone. It must not run while somebody starts machines below root.
+// directory directly below root. It returns the records of those that it killed. It must not run while somebody starts
+// machines below root.
 func Sweep(ctx context.Context, root string) ([]Record, error) {
 	paths, err := filepath.Glob(filepath.Join(root, "*", RecordName))
 	if err != nil {
@@ -90,10 +117,14 @@ func Sweep(ctx context.Context, root string) ([]Record, error) {
 	var killed []Record
 	var errs []error
 	for _, path := range paths {
-		r, was, err := sweepOne(ctx, path)
+		r, err := ReadRecord(filepath.Dir(path))
 		if err != nil {
 			errs = append(errs, err)
 			continue
+		}
+		was, err := r.End(ctx)
+		if err != nil {
+			errs = append(errs, err)
 		}
 		if was {
 			killed = append(killed, r)
@@ -102,28 +133,47 @@ func Sweep(ctx context.Context, root string) ([]Record, error) {
 	return killed, errors.Join(errs...)
 }
 
-func sweepOne(ctx context.Context, path string) (Record, bool, error) {
-	b, err := os.ReadFile(path)
+// Clear ends the machines of the directories that match pattern, whose owners have ended, and removes the directories.
+func Clear(ctx context.Context, pattern string) error {
+	dirs, err := filepath.Glob(pattern)
 	if err != nil {
-		return Record{}, false, err
+		return err
 	}
-	var r Record
-	if err := json.Unmarshal(b, &r); err != nil {
-		return Record{}, false, fmt.Errorf("read machine record %s: %w", path, err)
-	}
-	was, err := KillStale(ctx, r)
-	if err != nil {
-		return r, was, fmt.Errorf("end machine %s: %w", r.ID, err)
-	}
-	if r.Cgroup != "" {
-		if err := removeCgroup(r.Cgroup); err != nil {
-			return r, was, fmt.Errorf("clean up after machine %s: %w", r.ID, err)
+	var errs []error
+	for _, dir := range dirs {
+		r, err := ReadRecord(dir)
+		if err == nil {
+			_, err = r.End(ctx)
 		}
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		if err == nil {
+			err = os.RemoveAll(dir)
+		}
+		errs = append(errs, err)
 	}
-	return r, was, RemoveRecord(filepath.Dir(path))
+	return errors.Join(errs...)
 }
 
-func removeCgroup(name string) error {
+// End ends the machine of a record that nobody has adopted, and removes its cgroup and the record once its processes
+// are proven gone. It tells whether there was anything to kill.
+func (r Record) End(ctx context.Context) (bool, error) {
+	was, err := KillStale(ctx, r)
+	if err != nil {
+		return was, fmt.Errorf("end machine %s: %w", r.ID, err)
+	}
+	if err := removeCgroup(ctx, r.Cgroup); err != nil {
+		return was, fmt.Errorf("clean up after machine %s: %w", r.ID, err)
+	}
+	return was, RemoveRecord(r.Dir)
+}
+
+// removeCgroup ends what is in a machine's cgroup, which is the machine's only, and removes it.
+func removeCgroup(ctx context.Context, name string) error {
+	if name == "" {
+		return nil
+	}
 	hierarchy, err := cgroup.Find()
 	if errors.Is(err, cgroup.ErrUnsupported) {
 		return nil
@@ -131,87 +181,80 @@ func removeCgroup(name string) error {
 	if err != nil {
 		return err
 	}
-	return hierarchy.Remove(name)
+	return errors.Join(hierarchy.Kill(ctx, name), hierarchy.Remove(name))
 }
 
-// KillStale ends the process that r identifies and waits until it is gone. It tells whether there was one
-// to kill; a process that only has the same id is left alone.
+// KillStale ends the monitor and the holder that r identifies and waits until they are gone. It tells whether there was
+// one to kill; a process that only has the same id is left alone.
 func KillStale(ctx context.Context, r Record) (bool, error) {
+	holder, err := r.Holder()
+	if holder == nil || err != nil {
+		return false, err
+	}
+	defer holder.Close()
+	// A zombie has only to be reaped by its parent.
+	if gone, err := holder.gone(0); gone || err != nil {
+		return false, err
+	}
+	monitor, err := r.Monitor(holder)
+	if err != nil {
+		return false, err
+	}
+	if monitor != nil {
+		defer monitor.Close()
+		if err := monitor.Kill(); err != nil {
+			return true, err
+		}
+		if err := monitor.Wait(ctx); err != nil {
+			return true, err
+		}
+	}
+	if err := holder.Kill(); err != nil {
+		return true, err
+	}
+	return true, holder.Wait(ctx)
+}
+
+// Holder opens the process that holds the machine's monitor. It returns nil when that is proven to be gone.
+func (r Record) Holder() (*Process, error) {
 	boot, err := HostBootID()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	if r.PID <= 1 || r.BootID != boot {
-		return false, nil
+		return nil, nil
 	}
-	// The pidfd comes first: what is checked after it was opened is true of the process that it holds.
-	fd, err := unix.PidfdOpen(r.PID, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("open process %d: %w", r.PID, err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	ticks, err := startTicks(r.PID)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || (err == nil && ticks != r.StartTicks) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	if gone, err := exited(fd, 0); gone || err != nil {
-		return false, err // a zombie that its parent has yet to reap
-	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
-		if errors.Is(err, unix.ESRCH) {
-			return false, nil
-		}
-		return false, fmt.Errorf("kill process %d: %w", r.PID, err)
-	}
-	return true, awaitExit(ctx, fd)
+	return openProcess(r.PID, func() (bool, error) {
+		ticks, err := startTicks(r.PID)
+		return ticks == r.StartTicks, err
+	})
 }
 
-// awaitExit returns when the process behind the pidfd has ended.
-func awaitExit(ctx context.Context, pidfd int) error {
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if gone, err := exited(pidfd, 50*time.Millisecond); gone || err != nil {
-			return err
-		}
+// Monitor opens the machine's monitor, which is a child of the holder. It returns nil when there is none, or none yet.
+func (r Record) Monitor(of *Process) (*Process, error) {
+	pid := r.Result().PID
+	if pid == 0 {
+		return nil, nil
 	}
+	return openProcess(pid, func() (bool, error) {
+		parent, err := parentOf(pid)
+		if err != nil || parent != r.PID {
+			return false, err
+		}
+		// A holder that lives has not reaped its child, so that no other process has the id.
+		gone, err := of.gone(0)
+		return !gone, err
+	})
 }
 
-// exited tells whether the process behind the pidfd has ended, and waits for that up to patience.
-func exited(pidfd int, patience time.Duration) (bool, error) {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(patience.Milliseconds()))
-	if err != nil && !errors.Is(err, unix.EINTR) {
-		return false, fmt.Errorf("wait for a process: %w", err)
+// Result is what the holder has written down.
+func (r Record) Result() holder.Result {
+	b, err := os.ReadFile(r.ResultPath())
+	if err != nil {
+		return holder.Result{}
 	}
-	return n > 0, nil
+	return holder.ParseResult(string(b))
 }
 
-// startTicks reads the start time of a process from /proc/PID/stat.
-func startTicks(pid int) (uint64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	// The second field is the command's name in parentheses and may contain anything, so count from its end:
-	// the start time is field 22 of the line, the 20th after the name.
-	end := bytes.LastIndexByte(b, ')')
-	if end < 0 {
-		return 0, fmt.Errorf("/proc/%d/stat has no command name", pid)
-	}
-	fields := strings.Fields(string(b[end+1:]))
-	if len(fields) < 20 {
-		return 0, fmt.Errorf("/proc/%d/stat has %d fields after the name", pid, len(fields))
-	}
-	ticks, err := strconv.ParseUint(fields[19], 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("start time in /proc/%d/stat: %w", pid, err)
-	}
-	return ticks, nil
-}
+// ResultPath is the holder's result file.
+func (r Record) ResultPath() string { return filepath.Join(r.Dir, holder.ResultName) }

@@ -32,6 +32,10 @@ func Channels() []Channel { return []Channel{Control, Logs} }
 // ErrEnded means that the machine has ended, so that the operation has nothing to act on.
 var ErrEnded = errors.New("the machine has ended")
 
+// ErrNotOurs means that nothing proves that what a record names is the machine that it was written for, or that there
+// is nothing of it any more.
+var ErrNotOurs = errors.New("nothing runs that is proven to be the machine of the record")
+
 // A Driver starts machines with one virtual machine monitor. Its methods may be called concurrently.
 type Driver interface {
 	// Name is the word for the driver in records and messages, such as "qemu".
@@ -51,6 +55,15 @@ type Driver interface {
 	// panics or the monitor dies; callers see to it with Kill. A spec that cannot work is refused with a
 	// *SpecError before any process is started.
 	Start(ctx context.Context, spec Spec) (Machine, error)
+
+	// Adopt takes over the machine of a record that another process of this program has left, which has ended. The
+	// machine is as one that Start has returned: it was running all the time, and both channels can be dialled. One
+	// that has ended meanwhile is adopted too when somebody saw its end: Wait tells how. Nobody else may have the
+	// machine, or adopt it at the same time.
+	//
+	// When the record is not proven to be of such a machine, the error wraps ErrNotOurs. After any error what there
+	// is of the machine is as it was; see Record.End.
+	Adopt(ctx context.Context, r Record) (Machine, error)
 }
 
 // A Machine is one run of a virtual machine. Its methods may be called concurrently.
@@ -75,9 +88,13 @@ type Machine interface {
 	// PID is the process id of the monitor. It stays what it was after the end.
 	PID() int
 
-	// Record identifies the monitor's process for another process of this program, now or after a
-	// crash; see KillStale.
+	// Record identifies the machine for another process of this program, after the end of this one; see
+	// Driver.Adopt and KillStale. A machine does not end with the process that started it.
 	Record() Record
+
+	// Release lets go of the machine, which lives on for another process to adopt: connections are closed, and
+	// no method may be called afterwards. The end of the process does the same.
+	Release()
 }
 
 // Capabilities are what a driver found that it can do on this host.
@@ -104,6 +121,8 @@ type Exit struct {
 	Code int
 	// Signal ended the monitor, or is 0.
 	Signal syscall.Signal
+	// Unknown tells that nobody saw how the monitor ended, so that Code and Signal say nothing.
+	Unknown bool
 	// Killed tells that Kill was called before the monitor ended.
 	Killed bool
 	// OOM tells that the host's kernel killed the monitor because its cgroup ran out of memory.
@@ -130,6 +149,8 @@ func (e Exit) String() string {
 		return "monitor killed: its cgroup ran out of memory"
 	case e.Killed:
 		return "monitor killed on request"
+	case e.Unknown:
+		return "monitor is gone, and nobody saw how it ended"
 	case e.Signal != 0:
 		return fmt.Sprintf("monitor ended by signal %d (%v)%s", int(e.Signal), e.Signal, e.complaint())
 	case e.Code != 0:

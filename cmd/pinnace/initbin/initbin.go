@@ -1,4 +1,4 @@
-// Package initbin holds the guest's init inside the pinnace binary. It does nothing else.
+// Package initbin holds the guest's init, and the holder of monitors, inside the pinnace binary. It does nothing else.
 package initbin
 
 import (
@@ -19,4 +19,11 @@ func Init() ([]byte, error) {
 		return nil, ErrNotBuilt
 	}
 	return b, nil
+}
+
+// Holder is the static executable that stands between the agent and each monitor. A binary that was built without one
+// can be a holder itself, a larger one.
+func Holder() ([]byte, bool) {
+	b, err := files.ReadFile("files/pinnace-holder")
+	return b, err == nil
 }

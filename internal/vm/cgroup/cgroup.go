@@ -8,14 +8,18 @@ package cgroup
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A Hierarchy is where this host accounts memory.
@@ -104,6 +108,88 @@ func (h Hierarchy) Create(name string, memory int64) (*Group, error) {
 	return g, nil
 }
 
+// Open opens the group name that an earlier process made. The error wraps fs.ErrNotExist when it is not there.
+func (h Hierarchy) Open(name string) (*Group, error) {
+	path := filepath.Join(h.Mount, name)
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup: %w", err)
+	}
+	return &Group{path: path, version: h.Version, dir: dir}, nil
+}
+
+// Children are the groups directly below name; none when that is not there.
+func (h Hierarchy) Children(name string) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(h.Mount, name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, filepath.Join(name, e.Name()))
+		}
+	}
+	return names, nil
+}
+
+// Kill ends every process in the group name and waits until they have ended. A group that is not there has none.
+func (h Hierarchy) Kill(ctx context.Context, name string) error {
+	path := filepath.Join(h.Mount, name, "cgroup.procs")
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		b, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("end the processes of a cgroup: %w", err)
+		}
+		pids := strings.Fields(string(b))
+		if len(pids) == 0 {
+			return nil
+		}
+		for _, text := range pids {
+			if err := killMember(path, text); err != nil {
+				return fmt.Errorf("end process %s of a cgroup: %w", text, err)
+			}
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("end the processes of a cgroup: %w", ctx.Err())
+		}
+	}
+}
+
+// killMember kills a process if it is in the group still once it is held, so that it can't be another by then.
+func killMember(procs, pid string) error {
+	n, err := strconv.Atoi(pid)
+	if err != nil {
+		return err
+	}
+	if n <= 1 {
+		return nil // of another namespace of process ids
+	}
+	fd, err := unix.PidfdOpen(n, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	b, err := os.ReadFile(procs)
+	if err != nil || !slices.Contains(strings.Fields(string(b)), pid) {
+		return err
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	return nil
+}
+
 // enableMemory hands the memory controller down to the parents of name, which version 2 wants level by level.
 func (h Hierarchy) enableMemory(name string) error {
 	dir := h.Mount
@@ -177,6 +263,9 @@ func (g *Group) OOMKilled() (bool, error) {
 	}
 	return false, nil
 }
+
+// Close lets go of the group and leaves it in place.
+func (g *Group) Close() { _ = g.dir.Close() } // a directory
 
 // Remove removes the group. Its processes must have ended; the kernel may need a moment more to notice, so
 // Remove tries for up to a second.

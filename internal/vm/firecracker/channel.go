@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"sync"
@@ -35,18 +36,22 @@ type channel struct {
 }
 
 // listen makes the socket that the monitor will connect to for the guest.
-func (j *jail) listen(ch vm.Channel, spec vm.Spec) (*channel, error) {
+func (j *jail) listen(ch vm.Channel, uid, gid uint32) (*channel, error) {
 	path, done, err := j.socket(fmt.Sprintf("%s_%d", jailVsock, ports[ch]))
 	if err != nil {
 		return nil, err
 	}
 	defer done()
+	// What is there is of an earlier process that had the machine. Monitors connect by name, each time anew.
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("make the socket of channel %s: %w", ch, err)
+	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("make the socket of channel %s: %w", ch, err)
 	}
 	l.SetUnlinkOnClose(false) // it goes with the jail, and by that name it may be another's then
-	if err := errors.Join(os.Chmod(path, 0o600), give(path, spec)); err != nil {
+	if err := errors.Join(os.Chmod(path, 0o600), give(path, uid, gid)); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	c := &channel{listener: l}

@@ -159,16 +159,6 @@ func TestLastWords(t *testing.T) {
 	}
 }
 
-func TestOutputIsBounded(t *testing.T) {
-	var h head
-	var o output
-	o.follow(strings.NewReader(strings.Repeat("x", 3*stderrLimit)), &h)
-	o.wait()
-	if len(h.String()) != stderrLimit {
-		t.Errorf("kept %d bytes", len(h.String()))
-	}
-}
-
 func TestFaultMessage(t *testing.T) {
 	for text, want := range map[string]string{
 		`{"fault_message": "Invalid."}`: "Invalid.", `{"error": 1}`: `it answered "{\"error\": 1}"`, "<html>": `it answered "<html>"`, "": `it answered ""`,

@@ -105,8 +105,8 @@ func TestMonitorIsConfined(t *testing.T) {
 	}
 	if h, err := cgroup.Find(); err == nil && spec.Cgroup != "" {
 		pids, err := os.ReadFile(filepath.Join(h.Mount, spec.Cgroup, "cgroup.procs"))
-		if err != nil || strings.TrimSpace(string(pids)) != fmt.Sprint(m.PID()) {
-			t.Errorf("cgroup holds %q, %v, want %d", pids, err, m.PID())
+		if err != nil || !slices.Equal(strings.Fields(string(pids)), []string{fmt.Sprint(m.Record().PID), fmt.Sprint(m.PID())}) {
+			t.Errorf("cgroup holds %q, %v, want the holder %d and the monitor %d", pids, err, m.Record().PID, m.PID())
 		}
 	}
 	limits, err := os.ReadFile(proc + "/limits")

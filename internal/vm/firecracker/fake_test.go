@@ -16,6 +16,7 @@ import (
 	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
 	"github.com/pinnacehq/pinnace/internal/vm/firecracker"
 	"github.com/pinnacehq/pinnace/internal/vm/firecracker/firecrackertest"
+	"github.com/pinnacehq/pinnace/internal/vm/holder"
 	"github.com/pinnacehq/pinnace/internal/vm/vmtest"
 )
 
@@ -27,6 +28,9 @@ const cgroupParent = "pinnace-firecracker-test"
 
 // TestMain is also the stand-in for Firecracker and its jailer, when it is started by their names.
 func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == holder.Name {
+		os.Exit(holder.Main(os.Args))
+	}
 	code, isMonitor := firecrackertest.Main(map[string]firecrackertest.Guest{
 		"suite": suiteGuest, "init": initGuest, "silent": silentGuest, "flood": floodGuest,
 		"fails": func(context.Context, *firecrackertest.Machine) vmtest.End { return vmtest.End{Code: 148} },

@@ -9,8 +9,9 @@
 // The guest connects to the host over vsock, once for each channel; see ports. The kernel has to be an
 // uncompressed ELF file on amd64.
 //
-// Monitors outlive the process that started them, because the jailer's change of identity clears what ties them
-// to it: end them with vm.Sweep, and remove what is left of their jails with Driver.Sweep.
+// Monitors outlive the process that started them, in the hands of a holder (package holder), and another process
+// adopts them by their record. What nobody adopts is ended with vm.Record.End, and what is left of jails is removed with
+// Driver.Sweep.
 package firecracker
 
 import (
@@ -60,6 +61,9 @@ type Options struct {
 	// Binary and Jailer are names in PATH, or paths. Both must be of one release. Binary has to be linked
 	// statically, as releases are.
 	Binary, Jailer string
+	// Holder is the program file of package holder, or of a program that is one when it is called holder.Name. The
+	// default is the running program.
+	Holder string
 	// JailDir is where jails are made, on the file system of the images and of every disk that is not read-only,
 	// and not mounted with nodev or noexec. It is created when missing. Drivers of several processes may share one.
 	JailDir string
@@ -103,6 +107,13 @@ func New(opts Options) (*Driver, error) {
 	opts.ProbeUID = or(opts.ProbeUID, DefaultProbeUID)
 	opts.ProbeGID = or(opts.ProbeGID, DefaultProbeUID)
 	opts.StartTimeout = or(opts.StartTimeout, DefaultStartTimeout)
+	if opts.Holder == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, fmt.Errorf("find the program that is to hold monitors: %w", err)
+		}
+		opts.Holder = self
+	}
 	opts.Log = or(opts.Log, slog.New(slog.DiscardHandler))
 	switch {
 	case maxDevices[runtime.GOARCH] == 0:
@@ -152,31 +163,46 @@ func (d *Driver) start(ctx context.Context, h *host, spec vm.Spec) (_ *machine, 
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, d.opts.StartTimeout, fmt.Errorf("not running after %v", d.opts.StartTimeout))
 	defer cancel()
-	m := &machine{spec: spec, log: d.opts.Log.With("machine", spec.ID), ended: make(chan struct{})}
+	m := &machine{id: spec.ID, log: d.opts.Log.With("machine", spec.ID)}
+	var group *cgroup.Group
 	defer func() {
-		if err != nil {
-			m.cleanUp()
+		if err != nil && m.Monitor == nil {
+			m.undo(group)
 		}
 	}()
 	if m.jail, err = newJail(d.opts.JailDir, filepath.Base(h.binary), spec, m.log); err != nil {
 		return nil, err
 	}
-	if err := m.open(); err != nil {
+	if err := m.listen(spec.UID, spec.GID); err != nil {
 		return nil, err
 	}
 	if spec.Cgroup != "" && h.hierarchy != nil {
 		limit := int64(spec.MemoryMiB+h.caps.OverheadMiB) << 20
-		if m.group, err = h.hierarchy.Create(spec.Cgroup, limit); err != nil {
+		if group, err = h.hierarchy.Create(spec.Cgroup, limit); err != nil {
 			return nil, err
 		}
 	}
-	if err := m.spawn(h, d.opts.JailDir); err != nil {
-		return nil, err
+	if err := m.spawn(h, d.opts, spec, group); err != nil {
+		return nil, errors.Join(err, vm.RemoveRecord(spec.Dir))
 	}
-	if err := m.configure(ctx); err != nil {
+	if err := m.configure(ctx, spec); err != nil {
 		return nil, m.abandon(err)
 	}
 	return m, nil
+}
+
+// undo removes what was made for a machine whose monitor does not run.
+func (m *machine) undo(group *cgroup.Group) {
+	m.closeChannels()
+	if m.jail != nil {
+		m.removeJail()
+	}
+	if group == nil {
+		return
+	}
+	if err := group.Remove(); err != nil {
+		m.log.Warn("cgroup is left behind", "error", err)
+	}
 }
 
 // refuse checks what needs no look at the host.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -23,7 +24,7 @@ const maxJailID = 107 - len("/srv/jailer/firecracker/") - len("/root"+jailAPI)
 
 // A jail is the directory of one run of a machine:
 //
-//	<JailDir>/firecracker/<id>/owner   locked by the process that runs the machine; holds the machine's id
+//	<JailDir>/firecracker/<id>/owner   locked as long as the machine runs, by its holder; has the machine's id and directory
 //	<JailDir>/firecracker/<id>/root/   the monitor's root directory, all that it sees
 //
 // The id is never used again, because the jailer refuses to build where something is left of an earlier jail. It
@@ -53,14 +54,16 @@ func newJail(base, program string, spec vm.Spec, log *slog.Logger) (*jail, error
 	return j, nil
 }
 
+const jailPrefix = "vm-"
+
 func newJailID() string {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails
-	return "vm-" + hex.EncodeToString(b[:])
+	return jailPrefix + hex.EncodeToString(b[:])
 }
 
 func (j *jail) fill(spec vm.Spec, log *slog.Logger) error {
-	if err := j.claim(spec.ID); err != nil {
+	if err := j.claim(spec); err != nil {
 		return err
 	}
 	for _, dir := range []string{j.root, filepath.Join(j.root, jailRun)} {
@@ -73,7 +76,7 @@ func (j *jail) fill(spec vm.Spec, log *slog.Logger) error {
 		if err := unix.Mkfifo(path, 0o600); err != nil {
 			return fmt.Errorf("make FIFO %s: %w", name, err)
 		}
-		if err := give(path, spec); err != nil {
+		if err := give(path, spec.UID, spec.GID); err != nil {
 			return err
 		}
 	}
@@ -81,7 +84,7 @@ func (j *jail) fill(spec vm.Spec, log *slog.Logger) error {
 }
 
 // claim takes the jail's lock before anybody can think it abandoned.
-func (j *jail) claim(machine string) error {
+func (j *jail) claim(spec vm.Spec) error {
 	var err error
 	if j.owner, err = os.OpenFile(filepath.Join(j.dir, ownerName), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return fmt.Errorf("claim the jail: %w", err)
@@ -89,7 +92,7 @@ func (j *jail) claim(machine string) error {
 	if err := unix.Flock(int(j.owner.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("claim the jail: %w", err)
 	}
-	if _, err := j.owner.WriteString(machine + "\n"); err != nil {
+	if _, err := j.owner.WriteString(spec.ID + "\n" + spec.Dir + "\n"); err != nil {
 		return fmt.Errorf("claim the jail: %w", err)
 	}
 	return nil
@@ -98,11 +101,11 @@ func (j *jail) claim(machine string) error {
 const ownerName = "owner"
 
 // give makes the monitor's identity the owner of what is at path.
-func give(path string, spec vm.Spec) error {
+func give(path string, uid, gid uint32) error {
 	if os.Geteuid() != 0 {
 		return nil // then the identity is the caller's
 	}
-	return os.Lchown(path, int(spec.UID), int(spec.GID))
+	return os.Lchown(path, int(uid), int(gid))
 }
 
 // socket names a socket in the jail's run directory through a descriptor, because its path may be too long for an
@@ -115,25 +118,33 @@ func (j *jail) socket(name string) (path string, done func(), err error) {
 	return fmt.Sprintf("/proc/self/fd/%d/%s", run.Fd(), filepath.Base(name)), func() { run.Close() }, nil
 }
 
-// open opens a FIFO of the jail. The reader sees its end when both writer and monitor are gone.
-func (j *jail) open(name string) (reader, writer *os.File, err error) {
-	path := filepath.Join(j.root, name)
-	if reader, err = os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
-		return nil, nil, err
+// open opens a FIFO of the jail for its reader. It is open for writing too, so that it has no end before the monitor
+// has opened its side.
+func (j *jail) open(name string) (*os.File, error) {
+	return os.OpenFile(filepath.Join(j.root, name), os.O_RDWR|unix.O_NONBLOCK, 0)
+}
+
+// disown lets go of the lock, which lives on in whoever has inherited it.
+func (j *jail) disown() {
+	if j.owner != nil {
+		j.owner.Close()
+		j.owner = nil
 	}
-	if writer, err = os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0); err != nil {
-		reader.Close()
-		return nil, nil, err
+}
+
+// adoptJail is the jail at dir, which an earlier process has made below base.
+func adoptJail(base, dir string) (*jail, error) {
+	id := filepath.Base(dir)
+	if filepath.Dir(filepath.Dir(dir)) != filepath.Clean(base) || !strings.HasPrefix(id, jailPrefix) {
+		return nil, fmt.Errorf("%w: its jail %q is none of this driver's", vm.ErrNotOurs, dir)
 	}
-	return reader, writer, nil
+	return &jail{id: id, dir: dir, root: filepath.Join(dir, "root")}, nil
 }
 
 // remove removes the jail. Its monitor does not run.
 func (j *jail) remove() error {
 	err := os.RemoveAll(j.dir)
-	if j.owner != nil {
-		j.owner.Close()
-	}
+	j.disown()
 	if err != nil {
 		return fmt.Errorf("remove the jail: %w", err)
 	}

@@ -89,7 +89,11 @@ func (d *Driver) kvmKey(h *host) (string, error) {
 // bootOnce returns why a guest did not come up, or nothing when it did. The error is for what says nothing about
 // KVM.
 func (d *Driver) bootOnce(ctx context.Context, h *host) (reason string, err error) {
-	dir, err := os.MkdirTemp(d.opts.CacheDir, "probe-*")
+	// A probe that did not get to its end left a machine.
+	if err := vm.Clear(ctx, filepath.Join(d.opts.CacheDir, probePattern)); err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp(d.opts.CacheDir, probePattern)
 	if err != nil {
 		return "", err
 	}
@@ -119,6 +123,9 @@ func (d *Driver) bootOnce(ctx context.Context, h *host) (reason string, err erro
 	}
 	return reason, errors.Join(err, killErr)
 }
+
+// probePattern matches the directories of probes.
+const probePattern = "probe-*"
 
 func awaitFirstByte(ctx context.Context, m *machine) (reason string, err error) {
 	conn, err := m.Dial(ctx, vm.Control)

@@ -64,7 +64,7 @@ func (j *jail) linkFile(c jailFile, file *os.File, s vm.Spec, log *slog.Logger) 
 	switch {
 	case err == nil && !c.readOnly:
 		// The jail's identity has to write it. The link and the file are one.
-		return give(target, s)
+		return give(target, s.UID, s.GID)
 	case err == nil:
 		return nil
 	case !c.readOnly:
@@ -86,7 +86,7 @@ func copyFile(target string, from *os.File, s vm.Spec) error {
 	if err := errors.Join(err, to.Close()); err != nil {
 		return fmt.Errorf("copy %s into the jail: %w", from.Name(), err)
 	}
-	return give(target, s)
+	return give(target, s.UID, s.GID)
 }
 
 func (c jailFile) open() (*os.File, error) {

@@ -8,15 +8,18 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pinnacehq/pinnace/internal/vm"
 )
 
 // Sweep removes the jails that no living process owns, which is what a crash of an earlier one leaves, and ends
-// the monitors in them that left no record. It returns how many jails it removed. Call it after vm.Sweep, before
-// starting machines; never while machines of an earlier process are to live on.
-func (d *Driver) Sweep(ctx context.Context) (int, error) {
+// the monitors of machines below root that have no record by which anybody could adopt them. It returns how many jails
+// it removed. Call it after adopting what there is to adopt, and before starting machines below root.
+func (d *Driver) Sweep(ctx context.Context, root string) (int, error) {
 	dirs, err := filepath.Glob(filepath.Join(d.opts.JailDir, "*", "vm-*"))
 	if err != nil {
 		return 0, err
@@ -24,7 +27,7 @@ func (d *Driver) Sweep(ctx context.Context) (int, error) {
 	removed := 0
 	var errs []error
 	for _, dir := range dirs {
-		was, err := sweepJail(ctx, dir)
+		was, err := sweepJail(ctx, dir, root)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("clean up jail %s: %w", filepath.Base(dir), err))
 		}
@@ -35,16 +38,37 @@ func (d *Driver) Sweep(ctx context.Context) (int, error) {
 	return removed, errors.Join(errs...)
 }
 
-func sweepJail(ctx context.Context, dir string) (bool, error) {
+func sweepJail(ctx context.Context, dir, root string) (bool, error) {
 	owner, err := tryClaim(dir)
-	if owner == nil || err != nil {
+	if err != nil {
 		return false, err
 	}
-	defer owner.Close()
+	if owner != nil {
+		defer owner.Close()
+	} else if lost, err := isLost(dir, root); !lost || err != nil {
+		return false, err
+	}
 	if err := endInmates(ctx, filepath.Join(dir, "root")); err != nil {
 		return false, err
 	}
 	return true, os.RemoveAll(dir)
+}
+
+// isLost tells whether the jail's machine is below root and nobody can know of it.
+func isLost(dir, root string) (bool, error) {
+	b, err := os.ReadFile(filepath.Join(dir, ownerName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	_, machine, _ := strings.Cut(strings.TrimSuffix(string(b), "\n"), "\n")
+	if filepath.Dir(machine) != filepath.Clean(root) {
+		return false, nil
+	}
+	r, err := vm.ReadRecord(machine)
+	return err != nil || r.Jail != dir, nil
 }
 
 // tryClaim locks the jail at dir, or returns nothing when it has an owner or is gone. One that is being made loses

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 
 	"github.com/pinnacehq/pinnace/internal/vm"
 	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
+	"github.com/pinnacehq/pinnace/internal/vm/holder"
 	"github.com/pinnacehq/pinnace/internal/vm/qemu"
 	"github.com/pinnacehq/pinnace/internal/vm/vmtest"
 )
@@ -91,7 +93,7 @@ func TestMonitorIsConfined(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if !slices.Contains([]string{"usr", "bin", "lib", "lib64", "dev", "kernel", "initramfs"}, e.Name()) {
+		if !slices.Contains([]string{"usr", "bin", "lib", "lib64", "dev", "kernel", "initramfs", "holder"}, e.Name()) {
 			t.Errorf("the monitor sees /%s", e.Name())
 		}
 	}
@@ -100,8 +102,8 @@ func TestMonitorIsConfined(t *testing.T) {
 		t.Error("the monitor's /usr can be written to")
 	}
 	if h, err := cgroup.Find(); err == nil {
-		if pids := read(t, filepath.Join(h.Mount, spec.Cgroup, "cgroup.procs")); strings.TrimSpace(pids) != fmt.Sprint(m.PID()) {
-			t.Errorf("cgroup holds %q, want %d", pids, m.PID())
+		if pids := read(t, filepath.Join(h.Mount, spec.Cgroup, "cgroup.procs")); !slices.Equal(strings.Fields(pids), []string{fmt.Sprint(m.Record().PID), fmt.Sprint(m.PID())}) {
+			t.Errorf("cgroup holds %q, want the holder %d and the monitor %d", pids, m.Record().PID, m.PID())
 		}
 	}
 	for _, secret := range []string{spec.ID, spec.Dir} {
@@ -138,10 +140,14 @@ func TestRootIsRefused(t *testing.T) {
 	}
 }
 
-// parentEnv tells the test program to be the parent of TestMonitorDiesWithParent; it holds the spec.
+// parentEnv tells the test program to be the parent of TestMachineOutlivesItsStarter; it holds the spec.
 const parentEnv = "VMTEST_PARENT_SPEC"
 
+// TestMain is also the holder of the tests' monitors, when it is started by that name.
 func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == holder.Name {
+		os.Exit(holder.Main(os.Args))
+	}
 	if dir := os.Getenv(parentEnv); dir != "" {
 		os.Exit(beParent(dir))
 	}
@@ -166,7 +172,9 @@ func beParent(dir string) int {
 	return 1
 }
 
-func TestMonitorDiesWithParent(t *testing.T) {
+// startedByAnother starts a machine from another process and kills that.
+func startedByAnother(t *testing.T) (pid int, dir string) {
+	t.Helper()
 	spec := specs(t)(t)
 	parent := exec.CommandContext(t.Context(), os.Args[0], spec.Kernel, spec.Initramfs)
 	parent.Env = append(os.Environ(), parentEnv+"="+spec.Dir)
@@ -178,7 +186,6 @@ func TestMonitorDiesWithParent(t *testing.T) {
 	if err := parent.Start(); err != nil {
 		t.Fatal(err)
 	}
-	var pid int
 	if _, err := fmt.Fscan(out, &pid); err != nil {
 		t.Fatal(err)
 	}
@@ -186,15 +193,64 @@ func TestMonitorDiesWithParent(t *testing.T) {
 		t.Fatal(err)
 	}
 	parent.Wait()
-	for deadline := time.Now().Add(10 * time.Second); alive(pid); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("process %d outlived its parent", pid)
+	return pid, spec.Dir
+}
+
+// TestMachineOutlivesItsStarter is the promise that a killed agent costs no machine: another process takes it over.
+func TestMachineOutlivesItsStarter(t *testing.T) {
+	pid, dir := startedByAnother(t)
+	r, err := vm.ReadRecord(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := driver(t, qemu.TCG).Adopt(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { end(t, m) })
+	conn, err := m.Dial(t.Context(), vm.Control)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
+	fmt.Fprintln(conn, "echo alive")
+	in := bufio.NewScanner(conn)
+	for in.Scan() && in.Text() != "alive" {
+	}
+	if in.Text() != "alive" || m.PID() != pid || !alive(pid) {
+		t.Errorf("got %q from process %d, want %d", in.Text(), m.PID(), pid)
+	}
+	for _, proc := range []int{pid, r.PID} {
+		if sid := fieldOf(read(t, fmt.Sprintf("/proc/%d/status", proc)), "NSsid"); strings.HasSuffix(sid, fmt.Sprint(os.Getpid())) {
+			t.Errorf("process %d is in our session", proc)
 		}
 	}
-	// What is left is the record, and sweeping it finds nothing to kill.
-	killed, err := vm.Sweep(t.Context(), filepath.Dir(spec.Dir))
-	if err != nil || len(killed) != 0 {
-		t.Errorf("Sweep: got %+v, %v", killed, err)
+}
+
+// TestSweepEndsMonitors: what nobody adopts is ended, the monitor with its holder.
+func TestSweepEndsMonitors(t *testing.T) {
+	pid, dir := startedByAnother(t)
+	killed, err := vm.Sweep(t.Context(), filepath.Dir(dir))
+	if err != nil || len(killed) != 1 || alive(pid) || alive(killed[0].PID) {
+		t.Errorf("Sweep: got %+v, %v; alive: %v", killed, err, alive(pid))
+	}
+}
+
+// TestHolderIsKilled: a monitor does not go on without somebody who sees its end.
+func TestHolderIsKilled(t *testing.T) {
+	m, err := driver(t, qemu.TCG).Start(t.Context(), specs(t)(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { end(t, m) })
+	if err := syscall.Kill(m.Record().PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if exit, err := m.Wait(ctx); err != nil || !exit.Unknown || exit.Killed || alive(m.PID()) {
+		t.Errorf("got %+v, %v; alive: %v", exit, err, alive(m.PID()))
 	}
 }
 

@@ -11,23 +11,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Where the monitor finds its boot files in a jail.
+// Where the monitor finds its boot files in a jail, and what its holder is executed from.
 const (
 	jailKernel    = "/kernel"
 	jailInitramfs = "/initramfs"
+	jailHolder    = "/holder"
 )
 
 // jailDirs are the host's directories with QEMU, its firmware and its libraries.
 var jailDirs = []string{"usr", "bin", "lib", "lib64"}
 
-// A jail is the file system of one monitor: program files of the host, read-only, the boot files, and three
-// devices that belong to its uid. There is no /proc, no /dev otherwise, no /etc and nothing writable.
+// A jail is the file system of one monitor and of its holder: program files of the host, read-only, the boot files, and
+// three devices that belong to the monitor's uid. There is no /proc, no /dev otherwise, no /etc and nothing writable.
 type jail struct {
 	// dir is any directory; the jail's root is mounted on it in the thread's own mount namespace, so that
 	// nothing shows on the host and nothing is left to unmount.
 	dir               string
 	uid, gid          int
 	kernel, initramfs string
+	holder            string
 	kvm               bool
 }
 
@@ -50,10 +52,15 @@ func (j jail) enter() error {
 		return err
 	}
 	defer initramfs.Close()
+	holder, err := os.Open(j.holder)
+	if err != nil {
+		return err
+	}
+	defer holder.Close()
 	if err := unix.Mount("jail", j.dir, "tmpfs", unix.MS_NOSUID, "mode=0755,size=64k"); err != nil {
 		return fmt.Errorf("mount the jail's root: %w", err)
 	}
-	if err := j.fill(kernel, initramfs); err != nil {
+	if err := j.fill(kernel, initramfs, holder); err != nil {
 		return err
 	}
 	flags := uintptr(unix.MS_REMOUNT | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NOEXEC)
@@ -123,17 +130,20 @@ func changeRoot() error {
 	return unix.Chroot(".")
 }
 
-func (j jail) fill(kernel, initramfs *os.File) error {
+func (j jail) fill(kernel, initramfs, holder *os.File) error {
 	for _, name := range jailDirs {
 		if err := j.bindDir(name); err != nil {
 			return err
 		}
 	}
-	if err := j.bindFile(kernel, jailKernel); err != nil {
-		return err
-	}
-	if err := j.bindFile(initramfs, jailInitramfs); err != nil {
-		return err
+	for _, f := range []struct {
+		file *os.File
+		name string
+		more uintptr
+	}{{kernel, jailKernel, unix.MS_NOEXEC}, {initramfs, jailInitramfs, unix.MS_NOEXEC}, {holder, jailHolder, 0}} {
+		if err := j.bindFile(f.file, f.name, f.more); err != nil {
+			return err
+		}
 	}
 	if err := os.Mkdir(filepath.Join(j.dir, "dev"), 0o755); err != nil { //nolint:gosec // the monitor, which is not root, looks in there
 		return err
@@ -178,12 +188,12 @@ func (j jail) bindDir(name string) error {
 	return bindReadOnly(source, target, 0)
 }
 
-func (j jail) bindFile(f *os.File, name string) error {
+func (j jail) bindFile(f *os.File, name string, more uintptr) error {
 	target := filepath.Join(j.dir, name)
 	if err := os.WriteFile(target, nil, 0o600); err != nil {
 		return err
 	}
-	return bindReadOnly(fmt.Sprintf("/proc/thread-self/fd/%d", f.Fd()), target, unix.MS_NOEXEC)
+	return bindReadOnly(fmt.Sprintf("/proc/thread-self/fd/%d", f.Fd()), target, more)
 }
 
 func bindReadOnly(source, target string, more uintptr) error {

@@ -10,67 +10,59 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/pinnacehq/pinnace/internal/vm"
 	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
+	"github.com/pinnacehq/pinnace/internal/vm/monitor"
 )
 
-// A machine is one QEMU process. It owns a thread, which waits for the process, and the goroutines that read
-// its console and stderr and clean up; all of them end with the process.
+// A machine is one QEMU process, with its holder, which reads its console and sees its end.
 type machine struct {
-	spec  vm.Spec
-	log   *slog.Logger
-	files *files
-	group *cgroup.Group // nil: none
-
-	// The caller's ends of the monitor's console and stderr, and what was read from them.
-	consolePipe, stderrPipe *os.File
-	monitorStderr           *os.File // the monitor's end, until it has it
-	output                  output
-	console                 vm.Console
-	stderr                  head
-
-	process *os.Process
-	record  vm.Record
-	killed  atomic.Bool
-
-	// ended is closed when the process is reaped and everything is cleaned up; exit is set before.
-	ended   chan struct{}
-	exit    vm.Exit
-	cleaned sync.Once
+	*monitor.Monitor
+	dir string
+	id  string
+	log *slog.Logger
 }
 
 var _ vm.Machine = (*machine)(nil)
 
-// open opens every file that the monitor will inherit.
-func (m *machine) open() error {
-	m.files = &files{}
-	if err := m.files.openBootFiles(m.spec, jailed()); err != nil {
+// starting is what it takes to start a machine.
+type starting struct {
+	spec   vm.Spec
+	log    *slog.Logger
+	holder string // program file
+	files  *files
+	group  *cgroup.Group // nil: none
+	// console is read by the holder, and result is what it writes to.
+	console, result *os.File
+}
+
+// open opens every file that the monitor will inherit, and those of its holder.
+func (s *starting) open() error {
+	s.files = &files{}
+	if err := s.files.openBootFiles(s.spec, jailed()); err != nil {
 		return err
 	}
-	if err := m.files.openDisks(m.spec.Disks); err != nil {
+	if err := s.files.openDisks(s.spec.Disks); err != nil {
 		return err
 	}
 	console, monitorConsole, err := os.Pipe()
 	if err != nil {
 		return err
 	}
-	m.consolePipe = console
-	m.files.console = m.files.add(monitorConsole)
-	if m.stderrPipe, m.monitorStderr, err = os.Pipe(); err != nil {
+	s.console = console
+	s.files.console = s.files.add(monitorConsole)
+	if s.result, err = monitor.OpenResult(s.spec.Dir); err != nil {
+		return fmt.Errorf("make the monitor's result file: %w", err)
+	}
+	if err := s.files.listen(s.spec.Dir); err != nil {
 		return err
 	}
-	if err := m.files.listen(m.spec.Dir); err != nil {
-		return err
-	}
-	if m.spec.NIC != nil {
-		m.files.tap = m.files.add(nil)
+	if s.spec.NIC != nil {
+		s.files.tap = s.files.add(nil)
 	}
 	return nil
 }
@@ -78,85 +70,68 @@ func (m *machine) open() error {
 // jailed tells whether monitors get a mount namespace of their own, which takes root.
 func jailed() bool { return os.Geteuid() == 0 }
 
-// spawn starts the monitor and everything that accompanies it. When it fails, nothing runs.
-func (m *machine) spawn(binary string, args []string, kvm bool) error {
+// spawn starts the monitor. When it fails, nothing runs.
+func (s *starting) spawn(binary string, args []string, kvm bool) (*machine, error) {
 	if jailed() && !jailable(binary) {
-		return fmt.Errorf("%s is in none of /%s, which is all that a monitor can see", binary, strings.Join(jailDirs, ", /"))
+		return nil, fmt.Errorf("%s is in none of /%s, which is all that a monitor can see", binary, strings.Join(jailDirs, ", /"))
 	}
-	started := make(chan error, 1)
-	proceed := make(chan struct{})
-	reaped := make(chan func())
+	var pending *monitor.Pending
+	prepared := make(chan error, 1)
 	onOwnThread(func() {
-		err := m.startHere(binary, args, kvm)
-		started <- err
-		if err != nil {
-			return
-		}
-		// Not reaped before it is on record, so that its process id cannot be another's meanwhile.
-		<-proceed
-		// The thread stays: the kernel sends the parent-death signal when it, not the process, ends.
-		state, err := m.process.Wait()
-		reaped <- func() { m.finish(state, err) }
+		var err error
+		pending, err = s.prepareHere(binary, args, kvm)
+		prepared <- err
 	})
-	if err := <-started; err != nil {
-		return err
+	if err := <-prepared; err != nil {
+		return nil, err
 	}
-	// Not on that thread, which sees nothing of the host.
-	go func() { (<-reaped)() }()
-	m.closeInherited()
-	m.output.follow(m.consolePipe, &m.console)
-	m.output.follow(m.stderrPipe, &m.stderr)
-	err := m.accompany()
-	close(proceed)
+	s.close()
+	m := &machine{dir: s.spec.Dir, id: s.spec.ID, log: s.log}
+	mon, err := pending.Run(driverName, "", s.spec, monitor.Options{
+		Log: s.log, Group: s.group, Remove: m.remove, Release: func() {},
+	}, limit)
 	if err != nil {
-		err = errors.Join(err, m.Kill())
-		<-m.ended
+		return nil, err
 	}
-	return err
+	m.Monitor = mon
+	return m, nil
 }
 
-// startHere starts the process from the calling thread, which is in the machine's namespaces afterwards.
-func (m *machine) startHere(binary string, args []string, kvm bool) error {
+// prepareHere starts the holder from the calling thread, which is in the machine's namespaces afterwards.
+func (s *starting) prepareHere(binary string, args []string, kvm bool) (*monitor.Pending, error) {
 	devNull, err := os.Open(os.DevNull)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer devNull.Close()
-	attr := &os.ProcAttr{
-		Dir:   "/",
-		Env:   []string{"PATH=/usr/bin:/bin", "LC_ALL=C"},
-		Files: []*os.File{devNull, m.monitorStderr, m.monitorStderr},
-		// A session of its own keeps a terminal's Ctrl-C away from the monitor.
-		Sys: &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL},
+	l := monitor.Launch{
+		Holder: s.holder, Argv: append([]string{binary}, args...), Env: []string{"PATH=/usr/bin:/bin", "LC_ALL=C"},
+		UID: -1, GID: -1, Tied: true,
 	}
-	if err := m.enter(attr.Sys, kvm); err != nil {
-		return err
+	if s.group != nil {
+		l.Group, l.InGroup = s.group.FD()
 	}
-	attr.Files = append(attr.Files, m.files.inherited...)
-	m.process, err = os.StartProcess(binary, append([]string{binary}, args...), attr)
-	if err != nil {
-		return fmt.Errorf("start %s: %w", binary, err)
+	if err := s.enter(&l, kvm); err != nil {
+		return nil, err
 	}
-	return nil
+	l.Files, l.Console = s.files.inherited, []*os.File{s.console}
+	return monitor.Prepare(l, s.result, devNull)
 }
 
 // enter moves the calling thread to where the monitor is to be born, outermost first: after the jail, no
 // file of the host is in reach.
-func (m *machine) enter(sys *syscall.SysProcAttr, kvm bool) error {
-	if m.group != nil {
-		sys.CgroupFD, sys.UseCgroupFD = m.group.FD()
-	}
-	if m.spec.Netns != "" {
-		if err := enterNetns(m.spec.Netns); err != nil {
+func (s *starting) enter(l *monitor.Launch, kvm bool) error {
+	if s.spec.Netns != "" {
+		if err := enterNetns(s.spec.Netns); err != nil {
 			return err
 		}
 	}
-	if m.spec.NIC != nil {
-		tap, err := openTap(m.spec.NIC.Tap)
+	if s.spec.NIC != nil {
+		tap, err := openTap(s.spec.NIC.Tap)
 		if err != nil {
 			return err
 		}
-		m.files.inherited[m.files.tap-firstFD] = tap
+		s.files.inherited[s.files.tap-firstFD] = tap
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("give up new privileges: %w", err)
@@ -164,115 +139,82 @@ func (m *machine) enter(sys *syscall.SysProcAttr, kvm bool) error {
 	if !jailed() {
 		return nil
 	}
-	sys.Credential = &syscall.Credential{Uid: m.spec.UID, Gid: m.spec.GID}
 	j := jail{
-		dir: m.spec.Dir, uid: int(m.spec.UID), gid: int(m.spec.GID),
-		kernel: m.spec.Kernel, initramfs: m.spec.Initramfs, kvm: kvm,
+		dir: s.spec.Dir, uid: int(s.spec.UID), gid: int(s.spec.GID), holder: s.holder,
+		kernel: s.spec.Kernel, initramfs: s.spec.Initramfs, kvm: kvm,
 	}
 	if err := j.enter(); err != nil {
 		return fmt.Errorf("build the monitor's jail: %w", err)
 	}
+	l.UID, l.GID, l.Holder = j.uid, j.gid, jailHolder
 	return nil
 }
 
-// accompany does what needs the process to be there: limits, record, and reading what it says.
-func (m *machine) accompany() (err error) {
-	if m.record, err = vm.NewRecord("qemu", m.spec, m.process.Pid, time.Now()); err != nil {
-		return fmt.Errorf("identify the monitor: %w", err)
+// limit bounds the holder, and with it the monitor.
+func limit(pid int) error {
+	if jailed() && !canLimit() {
+		return nil
 	}
-	if m.group != nil {
-		if err := m.group.Add(m.process.Pid); err != nil {
-			return err
-		}
-	}
-	if !jailed() || canLimit() {
-		if err := limitResources(m.process.Pid); err != nil {
-			return err
-		}
-	}
-	if err := offerToOOM(m.process.Pid); err != nil {
-		return err
-	}
-	if err := m.record.Write(); err != nil {
-		return fmt.Errorf("record the monitor: %w", err)
-	}
-	return nil
+	return limitResources(pid)
 }
 
-// closeInherited closes the caller's copies of what the monitor has, so that their other ends see its end.
-func (m *machine) closeInherited() {
-	if m.files != nil {
-		m.files.close()
+// close closes the caller's copies of what the monitor and its holder have, so that their other ends see its end.
+func (s *starting) close() {
+	if s.files != nil {
+		s.files.close()
 	}
-	if m.monitorStderr != nil {
-		m.monitorStderr.Close()
-		m.monitorStderr = nil
+	for _, f := range []*os.File{s.console, s.result} {
+		if f != nil {
+			f.Close()
+		}
 	}
 }
 
-// finish records how the process ended and removes what was made for it.
-func (m *machine) finish(state *os.ProcessState, waitErr error) {
-	defer close(m.ended)
-	m.output.wait()
-	if waitErr != nil {
-		m.log.Error("machine's process cannot be waited for", "error", waitErr)
-		m.exit.Code = -1
-	} else {
-		m.exit.Code, m.exit.Signal = exitOf(state)
-	}
-	m.exit.Killed = m.exit.Signal == syscall.SIGKILL && m.killed.Load()
-	m.exit.ConsoleTail, m.exit.Panic = m.console.Tail(), m.console.Panic()
-	m.exit.Stderr = strings.TrimSpace(m.stderr.String())
-	if m.group != nil && m.exit.Signal == syscall.SIGKILL && !m.exit.Killed {
-		oom, err := m.group.OOMKilled()
-		if err != nil {
-			m.log.Warn("cgroup does not tell whether memory ran out", "error", err)
-		}
-		m.exit.OOM = oom
-	}
-	if m.spec.Console != "" {
-		if err := os.WriteFile(m.spec.Console, []byte(m.exit.ConsoleTail), 0o600); err != nil {
-			m.log.Warn("console is not kept", "error", err)
+// undo removes what was made for a machine that does not run.
+func (s *starting) undo() {
+	s.close()
+	if s.group != nil {
+		if err := s.group.Remove(); err != nil {
+			s.log.Warn("cgroup is left behind", "error", err)
 		}
 	}
-	m.cleanUp()
+	removeSockets(s.spec.Dir, s.log)
+	if err := vm.RemoveRecord(s.spec.Dir); err != nil {
+		s.log.Warn("record is left behind", "error", err)
+	}
 }
 
-// cleanUp closes and removes what was made for the machine, once. The machine does not run.
-func (m *machine) cleanUp() {
-	m.cleaned.Do(m.remove)
-}
+// remove removes the sockets of a machine that has ended.
+func (m *machine) remove() { removeSockets(m.dir, m.log) }
 
-func (m *machine) remove() {
-	m.closeInherited()
-	for _, pipe := range []*os.File{m.consolePipe, m.stderrPipe} {
-		if pipe != nil {
-			pipe.Close()
-		}
-	}
-	if m.group != nil {
-		if err := m.group.Remove(); err != nil {
-			m.log.Warn("cgroup is left behind", "error", err)
-		}
-	}
+func removeSockets(dir string, log *slog.Logger) {
 	for _, ch := range vm.Channels() {
-		if err := os.Remove(filepath.Join(m.spec.Dir, string(ch))); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			m.log.Warn("socket is left behind", "error", err)
+		if err := os.Remove(filepath.Join(dir, string(ch))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			log.Warn("socket is left behind", "error", err)
 		}
 	}
-	if err := vm.RemoveRecord(m.spec.Dir); err != nil {
-		m.log.Warn("record is left behind", "error", err)
+}
+
+// Adopt implements vm.Driver. QEMU listens on the sockets of its channels itself, and all else that it has is its own
+// too, so that there is nothing to take over but the process.
+func (d *Driver) Adopt(_ context.Context, r vm.Record) (vm.Machine, error) {
+	m := &machine{dir: r.Dir, id: r.ID, log: d.opts.Log.With("machine", r.ID)}
+	mon, err := monitor.Adopt(r, monitor.Options{Log: m.log, Remove: m.remove, Release: func() {}})
+	if err != nil {
+		return nil, fmt.Errorf("adopt machine %s: %w", r.ID, err)
 	}
+	m.Monitor = mon
+	return m, nil
 }
 
 // Dial implements vm.Machine.
 func (m *machine) Dial(ctx context.Context, ch vm.Channel) (net.Conn, error) {
 	select {
-	case <-m.ended:
-		return nil, fmt.Errorf("dial channel %s of machine %s: %w", ch, m.spec.ID, vm.ErrEnded)
+	case <-m.Ended():
+		return nil, fmt.Errorf("dial channel %s of machine %s: %w", ch, m.id, vm.ErrEnded)
 	default:
 	}
-	path, done, err := shortPath(m.spec.Dir, string(ch))
+	path, done, err := shortPath(m.dir, string(ch))
 	if err != nil {
 		return nil, err
 	}
@@ -284,32 +226,7 @@ func (m *machine) Dial(ctx context.Context, ch vm.Channel) (net.Conn, error) {
 		err = vm.ErrEnded
 	}
 	if err != nil {
-		return nil, fmt.Errorf("dial channel %s of machine %s: %w", ch, m.spec.ID, err)
+		return nil, fmt.Errorf("dial channel %s of machine %s: %w", ch, m.id, err)
 	}
 	return conn, nil
 }
-
-// Kill implements vm.Machine.
-func (m *machine) Kill() error {
-	m.killed.Store(true)
-	if err := m.process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("kill machine %s: %w", m.spec.ID, err)
-	}
-	return nil
-}
-
-// Wait implements vm.Machine.
-func (m *machine) Wait(ctx context.Context) (vm.Exit, error) {
-	select {
-	case <-m.ended:
-		return m.exit, nil
-	case <-ctx.Done():
-		return vm.Exit{}, ctx.Err()
-	}
-}
-
-// PID implements vm.Machine.
-func (m *machine) PID() int { return m.record.PID }
-
-// Record implements vm.Machine.
-func (m *machine) Record() vm.Record { return m.record }

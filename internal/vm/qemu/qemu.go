@@ -6,7 +6,8 @@
 // else; its seccomp filter denies new processes and privileges. It reaches disks, tap, console and channels
 // only through file descriptors that the caller opened.
 //
-// Monitors don't outlive the process that started them: the kernel kills them when it dies.
+// Monitors outlive the process that started them, in the hands of a holder (package holder), and another process
+// adopts them by their record.
 //
 // The package does not know what runs in the guest, and does not speak QMP: a machine is stopped through
 // the guest's own protocol, or killed.
@@ -52,6 +53,7 @@ const (
 )
 
 const (
+	driverName    = "qemu"
 	debianPackage = "qemu-system-x86"
 	// maxDisks is the number of virtio-mmio slots of the microvm machine, 24, less those of the channels
 	// and of the network device.
@@ -67,6 +69,9 @@ type Options struct {
 	Binary string
 	Accel  Accel
 	CPU    string
+	// Holder is the program file of package holder, or of a program that is one when it is called holder.Name. The
+	// default is the running program.
+	Holder string
 	// TranslationCacheMiB is the size of TCG's code cache.
 	TranslationCacheMiB int
 	// Kernel and Initramfs are what the probe for KVM boots; the first byte that the guest sends on the
@@ -107,6 +112,13 @@ func New(opts Options) (*Driver, error) {
 	opts.TranslationCacheMiB = or(opts.TranslationCacheMiB, DefaultTranslationCacheMiB)
 	opts.ProbeUID = or(opts.ProbeUID, DefaultProbeUID)
 	opts.ProbeGID = or(opts.ProbeGID, DefaultProbeUID)
+	if opts.Holder == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, fmt.Errorf("find the program that is to hold monitors: %w", err)
+		}
+		opts.Holder = self
+	}
 	opts.Log = or(opts.Log, slog.New(slog.DiscardHandler))
 	switch opts.Accel {
 	case KVM, TCG:
@@ -132,7 +144,7 @@ func or[T comparable](v, fallback T) T {
 }
 
 // Name implements vm.Driver.
-func (d *Driver) Name() string { return "qemu" }
+func (d *Driver) Name() string { return driverName }
 
 // Start implements vm.Driver.
 func (d *Driver) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
@@ -158,23 +170,23 @@ func (d *Driver) start(ctx context.Context, h *host, spec vm.Spec, accel Accel) 
 	if err := refuseUnprivileged(spec); err != nil {
 		return nil, err
 	}
-	m := &machine{spec: spec, log: d.opts.Log.With("machine", spec.ID), ended: make(chan struct{})}
+	st := &starting{spec: spec, log: d.opts.Log.With("machine", spec.ID), holder: d.opts.Holder}
 	defer func() {
 		if err != nil {
-			m.cleanUp()
+			st.undo()
 		}
 	}()
-	if err := m.open(); err != nil {
+	if err := st.open(); err != nil {
 		return nil, err
 	}
 	if spec.Cgroup != "" && h.hierarchy != nil {
 		limit := int64(spec.MemoryMiB+h.caps.OverheadMiB) << 20
-		if m.group, err = h.hierarchy.Create(spec.Cgroup, limit); err != nil {
+		if st.group, err = h.hierarchy.Create(spec.Cgroup, limit); err != nil {
 			return nil, err
 		}
 	}
-	args := arguments(d.opts, h, spec, accel, m.files)
-	return m, m.spawn(h.binary, args, accel == KVM)
+	args := arguments(d.opts, h, spec, accel, st.files)
+	return st.spawn(h.binary, args, accel == KVM)
 }
 
 // refuseUnprivileged says in words what would otherwise be a bare "operation not permitted".

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,8 +55,7 @@ func canLimit() bool {
 	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
 }
 
-// limitResources bounds a monitor that has just been started. Until then it has the caller's limits, and no
-// guest.
+// limitResources bounds a holder before it starts its monitor, which inherits the bounds.
 func limitResources(pid int) error {
 	limits := map[int]uint64{
 		unix.RLIMIT_CORE:    0, // a core would hold the guest's memory
@@ -70,20 +68,4 @@ func limitResources(pid int) error {
 		}
 	}
 	return nil
-}
-
-// offerToOOM makes the monitor a better choice for the host's OOM killer than the agent.
-func offerToOOM(pid int) error {
-	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("300"), 0); err != nil {
-		return fmt.Errorf("make the monitor the first to be killed: %w", err)
-	}
-	return nil
-}
-
-// exitOf translates what wait returned.
-func exitOf(state *os.ProcessState) (code int, signal syscall.Signal) {
-	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		return -1, status.Signal()
-	}
-	return state.ExitCode(), 0
 }

@@ -33,19 +33,20 @@ type End struct {
 
 // A Fake is a driver without a hypervisor: each machine is a goroutine that plays the guest. It checks specs as
 // a real driver does, down to the files, and passes the conformance suite. Machines have no process, so their
-// records identify none.
+// records identify none: they live as long as the Fake, which stands for the host, and agents come and go.
 type Fake struct {
 	guest Guest
 
-	mu      sync.Mutex
-	started []vm.Spec // guarded by mu
+	mu       sync.Mutex
+	started  []vm.Spec               // guarded by mu
+	machines map[string]*fakeMachine // guarded by mu: the newest of each id, until somebody has heard of its end
 }
 
 var _ vm.Driver = (*Fake)(nil)
 
 // NewFake returns a driver whose machines run guest. For one that speaks the guest's protocol see package
 // guesttest in internal/guest.
-func NewFake(guest Guest) *Fake { return &Fake{guest: guest} }
+func NewFake(guest Guest) *Fake { return &Fake{guest: guest, machines: map[string]*fakeMachine{}} }
 
 // Started returns the specs of all machines that were started, in order.
 func (f *Fake) Started() []vm.Spec {
@@ -78,15 +79,61 @@ func (f *Fake) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
 	f.mu.Unlock()
 	// A machine outlives the context of its start.
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	boot, err := vm.HostBootID()
+	if err != nil {
+		cancel()
+		return nil, err
+	}
 	m := &fakeMachine{
-		record: vm.Record{ID: spec.ID, Driver: f.Name(), Dir: spec.Dir, Cgroup: spec.Cgroup, StartedAt: time.Now()},
+		driver: f,
+		record: vm.Record{ID: spec.ID, Driver: f.Name(), Dir: spec.Dir, Cgroup: spec.Cgroup, BootID: boot, StartedAt: time.Now()},
 		kill:   cancel,
 		ended:  make(chan struct{}),
 		ports:  map[vm.Channel]*Port{vm.Control: newPort(), vm.Logs: newPort()},
 	}
 	g := &FakeGuest{Spec: spec, Control: m.ports[vm.Control], Logs: m.ports[vm.Logs], Console: &m.console}
+	if err := m.record.Write(); err != nil {
+		cancel()
+		return nil, err
+	}
+	f.mu.Lock()
+	f.machines[spec.ID] = m
+	f.mu.Unlock()
 	go m.run(run, f.guest, g)
 	return m, nil
+}
+
+// Adopt implements vm.Driver.
+func (f *Fake) Adopt(ctx context.Context, r vm.Record) (vm.Machine, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.machines[r.ID]
+	if m == nil || m.record.BootID != r.BootID || !m.record.StartedAt.Equal(r.StartedAt) {
+		return nil, fmt.Errorf("adopt machine %s: %w", r.ID, vm.ErrNotOurs)
+	}
+	return m, nil
+}
+
+// forget drops a machine whose end somebody has heard of, and what it left.
+func (f *Fake) forget(m *fakeMachine) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.machines[m.record.ID] == m {
+		delete(f.machines, m.record.ID)
+		_ = vm.RemoveRecord(m.record.Dir) // a test that looks will find it
+	}
+}
+
+// KillAll ends every machine that runs, as a crash of the host would.
+func (f *Fake) KillAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range f.machines {
+		m.kill()
+	}
 }
 
 // checkSpec refuses what a real driver would refuse.
@@ -119,6 +166,7 @@ type FakeGuest struct {
 }
 
 type fakeMachine struct {
+	driver  *Fake
 	record  vm.Record
 	console vm.Console
 	ports   map[vm.Channel]*Port
@@ -190,6 +238,7 @@ func (m *fakeMachine) Kill() error {
 func (m *fakeMachine) Wait(ctx context.Context) (vm.Exit, error) {
 	select {
 	case <-m.ended:
+		m.driver.forget(m)
 		return m.exit, nil
 	case <-ctx.Done():
 		return vm.Exit{}, ctx.Err()
@@ -201,6 +250,9 @@ func (m *fakeMachine) PID() int { return 0 }
 
 // Record implements vm.Machine.
 func (m *fakeMachine) Record() vm.Record { return m.record }
+
+// Release implements vm.Machine. Connections are the caller's to close.
+func (m *fakeMachine) Release() {}
 
 // FakeSpec returns a spec that a Fake takes, with files that have something in them in a directory of the
 // test.

@@ -46,6 +46,9 @@ func (s Suite) Run(t *testing.T) {
 	t.Run("BadSpec", s.testBadSpec)
 	t.Run("StartIsCancelled", s.testStartIsCancelled)
 	t.Run("Record", s.testRecord)
+	t.Run("Adopt", s.testAdopt)
+	t.Run("AdoptAfterTheEnd", s.testAdoptAfterTheEnd)
+	t.Run("AdoptWhatIsNotOurs", s.testAdoptNotOurs)
 }
 
 func (s Suite) testProbe(t *testing.T) {
@@ -328,11 +331,14 @@ func (s Suite) testRecord(t *testing.T) {
 	spec := s.Spec(t)
 	m := s.start(t, spec)
 	r := m.Record()
-	if r.ID != spec.ID || r.Driver != s.Driver.Name() || r.PID != m.PID() || r.Dir != spec.Dir {
+	if r.ID != spec.ID || r.Driver != s.Driver.Name() || r.Dir != spec.Dir {
 		t.Errorf("got %+v", r)
 	}
 	if !s.Processes {
 		return
+	}
+	if kept, err := vm.ReadRecord(spec.Dir); err != nil || kept.PID != r.PID || kept.StartTicks != r.StartTicks || m.PID() <= 1 || m.PID() == r.PID {
+		t.Errorf("on record: %+v, %v; have %+v and the monitor %d", kept, err, r, m.PID())
 	}
 	other := r
 	other.StartTicks++
@@ -343,7 +349,7 @@ func (s Suite) testRecord(t *testing.T) {
 	if err != nil || len(records) != 1 || records[0].ID != spec.ID {
 		t.Errorf("Sweep: got %+v, %v, want this machine", records, err)
 	}
-	if exit := s.wait(t, m); exit.Signal != syscall.SIGKILL || exit.Killed {
+	if exit := s.wait(t, m); (exit.Signal != syscall.SIGKILL && !exit.Unknown) || exit.Killed {
 		t.Errorf("got %+v, want SIGKILL from somebody else", exit)
 	}
 	if killed, err := vm.KillStale(t.Context(), r); killed || err != nil {
