@@ -45,6 +45,7 @@ type agentRole struct {
 	prefix        string
 	publicAddress string
 	firstUID      uint32
+	stopVMs       bool // when the agent ends
 	quota         sizeFlag
 	reserve       sizeFlag
 	scrubRate     sizeFlag
@@ -63,8 +64,14 @@ func (c *cli) newAgent() *cobra.Command {
 		Short: "Run the agent of this host",
 		Long: `Agent runs what the server places on this host: it pulls images, starts microVMs, watches and
 restarts them, and routes connections. It needs root. "pinnace doctor" says what this host can
-do.`,
-		Example: "  pinnace agent --token-file /var/lib/pinnace/server/keys/agent.token",
+do.
+
+MicroVMs and the proxy outlive the agent, however it ends: the next one takes them over, with no
+workload restarted, no connection reset and no line of output lost. A service manager must end the
+agent's process alone, not all that it has started (for systemd: KillMode=process). With --stop-vms,
+a host that is to be empty stops its microVMs when the agent is told to end.`,
+		Example: `  pinnace agent --token-file /var/lib/pinnace/server/keys/agent.token
+  pinnace agent --token-file agent.token --stop-vms   # Ctrl-C empties the host`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if tokenFile == "" {
 				return fail(exitInvalid, "the server keeps it in DATA_DIR/server/keys/agent.token", "--token-file is required")
@@ -81,6 +88,7 @@ do.`,
 	role.dirs.add(cmd)
 	role.add(cmd)
 	cmd.Flags().StringVar(&role.server, "agent-server", "http://127.0.0.1:7401", "where the server waits for agents")
+	cmd.Flags().BoolVar(&role.stopVMs, "stop-vms", false, "stop this host's microVMs when the agent ends, instead of leaving them to the next one")
 	cmd.Flags().StringVar(&tokenFile, "token-file", "", "file with the token for agents (required)")
 	return cmd
 }
@@ -131,12 +139,19 @@ func (r *agentRole) run(ctx context.Context, ready func(vm.Capabilities)) (err e
 	opts.Images, opts.ScrubRate = images, r.scrubRate.bytes
 	defer func() { err = errors.Join(err, images.Close()) }()
 
-	proxyLink, endProxy, err := r.startProxy(ctx)
+	// An agent that does not get as far as running leaves alone what an earlier one has left: it may be in use.
+	proxyLink, endProxy, fresh, err := r.startProxy(ctx)
 	if err != nil {
 		return err
 	}
 	opts.Proxy = proxyLink
-	defer func() { err = errors.Join(err, endProxy()) }()
+	ran := false
+	toEnd := func() bool { return (ran && r.stopVMs) || (!ran && fresh) }
+	defer func() {
+		if toEnd() {
+			err = errors.Join(err, endProxy())
+		}
+	}()
 
 	nets, err := r.network()
 	if err != nil {
@@ -144,9 +159,12 @@ func (r *agentRole) run(ctx context.Context, ready func(vm.Capabilities)) (err e
 	}
 	opts.Network = nets
 	defer func() {
-		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
-		defer cancel()
-		err = errors.Join(err, nets.CleanUp(clean), nets.Close())
+		if toEnd() {
+			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+			defer cancel()
+			err = errors.Join(err, nets.CleanUp(clean))
+		}
+		err = errors.Join(err, nets.Close())
 	}()
 
 	a, err := agent.New(ctx, opts)
@@ -156,6 +174,7 @@ func (r *agentRole) run(ctx context.Context, ready func(vm.Capabilities)) (err e
 	if ready != nil {
 		ready(can)
 	}
+	ran = true
 	return a.Run(ctx)
 }
 
@@ -202,6 +221,7 @@ func (r *agentRole) options() (agent.Options, error) {
 
 		PublicAddress: public,
 		FirstUID:      r.firstUID,
+		LeaveMachines: !r.stopVMs,
 		Log:           r.log,
 	}, nil
 }
@@ -257,6 +277,11 @@ func (r *agentRole) facts() (*pinnacev1.HostFacts, error) {
 
 // prepareMachines finds the kernel, builds the initramfs and sees what the driver can do.
 func (r *agentRole) prepareMachines(ctx context.Context, opts *agent.Options) (vm.Capabilities, error) {
+	for _, dir := range []string{"boot", "scratch", "probe"} {
+		if err := durable.RemoveTemps(filepath.Join(opts.Dir, dir)); err != nil {
+			return vm.Capabilities{}, fmt.Errorf("remove what an earlier run did not finish: %w", err)
+		}
+	}
 	k, err := r.kernel(filepath.Join(opts.Dir, "boot"))
 	if err != nil {
 		return vm.Capabilities{}, err

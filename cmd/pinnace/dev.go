@@ -38,8 +38,8 @@ func (c *cli) newDev() *cobra.Command {
 At the first start it makes keys, an admin token, the environment "dev", and a context in your
 configuration, so that the other commands find it.
 
-Ctrl-C stops all microVMs. When it was killed instead, the next start ends what was left and
-starts the instances again.`,
+Ctrl-C stops all microVMs. When it was killed instead, they run on, and the next start takes them
+over.`,
 		Example: "  sudo pinnace dev",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needRoot(); err != nil {
@@ -64,6 +64,7 @@ func (c *cli) runDev(ctx context.Context, r *devRole, level slog.Level) (err err
 	r.agent.server = "http://" + r.server.agentListen
 	r.server.log, r.agent.log, r.registry.log = c.logger("server", level), c.logger("agent", level), c.logger("registry", level)
 	r.agent.logLevel = level
+	r.agent.stopVMs = true
 	for _, dir := range []string{r.server.dir, r.registry.dir} {
 		held, err := lock(dir)
 		if err != nil {

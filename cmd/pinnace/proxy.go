@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -22,6 +24,8 @@ func (c *cli) newProxy() *cobra.Command {
 of its own, so that restarting the agent resets no connection. It keeps its last configuration in the
 run-time directory and begins with it when it was killed.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			// Its standard error is that of the agent that started it, and may end long before it.
+			signal.Ignore(syscall.SIGPIPE)
 			return proxy.Run(cmd.Context(), proxy.Options{
 				Socket: proxySocket(dirs.run), TakeOver: takeOver, Build: version, Log: c.logger("proxy", level.level),
 			})

@@ -14,35 +14,36 @@ import (
 )
 
 // startProxy connects to the host's proxy, starting it when none runs, and a newer one when one of another
-// version does. The function that it returns ends the proxy.
-func (r *agentRole) startProxy(ctx context.Context) (*proxyLink, func() error, error) {
+// version does. It tells whether there was none before. The function that it returns ends the proxy.
+func (r *agentRole) startProxy(ctx context.Context) (link *proxyLink, end func() error, fresh bool, err error) {
 	socket := proxySocket(r.dirs.run)
 	build, err := proxyBuild(ctx, socket)
 	if err == nil && build == version {
 		r.log.Info("found the proxy of an earlier run; using it")
 		link := &proxyLink{socket: socket}
-		return link, func() error { return link.shutdown(ctx) }, nil
+		return link, func() error { return link.shutdown(ctx) }, false, nil
 	}
-	if err == nil {
+	fresh = err != nil
+	if !fresh {
 		r.log.Info("found a proxy of another version; upgrading it", "from", build, "to", version)
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, false, err
 	}
 	// The proxy must not die of the Ctrl-C that is meant for the agent, which stops it in order.
 	cmd := exec.Command(self, "proxy", "--take-over", "--run-dir", r.dirs.run, "--log-level", r.logLevel.String())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
-		return nil, nil, fmt.Errorf("start the proxy: %w", err)
+		return nil, nil, false, fmt.Errorf("start the proxy: %w", err)
 	}
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
 	if err := awaitProxy(ctx, socket, cmd.Process.Pid, exited); err != nil {
-		return nil, nil, err
+		return nil, nil, false, err
 	}
-	link := &proxyLink{socket: socket}
+	link = &proxyLink{socket: socket}
 	return link, func() error {
 		shutErr := link.shutdown(ctx)
 		select {
@@ -51,7 +52,7 @@ func (r *agentRole) startProxy(ctx context.Context) (*proxyLink, func() error, e
 		case <-time.After(5 * time.Second):
 			return errors.Join(shutErr, cmd.Process.Kill(), <-exited)
 		}
-	}, nil
+	}, fresh, nil
 }
 
 // proxyBuild is the version of the proxy that listens on socket.

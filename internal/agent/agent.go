@@ -11,6 +11,7 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -77,7 +78,9 @@ type Options struct {
 	// FirstUID and the numbers above it are the identities that machines run under, one each. 0 means the
 	// agent's own identity, for tests without root.
 	FirstUID uint32
-	Log      *slog.Logger
+	// LeaveMachines lets machines live on when Run ends, for the next agent to take over; otherwise Run stops them.
+	LeaveMachines bool
+	Log           *slog.Logger
 }
 
 // Agent runs the instances of one host.
@@ -101,8 +104,8 @@ type Agent struct {
 	acted     uint64            // the last revision that was acted on
 }
 
-// New makes an Agent. It ends machines that an earlier run of the agent left behind: until instances can be
-// adopted they are started anew, and the log says so.
+// New makes an Agent. It takes over the machines that an earlier run of the agent has left, however that ended, and ends
+// those that are not proven to be its own.
 func New(ctx context.Context, opts Options) (*Agent, error) {
 	for _, dir := range []string{opts.Dir, opts.instancesDir(), opts.RunDir, opts.machinesDir()} {
 		if err := durable.MkdirAll(dir, 0o700); err != nil {
@@ -133,7 +136,7 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 		uids:      map[uint32]string{},
 	}
 	a.routes = newRoutes(a)
-	if err := a.sweep(ctx); err != nil {
+	if err := a.takeOver(ctx); err != nil {
 		return nil, err
 	}
 	return a, nil
@@ -142,40 +145,13 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 func (o *Options) instancesDir() string { return filepath.Join(o.Dir, "instances") }
 func (o *Options) machinesDir() string  { return filepath.Join(o.RunDir, "vm") }
 
-// sweep ends what an earlier run of the agent left running and removes what it left lying.
-func (a *Agent) sweep(ctx context.Context) error {
-	killed, err := vm.Sweep(ctx, a.machinesDir())
-	if err != nil {
-		return fmt.Errorf("end the machines of an earlier run: %w", err)
-	}
-	for _, r := range killed {
-		a.Log.Warn("ended a machine that an earlier run left behind; its instance starts anew", "machine", r.ID, "pid", r.PID)
-	}
-	left, err := os.ReadDir(a.machinesDir())
-	if err != nil {
-		return err
-	}
-	for _, entry := range left {
-		if err := os.RemoveAll(filepath.Join(a.machinesDir(), entry.Name())); err != nil {
-			return err
-		}
-	}
-	for _, env := range a.Network.Environments() {
-		attached, err := a.Network.Attachments(env)
-		if err != nil {
-			return err
-		}
-		for _, at := range attached {
-			if err := a.Network.Detach(ctx, env, at.Instance); err != nil {
-				return fmt.Errorf("detach %s, which an earlier run left: %w", at.Instance, err)
-			}
-		}
-	}
-	return nil
+// cgroupParent is above the cgroups of this agent's machines, and of no other agent's on the same machine.
+func (o *Options) cgroupParent() string {
+	return fmt.Sprintf("pinnace/%x", sha256.Sum256([]byte(o.RunDir)))[:len("pinnace/")+12]
 }
 
-// Run joins the server and acts on its assignments until ctx is done. Then it stops the machines, tells the
-// server, and returns when everything that it started has ended.
+// Run joins the server and acts on its assignments until ctx is done. Then it stops the machines, unless it is to leave
+// them, tells the server, and returns when everything that it started has ended.
 func (a *Agent) Run(ctx context.Context) error {
 	// What serves the instances outlives ctx, because they are stopped in order after it is done.
 	after := context.WithoutCancel(ctx)
@@ -187,12 +163,24 @@ func (a *Agent) Run(ctx context.Context) error {
 	loops.Go(func() { a.logs.run(loopCtx) })
 	loops.Go(func() { a.imagesLoop(loopCtx) })
 
-	instancesCtx, stopInstances := context.WithCancel(after)
-	defer stopInstances()
+	instancesCtx, endInstances := context.WithCancelCause(after)
+	defer endInstances(nil)
+	a.mu.Lock()
+	for _, inst := range a.instances { // those that were taken over
+		a.runInstance(instancesCtx, inst, nil)
+	}
+	a.mu.Unlock()
 	a.assignmentLoop(ctx, instancesCtx)
 
-	stopInstances()
+	if a.LeaveMachines {
+		endInstances(errLeft)
+	} else {
+		endInstances(errors.New("the agent ends"))
+	}
 	a.running.Wait()
+	if !a.LeaveMachines {
+		a.removeCgroupParent()
+	}
 	endLoops()
 	loops.Wait()
 	// Nobody else reports any more, so that nothing older can arrive after this.
@@ -219,6 +207,20 @@ func (a *Agent) takeUID(instance string) uint32 {
 			return uid
 		}
 	}
+}
+
+// claimUID takes an identity that instance has already.
+func (a *Agent) claimUID(uid uint32, instance string) error {
+	if a.FirstUID == 0 {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if holder, taken := a.uids[uid]; taken && holder != instance {
+		return fmt.Errorf("its user id %d is that of %s", uid, holder)
+	}
+	a.uids[uid] = instance
+	return nil
 }
 
 func (a *Agent) giveUID(uid uint32) {

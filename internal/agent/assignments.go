@@ -169,17 +169,22 @@ func (a *Agent) startInstance(ctx context.Context, asg *pinnacev1.Assignment, re
 	if err == nil {
 		a.logs.begin(asg.Instance)
 	}
+	a.runInstance(ctx, inst, err)
+	return inst
+}
+
+// runInstance runs an instance until its end, or refuses to.
+func (a *Agent) runInstance(ctx context.Context, inst *instance, refused error) {
 	a.running.Go(func() {
 		defer a.reap(inst)
 		defer close(inst.done)
-		defer a.logs.end(asg.Instance)
-		if err != nil {
-			inst.refuse(1, err)
+		defer a.logs.end(inst.id)
+		if refused != nil {
+			inst.refuse(1, refused)
 			return
 		}
 		inst.run(ctx)
 	})
-	return inst
 }
 
 // workload is the checked content of an assignment.

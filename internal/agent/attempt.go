@@ -52,13 +52,23 @@ type attempt struct {
 	dir        string
 	machine    vm.Machine
 	guest      *guest.Host
+	nonce      string        // of the boot, once init has said hello
+	protocol   int           // that init speaks, likewise
 	session    chan struct{} // closed when the conversation with the guest is over
 	sessionErr error         // why it is; set before session is closed
+	endSession func()
 	bootedAt   time.Time     // when init said hello
 	startedAt  time.Time     // when the workload's process ran
 	exit       *guest.Exit   // the guest's report, once it was taken from the session
 	grace      time.Duration // what a stop gave the workload before it is killed
 	cleanUps   []func(context.Context) error
+
+	ending  *ending          // why it is being ended, if it is
+	end     *pinnacev1.Cause // how it ended, once that is known
+	routed  routeState       // what connections it gets, as on record
+	adopted bool             // an earlier agent has begun it
+	keptEnd *pinnacev1.Cause // end, by an earlier agent
+	last    *pinnacev1.Cause // the end of the instance that an earlier agent has kept
 
 	// judge, when set, says what the agent knows of an end that it has caused itself. It is applied before
 	// the end is kept.
@@ -87,12 +97,46 @@ func (e *stageError) Error() string { return e.stage + ": " + e.err.Error() }
 func (e *stageError) Unwrap() error { return e.err }
 
 // run makes the attempt, from the pull to the end of its machine, and returns why it ended. Nothing of it
-// is left when it returns.
+// is left when it returns, unless it returns nil: then its machine runs on without this agent.
 func (t *attempt) run(ctx context.Context) *pinnacev1.Cause {
+	var cause *pinnacev1.Cause
+	if t.adopted {
+		if cause = t.goOn(ctx); cause != nil && t.keptEnd != nil {
+			cause = t.keptEnd // which an earlier agent has learnt from the guest
+		}
+	} else {
+		cause = t.startAndSupervise(ctx, []step{
+			{"pull", statePulling, t.pull},
+			{"network", stateStarting, t.attach},
+			{"disks", stateStarting, t.makeDisks},
+			{"vmm", stateStarting, t.startMachine},
+			{"kernel", stateStarting, t.awaitHello},
+			{"init", stateStarting, t.configure},
+		})
+	}
+	if cause == nil {
+		t.leave()
+		return nil
+	}
+	if t.dir != "" && t.end == nil {
+		// Should the agent end before the machine is cleaned up, the next one knows.
+		t.end = cause
+		t.keepOrSay()
+	}
 	// What a stop interrupts must still be cleaned up.
-	cleanCtx := context.WithoutCancel(ctx)
-	defer t.cleanUp(cleanCtx)
+	t.cleanUp(context.WithoutCancel(ctx))
+	return cause
+}
 
+// A step of the start of an attempt.
+type step struct {
+	stage string
+	state string
+	do    func(context.Context) (detail string, err error)
+}
+
+// startAndSupervise takes the steps to where the workload runs, and watches it from there.
+func (t *attempt) startAndSupervise(ctx context.Context, steps []step) *pinnacev1.Cause {
 	startCtx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watched := make(chan struct{})
@@ -104,12 +148,15 @@ func (t *attempt) run(ctx context.Context) *pinnacev1.Cause {
 		case <-startCtx.Done():
 		}
 	}()
-	err := t.start(startCtx)
+	err := t.start(startCtx, steps)
 	interrupted := context.Cause(startCtx)
 	cancel(nil)
 	<-watched
 	if err != nil {
-		return t.startFailed(cleanCtx, err, interrupted)
+		if leaving(ctx) && t.machine != nil {
+			return nil
+		}
+		return t.startFailed(context.WithoutCancel(ctx), err, interrupted)
 	}
 	return t.supervise(ctx)
 }
@@ -118,24 +165,16 @@ func (t *attempt) run(ctx context.Context) *pinnacev1.Cause {
 var errStopped = errors.New("stopped while it was starting")
 
 // start takes the attempt to the point where the workload's process runs.
-func (t *attempt) start(ctx context.Context) error {
-	steps := []struct {
-		stage string
-		state string
-		do    func(context.Context) (detail string, err error)
-	}{
-		{"pull", statePulling, t.pull},
-		{"network", stateStarting, t.attach},
-		{"disks", stateStarting, t.makeDisks},
-		{"vmm", stateStarting, t.startMachine},
-		{"kernel", stateStarting, t.awaitHello},
-		{"init", stateStarting, t.configure},
-	}
+func (t *attempt) start(ctx context.Context, steps []step) error {
 	for _, step := range steps {
 		t.setState(step.state, "%s", step.stage)
 		t.began = time.Now()
 		detail, err := step.do(ctx)
+		if err != nil && leaving(ctx) {
+			return &stageError{step.stage, err} // the next agent ends the stage
+		}
 		t.endStage(step.stage, detail)
+		t.keepOrSay()
 		if err != nil {
 			return &stageError{step.stage, err}
 		}
@@ -262,6 +301,21 @@ func tailLine(line string) string {
 
 // onCleanUp remembers what undoes a step.
 func (t *attempt) onCleanUp(undo func(context.Context) error) { t.cleanUps = append(t.cleanUps, undo) }
+
+// leave gives up what is this process's only, and leaves the rest to the next agent.
+func (t *attempt) leave() {
+	t.hangUp()
+	if t.machine != nil {
+		t.machine.Release()
+	}
+}
+
+// endMachine ends the machine, if it runs still.
+func (t *attempt) endMachine(ctx context.Context) error {
+	killErr := t.machine.Kill()
+	_, err := t.machine.Wait(ctx)
+	return errors.Join(killErr, err)
+}
 
 // cleanUp undoes the steps, the last first. Each has time of its own, so that one that hangs does not take the
 // others with it.

@@ -47,7 +47,7 @@ type fakeServer struct {
 	unread   map[string]bool // requests that nobody reads any more
 }
 
-func newFakeServer(t *testing.T) *fakeServer {
+func newFakeServer(t testing.TB) *fakeServer {
 	s := &fakeServer{
 		changed: make(chan struct{}), set: &pinnacev1.WatchAssignmentsResponse{Revision: 1, Complete: true},
 		reports: map[string][]*pinnacev1.InstanceReport{}, lines: map[string][]*pinnacev1.StreamLogsResponse{},
@@ -227,6 +227,11 @@ func (n *fakeNetwork) Attach(_ context.Context, env, instance string, uid uint32
 	defer n.mu.Unlock()
 	if n.attached[env] == nil {
 		return nil, network.ErrNotFound
+	}
+	if at, ok := n.attached[env][instance]; ok {
+		at.UID = uid
+		n.attached[env][instance] = at
+		return &at, nil
 	}
 	n.next++
 	at := network.Attachment{

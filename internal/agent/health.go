@@ -58,7 +58,12 @@ func (h *health) run(ctx context.Context) {
 	defer live.Wait()
 	ready := h.readyCheck()
 	var passes, fails int
-	var isReady, wasReady bool
+	// Under an agent that takes over, what was ready is, until it fails.
+	wasReady := h.wasReady()
+	isReady := wasReady && h.agent.routes.state(h.id) == routeActive
+	if wasReady && h.workload.manifest.Health.Live != nil {
+		live.Go(func() { h.watchLive(ctx) })
+	}
 	for {
 		err := ready.once(ctx)
 		if ctx.Err() != nil {

@@ -38,6 +38,7 @@ type instance struct {
 	stopc    chan struct{} // closed when the instance is to stop for good
 	done     chan struct{} // closed when nothing of the instance runs any more
 	unwanted bool          // guarded by agent.mu: no assignment names it any more
+	adopted  *attempt      // that which an earlier agent had made, if there is one; set before run
 
 	mu     sync.Mutex
 	status pinnacev1.InstanceReport // guarded by mu; what reports read
@@ -116,8 +117,13 @@ func (i *instance) refuse(attempt uint32, err error) {
 }
 
 // run makes attempt after attempt until the instance has ended for good: because it was asked to stop,
-// because its restart policy says so, or because the agent ends, which is when ctx is done.
+// because its restart policy says so, or because the agent ends, which is when ctx is done. The first one may be under
+// way already.
 func (i *instance) run(ctx context.Context) {
+	if i.adopted != nil {
+		i.runFrom(ctx, i.adopted.number, i.adopted)
+		return
+	}
 	number, last, err := i.loadRecord()
 	if err != nil {
 		i.refuse(number+1, err)
@@ -129,10 +135,28 @@ func (i *instance) run(ctx context.Context) {
 		i.end(last, true)
 		return
 	}
+	i.runFrom(ctx, number, nil)
+}
+
+// runFrom goes on with an attempt that is under way, if there is one, and then with attempts after that number.
+func (i *instance) runFrom(ctx context.Context, number uint32, first *attempt) {
 	pause := i.agent.timing.backoffFirst
-	for !i.stopRequested() && ctx.Err() == nil {
-		number++
-		cause, ran := i.attempt(ctx, number)
+	for first != nil || (!i.stopRequested() && ctx.Err() == nil) {
+		var cause *pinnacev1.Cause
+		var ran time.Duration
+		if first != nil {
+			cause, ran = first.run(ctx), first.ran()
+			if cause != nil && first.last != nil {
+				cause = first.last // an earlier agent has kept the end already
+			}
+			first = nil
+		} else {
+			number++
+			cause, ran = i.attempt(ctx, number)
+		}
+		if cause == nil {
+			return // it runs on without this agent
+		}
 		final := i.isFinal(cause)
 		if final {
 			i.keepEnd(number, cause)

@@ -37,12 +37,13 @@ const patience = 20 * time.Second
 // lab is a host with everything around it that an agent needs: the image store and the agent's own files are
 // real, the rest keeps state and does what a test says.
 type lab struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	server *fakeServer
 	net    *fakeNetwork
 	proxy  *fakeProxy
 	driver *vmtest.Fake
+	other  vm.Driver // instead of driver, when it is not nil
 	image  *imagetest.Image
 	store  *image.Store
 	timing timing
@@ -59,8 +60,10 @@ type lab struct {
 	overlaps []string                // guarded by mu: instances that had two machines at once
 }
 
-func newLab(t *testing.T) *lab {
-	t.Parallel()
+func newLab(t testing.TB) *lab {
+	if t, ok := t.(*testing.T); ok {
+		t.Parallel()
+	}
 	l := &lab{
 		t: t, dir: t.TempDir(), server: newFakeServer(t), net: newFakeNetwork(), proxy: newFakeProxy(),
 		image: imagetest.New().Layer(imagetest.Dir("app"), imagetest.File("app/server", "#!/bin/true\n").Mode(0o755)).
@@ -123,6 +126,11 @@ func (l *lab) start() *lab {
 	if err := l.make(); err != nil {
 		l.t.Fatal(err)
 	}
+	return l.run()
+}
+
+// run runs the agent that was made.
+func (l *lab) run() *lab {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- l.agent.Run(ctx) }()
@@ -146,10 +154,14 @@ func (l *lab) make() error {
 	l.t.Cleanup(transport.CloseIdleConnections)
 	var level slog.LevelVar
 	level.Set(slog.LevelDebug)
+	var driver vm.Driver = l.driver
+	if l.other != nil {
+		driver = l.other
+	}
 	a, err := New(l.t.Context(), Options{
 		Host: &pinnacev1.HostFacts{Id: "ship"}, Dir: filepath.Join(l.dir, "data"), RunDir: filepath.Join(l.dir, "run"),
 		Server: pinnacev1connect.NewAgentServiceClient(&http.Client{Transport: transport}, l.server.http.URL),
-		Driver: l.driver, Images: l.store, Network: l.net, Proxy: l.proxy,
+		Driver: driver, Images: l.store, Network: l.net, Proxy: l.proxy,
 		Kernel: &kernel.Kernel{
 			Release: "6.12", Path: filepath.Join(l.dir, "vmlinuz"), SHA256: "aa", Initramfs: filepath.Join(l.dir, "initramfs"), InitramfsSHA256: "bb",
 		},

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -157,6 +158,65 @@ func (s *logStore) tail(instance string, attempt uint32) []string {
 		}
 	}
 	return lines
+}
+
+// lastSeq is the number of the last line of an attempt that is stored, of an instance that has begun; 0 for none.
+func (s *logStore) lastSeq(instance string, attempt uint32) (uint64, error) {
+	l := s.of(instance)
+	if l == nil {
+		return 0, fs.ErrClosed
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.recent) == 0 {
+		if err := l.remember(); err != nil {
+			return 0, err
+		}
+	}
+	if n := len(l.recent); n > 0 && l.recent[n-1].Attempt == attempt {
+		return l.recent[n-1].Seq, nil
+	}
+	return 0, nil
+}
+
+// remember reads the last lines that an earlier run has written. It is called with mu held.
+func (l *instanceLog) remember() error {
+	numbers, err := segments(l.dir)
+	if err != nil {
+		return err
+	}
+	for _, number := range slices.Backward(numbers) {
+		if l.recent, err = lastRecords(segmentPath(l.dir, number)); err != nil || len(l.recent) > 0 {
+			return err
+		}
+	}
+	return nil
+}
+
+// lastRecords reads the last whole lines of a log file, tailLines at most.
+func lastRecords(path string) ([]logRecord, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	// Two lines of the greatest length at least, one of which a crash may have cut.
+	buf := make([]byte, min(info.Size(), 4*maxRecord))
+	if _, err := f.ReadAt(buf, info.Size()-int64(len(buf))); err != nil {
+		return nil, err
+	}
+	var records []logRecord
+	for line := range bytes.SplitSeq(buf, []byte{'\n'}) {
+		var r logRecord
+		if json.Unmarshal(line, &r) == nil && r.Seq > 0 {
+			records = append(records, r)
+		}
+	}
+	return records[max(0, len(records)-tailLines):], nil
 }
 
 // instanceLog is the log of one instance that can write.

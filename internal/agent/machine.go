@@ -5,7 +5,6 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/pinnacehq/pinnace/internal/guest"
@@ -35,7 +34,7 @@ func (t *attempt) machineSpec(set image.DiskSet) vm.Spec {
 		Netns:     t.attachment.Netns,
 		UID:       t.uid,
 		GID:       t.uid,
-		Cgroup:    "pinnace/" + t.id + "." + strconv.FormatUint(uint64(t.number), 10),
+		Cgroup:    fmt.Sprintf("%s/%s.%d", t.agent.cgroupParent(), t.id, t.number),
 		Console:   filepath.Join(t.dir, "console"),
 		Disks:     []vm.Disk{{ID: serialMeta, Path: set.Metadata, ReadOnly: true}},
 	}

@@ -13,6 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/guest"
 	"github.com/pinnacehq/pinnace/internal/guest/guesttest"
@@ -167,6 +169,7 @@ func TestReportBeforeSilence(t *testing.T) {
 		at := checked(t, "", accept)
 		at.agent.routes = newRoutes(at.agent)
 		at.bootedAt = time.Now()
+		at.status.ReadyAt = timestamppb.Now() // or becoming ready is one more thing that can be noticed first
 		at.guest = reportedAndGone(t)
 		if cause := at.supervise(t.Context()); cause.Kind != causeExited || cause.Code != 0 {
 			t.Fatalf("got %v", cause)

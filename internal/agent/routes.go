@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/manifest"
 	"github.com/pinnacehq/pinnace/internal/proxy"
@@ -88,9 +90,16 @@ func (r *routes) wake() {
 // setEnvironments takes over what the server says of names and virtual addresses. The next sync acts on it.
 func (r *routes) setEnvironments(envs []*pinnacev1.AssignedEnvironment) {
 	r.mu.Lock()
+	same := slices.EqualFunc(r.environments, envs, func(x, y *pinnacev1.AssignedEnvironment) bool { return proto.Equal(x, y) })
 	r.environments, r.told = envs, true
 	r.mu.Unlock()
 	r.wake()
+	if same {
+		return
+	}
+	if err := r.agent.keepEnvironments(envs); err != nil {
+		r.agent.Log.Warn("an agent that takes over would not know the names of environments", "err", err)
+	}
 }
 
 // enter makes the network of an environment, which then stays until as many have exited as have entered.
@@ -145,6 +154,9 @@ func (r *routes) join(t *attempt) error {
 		instance: t.id, environment: t.assignment.Environment, app: t.assignment.App, ordinal: t.assignment.Ordinal,
 		netns: t.attachment.Netns, address: t.attachment.IPv4.Addr(), ports: t.workload.manifest.Ports, state: routeNone,
 		joined: r.joins,
+	}
+	if t.adopted && t.routed != "" {
+		m.state = t.routed // connections go through it
 	}
 	for _, port := range m.publicPorts() {
 		for _, other := range r.members {

@@ -17,12 +17,19 @@ import (
 // before anything is started.
 func (t *attempt) attach(ctx context.Context) (string, error) {
 	env, routes := t.assignment.Environment, t.agent.routes
+	t.uid = t.agent.takeUID(t.id)
+	t.onCleanUp(func(context.Context) error { t.agent.giveUID(t.uid); return nil })
+	// On record before anything is made outside of this process.
+	if err := t.makeDir(); err != nil {
+		return "", err
+	}
+	if err := t.keep(); err != nil {
+		return "", err
+	}
 	if err := routes.enter(ctx, env); err != nil {
 		return "", err
 	}
 	t.onCleanUp(func(context.Context) error { routes.exit(env); return nil })
-	t.uid = t.agent.takeUID(t.id)
-	t.onCleanUp(func(context.Context) error { t.agent.giveUID(t.uid); return nil })
 	at, err := t.agent.Network.Attach(ctx, env, t.id, t.uid)
 	if err != nil {
 		return "", err
@@ -45,9 +52,6 @@ func (t *attempt) attach(ctx context.Context) (string, error) {
 }
 
 func (t *attempt) makeDisks(ctx context.Context) (string, error) {
-	if err := t.makeDir(); err != nil {
-		return "", err
-	}
 	size := t.workload.manifest.Resources.DiskBytes
 	if err := t.agent.Scratch(ctx, t.scratchPath(), size); err != nil {
 		return "", fmt.Errorf("make the scratch disk: %w", err)
@@ -68,11 +72,7 @@ func (t *attempt) startMachine(ctx context.Context) (string, error) {
 		return "", err
 	}
 	t.machine = m
-	t.onCleanUp(func(ctx context.Context) error {
-		killErr := m.Kill()
-		_, err := m.Wait(ctx)
-		return errors.Join(killErr, err)
-	})
+	t.onCleanUp(t.endMachine)
 	control, err := m.Dial(ctx, vm.Control)
 	if err != nil {
 		return "", err
@@ -81,25 +81,31 @@ func (t *attempt) startMachine(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", errors.Join(err, control.Close())
 	}
-	t.converse(ctx, control, logs)
+	t.converse(ctx, control, logs, guest.Options{})
 	rec := m.Record()
 	return fmt.Sprintf("%s, pid %d", rec.Driver, m.PID()), nil
 }
 
 // converse begins the conversation with the guest. It ends with the attempt, whatever becomes of ctx.
-func (t *attempt) converse(ctx context.Context, control, logs guest.Conn) {
+func (t *attempt) converse(ctx context.Context, control, logs guest.Conn, opts guest.Options) {
 	ctx, end := context.WithCancel(context.WithoutCancel(ctx))
-	t.guest = guest.NewHost(control, logs, guest.Options{Logs: func(l guest.Line) error { return t.keepLine(ctx, l) }})
+	opts.Logs = func(l guest.Line) error { return t.keepLine(ctx, l) }
+	t.guest = guest.NewHost(control, logs, opts)
 	t.session = make(chan struct{})
 	go func() {
 		defer close(t.session)
 		t.sessionErr = t.guest.Run(ctx)
 	}()
-	t.onCleanUp(func(context.Context) error {
-		end()
+	t.endSession = end
+	t.onCleanUp(func(context.Context) error { t.hangUp(); return nil })
+}
+
+// hangUp ends the conversation with the guest, if there is one.
+func (t *attempt) hangUp() {
+	if t.session != nil {
+		t.endSession()
 		<-t.session
-		return nil
-	})
+	}
 }
 
 // keepLine stores a line of output. While that cannot be done, because the disk is full for instance, the guest
@@ -137,7 +143,7 @@ func (t *attempt) awaitHello(ctx context.Context) (string, error) {
 		}
 		return "", err
 	}
-	t.bootedAt = time.Now()
+	t.bootedAt, t.nonce, t.protocol = time.Now(), hello.Nonce, hello.Version
 	booted, err := t.booted(ctx)
 	if err != nil {
 		return "", err

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -14,6 +15,9 @@ func (t *attempt) stop(ctx context.Context, drain time.Duration) *pinnacev1.Caus
 	t.setState(stateStopping, "leaving the routing")
 	t.began = time.Now()
 	ended := t.drain(ctx, drain)
+	if leaving(ctx) && !ended {
+		return nil
+	}
 	detail := ""
 	if drained := time.Since(t.began); drained >= 10*time.Millisecond {
 		detail = fmt.Sprintf("drained for %s", drained.Round(10*time.Millisecond))
@@ -23,6 +27,9 @@ func (t *attempt) stop(ctx context.Context, drain time.Duration) *pinnacev1.Caus
 		cause = t.sessionOver(ctx)
 	} else {
 		cause = t.signal(ctx)
+	}
+	if cause == nil {
+		return nil
 	}
 	t.endStage("stop", joinDetail(detail, cause.Detail))
 	return cause
@@ -74,6 +81,9 @@ func (t *attempt) signal(ctx context.Context) *pinnacev1.Cause {
 	t.grace = timeout
 	t.setState(stateStopping, "stopping, for %s at most", timeout)
 	err := t.guestStop(ctx, timeout, hurried)
+	if errors.Is(err, errLeft) {
+		return nil
+	}
 	if exit, ok := t.reported(); ok {
 		return t.exited(ctx, exit)
 	}
@@ -89,7 +99,7 @@ func (t *attempt) signal(ctx context.Context) *pinnacev1.Cause {
 func (t *attempt) guestStop(ctx context.Context, timeout, hurried time.Duration) error {
 	patient, giveUp := context.WithCancel(context.WithoutCancel(ctx))
 	defer giveUp()
-	if ctx.Err() != nil || hurried == timeout {
+	if ctx.Err() != nil {
 		return t.guest.Stop(patient, "", timeout)
 	}
 	stopped := make(chan error, 1)
@@ -98,6 +108,11 @@ func (t *attempt) guestStop(ctx context.Context, timeout, hurried time.Duration)
 	case err := <-stopped:
 		return err
 	case <-ctx.Done():
+	}
+	if leaving(ctx) {
+		giveUp()      // waiting only: the guest goes on
+		_ = <-stopped // it gave up
+		return errLeft
 	}
 	t.grace = hurried
 	err := t.guest.Stop(patient, "", hurried)

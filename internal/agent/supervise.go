@@ -13,11 +13,17 @@ import (
 
 // supervise watches an attempt whose workload runs, until it has ended, and returns why.
 func (t *attempt) supervise(ctx context.Context) *pinnacev1.Cause {
+	if t.ending != nil {
+		return t.goOnEnding(ctx)
+	}
 	health := watchHealth(ctx, t)
 	defer health.end()
 	bootTimeout := t.workload.manifest.Rollout.BootTimeout
 	bootDeadline := time.NewTimer(time.Until(t.bootedAt.Add(bootTimeout)))
 	defer bootDeadline.Stop()
+	if t.wasReady() {
+		bootDeadline.Stop() // under an earlier agent
+	}
 	drain := t.workload.manifest.Stop.Drain
 	for {
 		select {
@@ -36,23 +42,64 @@ func (t *attempt) supervise(ctx context.Context) *pinnacev1.Cause {
 				t.setState(stateUnready, "%s", verdict.why)
 			case verdictDead:
 				health.end()
-				t.judge = t.judgeDead(verdict.why)
-				return t.stop(ctx, drain)
+				return t.endFor(ctx, ending{Kind: endingDead, Why: verdict.why}, drain)
 			}
 		case <-bootDeadline.C:
 			health.end()
-			t.judge = t.judgeLate(bootTimeout, health.lastFailure())
-			return t.stop(ctx, 0)
+			return t.endFor(ctx, ending{Kind: endingLate, Why: health.lastFailure()}, 0)
 		case <-t.stopc:
 			health.end()
-			t.judge = judgePlanned
-			return t.stop(ctx, drain)
+			return t.endFor(ctx, ending{Kind: endingPlanned, Final: true}, drain)
 		case <-ctx.Done():
-			// The agent itself ends: there is nobody left to keep connections for.
 			health.end()
-			t.judge = judgePlanned
-			return t.stop(ctx, 0)
+			if leaving(ctx) {
+				return nil
+			}
+			// The agent itself ends: there is nobody left to keep connections for.
+			return t.endFor(ctx, ending{Kind: endingPlanned}, 0)
 		}
+	}
+}
+
+// wasReady tells whether the attempt has been ready before.
+func (t *attempt) wasReady() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.status.ReadyAt != nil
+}
+
+// endFor ends the workload for a reason, which is kept first: should the agent end before the workload, the next one
+// goes on with the same.
+func (t *attempt) endFor(ctx context.Context, why ending, drain time.Duration) *pinnacev1.Cause {
+	why.Since = time.Now()
+	t.ending = &why
+	t.keepOrSay()
+	t.applyEnding()
+	return t.stop(ctx, drain)
+}
+
+// goOnEnding goes on with what an earlier agent has begun. Connections have been draining since.
+func (t *attempt) goOnEnding(ctx context.Context) *pinnacev1.Cause {
+	t.applyEnding()
+	drain := time.Duration(0)
+	if t.ending.Kind == endingDead || t.ending.Final {
+		drain = max(0, t.workload.manifest.Stop.Drain-time.Since(t.ending.Since))
+	}
+	return t.stop(ctx, drain)
+}
+
+// applyEnding has the end judged by why the agent ends it, if it does.
+func (t *attempt) applyEnding() {
+	if t.ending == nil {
+		return
+	}
+	switch t.ending.Kind {
+	case endingDead:
+		t.judge = t.judgeDead(t.ending.Why)
+	case endingLate:
+		t.judge = t.judgeLate(t.workload.manifest.Rollout.BootTimeout, t.ending.Why)
+	default:
+		t.judge = judgePlanned
 	}
 }
 
@@ -101,11 +148,17 @@ func (t *attempt) becomeReady(ctx context.Context) {
 			r.ReadyAt = timestamppb.Now()
 		}
 	})
+	t.keepOrSay()
 }
 
-// route changes how connections reach the instance. A proxy that cannot be told is tried again by the
+// route changes how connections reach the instance. It is on record before it is done: an agent that takes over gives the
+// proxy what the record says, and must not take a backend away that has connections. A proxy that cannot be told is tried again by the
 // agent's own loop, so the error is worth a line, not the attempt.
 func (t *attempt) route(ctx context.Context, state routeState) {
+	if t.routed != state {
+		t.routed = state
+		t.keepOrSay()
+	}
 	if err := t.agent.routes.set(ctx, t.id, state); err != nil {
 		t.log.Warn("change the routing", "to", string(state), "err", err)
 	}
@@ -137,6 +190,41 @@ func (t *attempt) sessionOver(ctx context.Context) *pinnacev1.Cause {
 func (t *attempt) exited(ctx context.Context, exit guest.Exit) *pinnacev1.Cause {
 	ctx = context.WithoutCancel(ctx)
 	t.route(ctx, routeNone)
+	cause := t.causeOf(exit)
+	// The acknowledgement is the guest's permission to forget the report.
+	t.end = cause
+	t.keepOrSay()
+	if t.isFinal(cause) {
+		t.keepEnd(t.number, cause)
+	}
+	t.letGo(ctx)
+	t.accountForLines(exit.LastLine)
+	if cause.Kind != causeExited || cause.Code != 0 {
+		cause.LogTail = t.tail()
+	}
+	return cause
+}
+
+// accountForLines puts a marker where the last lines of the output are missing, up to the one that the guest has named
+// as the last: it ended before they had come.
+func (t *attempt) accountForLines(last uint64) {
+	if last == 0 {
+		return // there was none
+	}
+	t.hangUp() // nothing comes any more, or it would come behind the marker
+	have, err := t.agent.logs.lastSeq(t.id, t.number)
+	if err == nil && last > have {
+		err = t.agent.logs.append(t.id, t.number, guest.Line{
+			Seq: last, Time: time.Now().UnixNano(), Stream: guest.StreamStdout, Dropped: last - have,
+		})
+	}
+	if err != nil {
+		t.log.Error("account for the last lines of the output", "err", err)
+	}
+}
+
+// causeOf is the cause of an end that the guest has reported.
+func (t *attempt) causeOf(exit guest.Exit) *pinnacev1.Cause {
 	cause := &pinnacev1.Cause{Kind: causeExited, Code: int32(exit.Code), At: timestamppb.New(t.exitTime(exit))}
 	switch {
 	case exit.OOM:
@@ -149,14 +237,6 @@ func (t *attempt) exited(ctx context.Context, exit guest.Exit) *pinnacev1.Cause 
 	}
 	if t.judge != nil {
 		t.judge(cause)
-	}
-	// The acknowledgement is the guest's permission to forget the report.
-	if t.isFinal(cause) {
-		t.keepEnd(t.number, cause)
-	}
-	t.letGo(ctx)
-	if cause.Kind != causeExited || cause.Code != 0 {
-		cause.LogTail = t.tail()
 	}
 	return cause
 }
@@ -177,6 +257,15 @@ func (t *attempt) lostGuest(ctx context.Context) *pinnacev1.Cause {
 	t.route(ctx, routeNone)
 	cause := &pinnacev1.Cause{Kind: causeLost, At: timestamppb.Now()}
 	if exit, _, byItself := t.postMortem(ctx); byItself {
+		if report, ok := guest.ConsoleReport(exit.ConsoleTail, t.nonce); ok {
+			// The guest said it on the console as well, for a host that does not hear the other.
+			cause = t.causeOf(report)
+			t.accountForLines(report.LastLine)
+			if cause.Kind != causeExited || cause.Code != 0 {
+				cause.LogTail = t.tail()
+			}
+			return cause
+		}
 		t.blameMachine(cause, exit)
 	} else {
 		cause.Detail = t.silence()
@@ -190,7 +279,7 @@ func (t *attempt) lostGuest(ctx context.Context) *pinnacev1.Cause {
 
 // silence says why nothing is heard of a guest whose machine had to be killed.
 func (t *attempt) silence() string {
-	if isClosed(t.session) {
+	if t.session != nil && isClosed(t.session) {
 		return t.sessionErr.Error()
 	}
 	return "the guest does not answer"

@@ -51,6 +51,15 @@ func CreateTemp(dir string, perm fs.FileMode) (*os.File, error) {
 	return f, nil
 }
 
+// RemoveTemps removes the files directly in dir that nobody finished. Nobody may be writing there.
+func RemoveTemps(dir string) error {
+	left, err := filepath.Glob(filepath.Join(dir, TempPattern+"*"))
+	for _, path := range left {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
+}
+
 // Commit syncs f, gives it the name path, which must be on the same file system, and syncs the directory.
 // It closes f in every case and removes it when it fails before the rename.
 func Commit(f *os.File, path string) error {

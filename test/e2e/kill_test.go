@@ -1,12 +1,102 @@
 package e2e
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
 )
+
+// TestKillKeepsMachines kills pinnace dev while its app serves: the app serves on, and after the next start it is the
+// same machine, in its first attempt, with the same connection; then Ctrl-C stops it.
+func TestKillKeepsMachines(t *testing.T) {
+	l := newLab(t)
+	port := freePort(t)
+	l.must("deploy", "-f", l.manifest("app", web("app", port)), "--image", l.push("app", "v1", workloadImage(t, "1", nil)))
+	c := l.connect(t, port)
+	boot := c.get("/boot")
+	for round := range 2 {
+		l.kill()
+		if got := c.get("/boot"); got != boot {
+			t.Errorf("round %d: while nothing of dev runs the app is %q, want %q", round, got, boot)
+		}
+		l.start()
+		l.eventually(30*time.Second, "the instance is ready", func() error {
+			list := l.instances()
+			if len(list) != 1 || list[0].State != "ready" || list[0].Attempt != 1 {
+				return fmt.Errorf("%+v", list)
+			}
+			return nil
+		})
+		if got := c.get("/boot"); got != boot {
+			t.Errorf("round %d: after the next start the app is %q, want %q", round, got, boot)
+		}
+	}
+	l.stop()
+	if _, err := fetch(port, "/"); err == nil {
+		t.Error("Ctrl-C has stopped no machine")
+	}
+	l.start()
+	l.eventually(2*time.Minute, "the instance runs again", func() error {
+		list := l.instances()
+		if len(list) != 1 || list[0].State != "ready" || list[0].Attempt != 2 {
+			return fmt.Errorf("%+v", list)
+		}
+		return nil
+	})
+}
+
+// connection is one connection to an app, which is never made again.
+type connection struct {
+	t      *testing.T
+	port   int
+	client *http.Client
+}
+
+func (l *lab) connect(t *testing.T, port int) *connection {
+	t.Helper()
+	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	once := make(chan net.Conn, 1)
+	once <- conn
+	transport := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
+		select {
+		case c := <-once:
+			return c, nil
+		default:
+			return nil, errors.New("the connection is lost")
+		}
+	}}
+	return &connection{t, port, &http.Client{Transport: transport, Timeout: 30 * time.Second}}
+}
+
+func (c *connection) fetch(path string) (string, error) {
+	res, err := c.client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", c.port, path))
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	return strings.TrimSpace(string(b)), err
+}
+
+func (c *connection) get(path string) string {
+	c.t.Helper()
+	text, err := c.fetch(path)
+	if err != nil {
+		c.t.Error(err)
+	}
+	return text
+}
 
 // TestKillDuringDeploy kills pinnace dev in the middle of a deploy, at a different moment in each round,
 // and starts it again: the log verifies, and what runs is all of one release or all of the other.

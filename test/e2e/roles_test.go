@@ -47,17 +47,21 @@ func TestSeparateRoles(t *testing.T) {
 		return nil
 	})
 
-	// An agent that comes back starts its instances anew.
+	// An agent that ends, as for an upgrade, leaves what runs to the next one.
+	boot := l.get(port, "/boot")
 	end(t, agent)
-	l.role(t, "joined the server", agentArgs...)
-	l.eventually(60*time.Second, "the instance is back", func() error {
-		if list := l.instances(); len(list) != 1 || list[0].State != "ready" || list[0].Attempt < 2 {
+	if got := l.get(port, "/boot"); got != boot {
+		t.Errorf("without an agent: got boot %q, want %q", got, boot)
+	}
+	l.role(t, "joined the server", append(agentArgs, "--stop-vms")...)
+	l.eventually(60*time.Second, "the next agent has the instance", func() error {
+		if list := l.instances(); len(list) != 1 || list[0].State != "ready" || list[0].Attempt != 1 {
 			return fmt.Errorf("%+v", list)
 		}
 		return nil
 	})
-	if got := l.get(port, "/"); got != "version 1" {
-		t.Errorf("after the agent's restart: got %q", got)
+	if got := l.get(port, "/boot"); got != boot {
+		t.Errorf("after the agent's restart: got boot %q, want %q", got, boot)
 	}
 }
 

@@ -21,6 +21,8 @@ import (
 type Workload struct {
 	// Silent guests never say hello.
 	Silent bool
+	// Slow lets the start of the process wait until it is closed.
+	Slow <-chan struct{}
 	// Fail, if set, is what the guest answers instead of starting the process.
 	Fail *guest.Failed
 	// Run is the process. It returns its exit code, when ctx ends at the latest: then the process was
@@ -134,6 +136,13 @@ func (s *session) run(ctx context.Context) string {
 		return ""
 	}
 	parts.Go(func() { s.heartbeat(ctx) })
+	if s.w.Slow != nil {
+		select {
+		case <-s.w.Slow:
+		case <-ctx.Done():
+			return ""
+		}
+	}
 	if s.w.Fail != nil {
 		return s.report(ctx, *s.w.Fail)
 	}

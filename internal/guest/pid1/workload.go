@@ -128,7 +128,7 @@ func (b *Boot) printReport(exit guest.Exit) {
 		return // no console: the VMM gave none
 	}
 	defer console.Close()
-	fmt.Fprintf(console, "\npinnace-exit %s %s\n", b.nonce, body)
+	fmt.Fprintf(console, "\n%s\n", guest.ConsoleLine(b.nonce, body))
 }
 
 // target is what oversee acts on.

@@ -45,7 +45,7 @@ type Monitor struct {
 	pid    int
 	killed atomic.Bool
 
-	ctx    context.Context //nolint:containedctx // of the goroutine that waits; Release ends it
+	ctx    context.Context // of the goroutine that waits; Release ends it
 	cancel context.CancelFunc
 	waited sync.WaitGroup
 	ended  chan struct{} // closed when everything is over and cleaned up

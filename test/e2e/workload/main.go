@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -41,6 +42,11 @@ func serve() error {
 		fmt.Fprintf(w, "version %s\n", os.Getenv("VERSION"))
 	})
 	http.HandleFunc("GET /self", self)
+	boot := rand.Text()
+	http.HandleFunc("GET /boot", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, boot) })
+	if os.Getenv("FLOOD") != "" {
+		go flood(boot)
+	}
 	http.HandleFunc("GET /reach", reach)
 	http.HandleFunc("GET /resolve", resolve)
 	http.HandleFunc("GET /hash", hash)
@@ -63,6 +69,21 @@ func serve() error {
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	return server.Shutdown(grace)
+}
+
+// flood prints numbered lines, mostly a few at a time and now and then many at once.
+func flood(boot string) {
+	for n := 1; ; {
+		burst := 20
+		if n%7 == 0 {
+			burst = 2000
+		}
+		for range burst {
+			fmt.Println("flood", boot, n)
+			n++
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 // self tells what the process got from the platform.
