@@ -1,11 +1,14 @@
 package image
 
 import (
+	"archive/tar"
 	"bytes"
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"slices"
 	"testing"
 
@@ -14,17 +17,21 @@ import (
 )
 
 // Whatever a layer holds, it is refused or merged, and what is merged can be written and survives the
-// index on disk.
+// index on disk; and its files have the content that archive/tar reads of them.
 func FuzzLayer(f *testing.F) {
-	f.Add(imagetest.Tar(imagetest.Dir("d"), imagetest.File("d/a", "1"), imagetest.Link("b", "d/a"), imagetest.Symlink("l", "d")))
-	f.Add(imagetest.Tar(imagetest.Whiteout("d/x"), imagetest.Opaque("d"), imagetest.File("l/y", "").Xattr("user.a", "b")))
-	f.Add(imagetest.Tar(imagetest.Char("c", 1, 3), imagetest.Block("b", 8, 0), imagetest.FIFO("f"), imagetest.Dir("./")))
+	for _, c := range imagetest.Corpus() {
+		for _, entries := range c.Layers {
+			if b := imagetest.Tar(entries...); len(b) < 16<<10 {
+				f.Add(b)
+			}
+		}
+	}
 	limits := Limits{LayerBytes: 1 << 20, ImageBytes: 1 << 20, Entries: 500, NameBytes: 1 << 16}.withDefaults()
-	below := imagetest.Tar(imagetest.File("d/a", "1"), imagetest.Symlink("l", "/d"), imagetest.Symlink("loop", "loop"))
-	f.Fuzz(func(t *testing.T, tar []byte) {
+	below := imagetest.Tar(imagetest.File("a", "1"), imagetest.Dir("d"), imagetest.File("d/a", "1"), imagetest.Symlink("l", "/d"), imagetest.Symlink("loop", "loop"))
+	f.Fuzz(func(t *testing.T, b []byte) {
 		merged := newTree(limits)
 		devices := []erofs.Device{}
-		for _, layer := range [][]byte{below, fixChecksums(tar)} {
+		for _, layer := range [][]byte{below, fixChecksums(b)} {
 			x, err := scanReader(bytes.NewReader(layer), digestOf(layer), limits)
 			if err != nil {
 				return
@@ -33,6 +40,7 @@ func FuzzLayer(f *testing.F) {
 			if err != nil || !bytes.Equal(again.encode(), x.encode()) {
 				t.Fatalf("index does not survive: %v", err)
 			}
+			sameContents(t, layer, x)
 			devices = append(devices, erofs.Device{Tag: "x", Size: x.size})
 			if err := merged.apply(again, uint16(len(devices))); err != nil {
 				return
@@ -41,6 +49,86 @@ func FuzzLayer(f *testing.F) {
 		merged.prune()
 		if err := erofs.Write(io.Discard, merged.Tree, erofs.Options{Devices: devices}); err != nil {
 			t.Fatalf("a merged tree cannot be written: %v", err)
+		}
+	})
+}
+
+// sameContents compares what the entries of a layer say of their contents' places with what archive/tar reads.
+func sameContents(t *testing.T, layer []byte, x *index) {
+	t.Helper()
+	next, stop := iter.Pull(x.entries(kindInode))
+	defer stop()
+	for r := tar.NewReader(bytes.NewReader(layer)); ; {
+		h, err := r.Next()
+		if err != nil {
+			return // at the end, or scan would have said so
+		}
+		if e, err := newEntry(h, 0); err != nil || e == nil || e.kind != kindInode {
+			continue
+		}
+		e, _ := next()
+		if e.inode.Mode&erofs.TypeMask != erofs.TypeRegular {
+			continue
+		}
+		want, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatalf("%q: archive/tar: %v", e.path, err)
+		}
+		got := make([]byte, e.inode.Size)
+		extents := e.inode.Extents
+		if !e.inode.Sparse {
+			extents = []erofs.Extent{{Size: e.inode.Size, Offset: e.inode.Offset}}
+		}
+		for _, part := range extents {
+			copy(got[part.Start:part.Start+part.Size], layer[part.Offset:])
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatalf("%q: %d bytes, archive/tar reads %d others", e.path, len(got), len(want))
+		}
+	}
+}
+
+// A manifest and a config make an image or an error, and what they make is consistent.
+func FuzzManifest(f *testing.F) {
+	for _, b := range []*imagetest.Builder{
+		imagetest.New().Layer(imagetest.File("a", "1")), imagetest.New().Layer().Layer().Docker(),
+		imagetest.New().Layer().Compress(imagetest.Zstd).Config(func(c map[string]any) { c["Env"] = []string{"A=b"} }),
+	} {
+		img := b.Build()
+		f.Add(img.Manifest, img.Config, true)
+	}
+	f.Add([]byte(`{"schemaVersion":2,"manifests":[]}`), []byte(`{}`), false)
+	f.Fuzz(func(t *testing.T, manifest, config []byte, mend bool) {
+		if mend {
+			// The descriptor of the config made right, or nothing gets past it.
+			var m map[string]any
+			if json.Unmarshal(manifest, &m) != nil || m == nil {
+				return
+			}
+			d, ok := m["config"].(map[string]any)
+			if !ok {
+				return
+			}
+			d["digest"], d["size"] = digestOf(config), len(config)
+			manifest, _ = json.Marshal(m)
+		}
+		s, err := parseSpec(digestOf(manifest), manifest, config, Limits{}.withDefaults())
+		if err != nil {
+			if !errors.Is(err, ErrRefused) && !errors.Is(err, ErrCorrupt) || len(err.Error()) > 2000 {
+				t.Fatalf("error of %d bytes: %v", len(err.Error()), err)
+			}
+			return
+		}
+		if len(s.blobs) == 0 || len(s.blobs) > maxLayers || len(s.blobs) != len(s.diffIDs) || s.parsed.OS != "linux" {
+			t.Fatalf("accepted: %d blobs, %d diffIDs, %q", len(s.blobs), len(s.diffIDs), s.parsed.OS)
+		}
+		for i, d := range s.blobs {
+			if _, err := digestHex(d.Digest); err != nil || d.Size < 0 {
+				t.Fatalf("accepted blob %+v", d)
+			}
+			if _, err := digestHex(s.diffIDs[i]); err != nil {
+				t.Fatalf("accepted diffID %q", s.diffIDs[i])
+			}
 		}
 	})
 }
