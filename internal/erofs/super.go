@@ -29,7 +29,7 @@ func (p *plan) writeSuper(out *writer) error {
 	area := make([]byte, p.metaBlock*block)
 	super := area[superOffset:]
 	le.PutUint32(super[0:], superMagic)
-	le.PutUint32(super[8:], compatChecksum|compatMtime)
+	le.PutUint32(super[8:], compatMtime)
 	super[12] = byte(p.blockBits)
 	le.PutUint16(super[14:], uint16(p.at(Root).nid)) // 0: the root is the first inode
 	le.PutUint64(super[16:], uint64(len(p.order)))
@@ -51,13 +51,12 @@ func (p *plan) writeSuper(out *writer) error {
 	}
 
 	// The checksum is over the rest of the superblock's block, with its own field zero, and without the
-	// final inversion of the usual crc32c.
-	end := block
-	if end > superOffset {
-		end -= superOffset
+	// final inversion of the usual crc32c. Where the superblock is not in the first block, mkfs.erofs makes
+	// none, and fsck.erofs 1.8 crashes over it.
+	if block > superOffset {
+		le.PutUint32(super[8:], compatChecksum|compatMtime)
+		le.PutUint32(super[4:], ^crc32.Checksum(super[:block-superOffset], crc32.MakeTable(crc32.Castagnoli)))
 	}
-	sum := ^crc32.Checksum(super[:end], crc32.MakeTable(crc32.Castagnoli))
-	le.PutUint32(super[4:], sum)
 	out.bytes(area)
 	return out.err
 }

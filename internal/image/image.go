@@ -12,7 +12,7 @@ const LayerDrives = 8
 
 // Converter names the way from layers to metadata. It is part of an image's identity: whatever changes a
 // byte of the metadata for the same layers must change it.
-const Converter = "pinnace-erofs-2"
+const Converter = "pinnace-erofs-3"
 
 // A Source gives the blobs of one image, by digest only.
 //

@@ -1,6 +1,7 @@
 package imagetest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -101,4 +103,36 @@ func readJSON(path string, to any) error {
 		return err
 	}
 	return json.Unmarshal(b, to)
+}
+
+// With is the image with another layer on top, in the form of the ones it has.
+func (i *Image) With(entries ...Entry) (*Image, error) {
+	var manifest, config map[string]any
+	if err := errors.Join(json.Unmarshal(i.Manifest, &manifest), json.Unmarshal(i.Config, &config)); err != nil {
+		return nil, err
+	}
+	rootfs, ok := config["rootfs"].(map[string]any)
+	layers, ok2 := manifest["layers"].([]any)
+	if !ok || !ok2 {
+		return nil, errors.New("not the manifest and config of an image")
+	}
+	layer := Tar(entries...)
+	blob := compress(layer, Gzip)
+	ids, _ := rootfs["diff_ids"].([]any)
+	rootfs["diff_ids"] = append(ids, Digest(layer))
+	manifest["layers"] = append(layers, Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", blob))
+	top := &Image{Config: encode(config), requests: map[string]int{}, DiffIDs: append(slices.Clone(i.DiffIDs), Digest(layer))}
+	old, _ := manifest["config"].(map[string]any)
+	mediaType, _ := old["mediaType"].(string)
+	manifest["config"] = Descriptor(mediaType, top.Config)
+	top.Manifest = encode(manifest)
+	top.ManifestDigest = Digest(top.Manifest)
+	top.BlobDigests = append(slices.Clone(i.BlobDigests), Digest(blob))
+	top.Open = func(ctx context.Context, digest string, size int64) (io.ReadCloser, error) {
+		if digest == Digest(blob) {
+			return io.NopCloser(bytes.NewReader(blob)), nil
+		}
+		return i.Blob(ctx, digest, size)
+	}
+	return top, nil
 }

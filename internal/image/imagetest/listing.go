@@ -174,3 +174,12 @@ func Differences(got, want []Node) map[string]string {
 	}
 	return all
 }
+
+// Lines gives a line for each node.
+func Lines(nodes []Node) []string {
+	lines := make([]string, len(nodes))
+	for i, n := range nodes {
+		lines[i] = n.String()
+	}
+	return lines
+}

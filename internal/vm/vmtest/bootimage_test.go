@@ -37,6 +37,7 @@ func TestBootImage(t *testing.T) {
 	for name, tt := range map[string]struct{ layers, drives int }{
 		"with a pack disk": {image.LayerDrives + 12, image.LayerDrives},
 		"without":          {9, 9},
+		"of 127 layers":    {127, image.LayerDrives},
 	} {
 		t.Run(name, func(t *testing.T) {
 			all := layers(tt.layers, program)
