@@ -17,7 +17,8 @@ PKGS     ?= ./...
 TIMEOUT  ?= 25m
 
 # What the tests with real VMs need to know. Some make mount namespaces, which takes a mount at "/".
-E2E      := scripts/with-own-root.sh env PINNACE_E2E=1 PINNACE_KERNELS=$(KERNELS) PINNACE_BIN=$(CURDIR)/bin/pinnace
+E2E      := scripts/with-own-root.sh env PINNACE_E2E=1 PINNACE_KERNELS=$(KERNELS) PINNACE_BIN=$(CURDIR)/bin/pinnace \
+	PINNACE_FSCK_EROFS=$(DATA_DIR)/erofs-utils/fsck.erofs
 
 .DEFAULT_GOAL := help
 
@@ -45,7 +46,7 @@ demo: deps-demo kernel build ## show the whole path on this machine, as root; KE
 	@examples/demo.sh
 
 .PHONY: test
-test: deps-test kernel build ## all tests, with real VMs: unit, script and end-to-end (as root)
+test: deps-test kernel erofs-utils build ## all tests, with real VMs: unit, script and end-to-end (as root)
 	$(E2E) go test -count=1 -p 1 -timeout $(TIMEOUT) $(PKGS)
 
 .PHONY: e2e
@@ -109,6 +110,15 @@ bare: ## make demo and make test in a bare Debian (as root; needs debootstrap)
 .PHONY: kernel
 kernel: ## unpack a guest kernel into DATA_DIR/kernels, installing nothing
 	scripts/get-kernel.sh $(DATA_DIR)
+
+.PHONY: erofs-utils
+erofs-utils: ## unpack a new fsck.erofs into DATA_DIR/erofs-utils, installing nothing
+	scripts/get-erofs-utils.sh $(DATA_DIR)
+
+LAYOUT ?= bench/images/layout
+.PHONY: compare-image
+compare-image: deps-test kernel build ## compare an image, LAYOUT=directory[ TAG=name], with umoci and with what a guest sees (as root)
+	PINNACE_LAYOUT=$(abspath $(LAYOUT)) PINNACE_LAYOUT_TAG=$(TAG) $(E2E) go test -count=1 -v -timeout $(TIMEOUT) -run 'TestImageEqualsUmoci|TestGuestSeesTheTree/image' ./internal/image ./internal/vm/vmtest
 
 .PHONY: deps-build deps-demo deps-test
 deps-build deps-demo deps-test:

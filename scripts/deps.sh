@@ -67,6 +67,7 @@ if [ "$want" = test ]; then
 	}
 	need umoci umoci "unpacks images, to compare its trees with those that Pinnace's guests see"
 	need docker-registry docker-registry "a registry that is not ours, with passwords, tokens and certificates"
+	need mkfs.xfs xfsprogs "makes a file system that can share blocks between files"
 	need fsck.erofs erofs-utils "checks the file systems that Pinnace writes with the tool of their authors"
 fi
 go=

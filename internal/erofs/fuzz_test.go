@@ -54,7 +54,8 @@ func grown(script []byte, block int) *erofstest.Node {
 	root := dir(map[string]*erofstest.Node{})
 	dirs, all := []*erofstest.Node{root}, []*erofstest.Node{}
 	for step := range slices.Chunk(script, 8) {
-		if len(step) < 8 || len(all) > 400 {
+		// A hundred names are enough for every layout, and quick.
+		if len(step) < 8 || len(all) > 100 {
 			break
 		}
 		a, b := int(step[1]), int(step[2])
@@ -78,7 +79,7 @@ func grown(script []byte, block int) *erofstest.Node {
 			n.Mode, n.Major, n.Minor = mode|erofs.TypeChar, uint32(a)*16, uint32(b)*4000
 		case 5:
 			n.Mode = mode | erofs.TypeFIFO
-			n.Xattrs = []erofs.Xattr{{Name: "security." + name[:1+a%len(name)], Value: strings.Repeat("v", a*b)}, {Name: "user.x", Value: string(step)}}
+			n.Xattrs = []erofs.Xattr{{Name: "security." + name[:1+a%len(name)], Value: strings.Repeat("v", a*b%5000)}, {Name: "user.x", Value: string(step)}}
 		case 6: // another name of what there is
 			if len(all) > 0 && all[a%len(all)].Mode&erofs.TypeMask != erofs.TypeDir {
 				n = all[a%len(all)]

@@ -19,10 +19,10 @@ import (
 
 // Every case of the corpus is refused, or makes the tree that the corpus says, for the reader of another project.
 func TestCorpus(t *testing.T) {
+	s := open(t, t.TempDir())
 	for _, c := range Corpus() {
 		t.Run(c.Title(), func(t *testing.T) {
 			src := c.Build().Build()
-			s := open(t, t.TempDir())
 			img, err := s.Pull(t.Context(), src, src.ManifestDigest, src.Manifest, src.Config, nil)
 			if c.Refused != "" {
 				if !errors.Is(err, image.ErrRefused) || !strings.Contains(fmt.Sprint(err), c.Refused) || !strings.Contains(fmt.Sprint(err), "layer ") {

@@ -59,33 +59,42 @@ func TestPullAndLookup(t *testing.T) {
 	}
 }
 
+// The metadata and the pack disk of the same layers are the same bytes from every compression and either kind of
+// manifest, with one worker and with eight, in every run and store.
 func TestSameBytesWhateverTheWay(t *testing.T) {
-	layers := [][]imagetest.Entry{
-		{imagetest.Dir("a"), imagetest.File("a/1", "one"), imagetest.File("a/2", strings.Repeat("two", 5000)), imagetest.Symlink("l", "a")},
-		{imagetest.Whiteout("a/1"), imagetest.File("l/3", "three"), imagetest.Link("a/4", "a/2")},
-		{imagetest.File("b/c/d", "deep").Xattr("user.x", "y").Xattr("user.a", "b")},
-	}
-	var first *image.Image
-	for _, compression := range []imagetest.Compression{imagetest.Gzip, imagetest.Zstd, imagetest.None} {
-		for _, workers := range []int{1, 8} {
-			b := imagetest.New().Compress(compression)
-			for _, l := range layers {
-				b.Layer(l...)
-			}
-			s, err := image.OpenWith(t.TempDir(), image.Options{Workers: workers})
-			if err != nil {
-				t.Fatal(err)
-			}
-			img := pull(t, s, b.Build())
-			if first == nil {
-				first = img
-			}
-			got, want := read(t, img.Metadata), read(t, first.Metadata)
-			if !bytes.Equal(got, want) || img.MetadataSHA256 != first.MetadataSHA256 || img.UUID != first.UUID {
-				t.Errorf("%q with %d workers: other metadata than the first", compression, workers)
-			}
-			if "sha256:"+img.MetadataSHA256 != imagetest.Digest(got) {
-				t.Errorf("MetadataSHA256 is not that of the file")
+	for name, build := range map[string]func() *imagetest.Builder{"corpus": imagetest.Together, "variety": variety} {
+		var first *image.Image
+		var pack []byte
+		for _, compression := range []imagetest.Compression{imagetest.Gzip, imagetest.Zstd, imagetest.None} {
+			for _, workers := range []int{1, 8} {
+				for _, builder := range []*imagetest.Builder{build(), build().Docker()} {
+					s, err := image.OpenWith(t.TempDir(), image.Options{Workers: workers})
+					if err != nil {
+						t.Fatal(err)
+					}
+					img := pull(t, s, builder.Compress(compression).Build())
+					set, err := s.Disks(img, 0)
+					if err != nil {
+						t.Fatal(err)
+					}
+					got, disk := read(t, img.Metadata), read(t, set.Drives[0].Path)
+					if err := s.Close(); err != nil {
+						t.Error(err)
+					}
+					if "sha256:"+img.MetadataSHA256 != imagetest.Digest(got) {
+						t.Errorf("MetadataSHA256 is not that of the file")
+					}
+					if first == nil {
+						first, pack = img, disk
+						continue
+					}
+					if !bytes.Equal(got, read(t, first.Metadata)) || img.MetadataSHA256 != first.MetadataSHA256 || img.UUID != first.UUID {
+						t.Errorf("%s, %q with %d workers: other metadata than the first", name, compression, workers)
+					}
+					if !bytes.Equal(disk, pack) {
+						t.Errorf("%s, %q with %d workers: another pack disk than the first", name, compression, workers)
+					}
+				}
 			}
 		}
 	}

@@ -24,7 +24,7 @@ func Fsck(t *testing.T, block int) string {
 			}
 		}
 	}
-	out, err := exec.Command(path, "-V").CombinedOutput()
+	out, err := exec.Command(path, "-V").CombinedOutput() //nolint:gosec // who runs the test names the tool
 	if err != nil {
 		t.Fatalf("%s -V: %v\n%s", path, err, out)
 	}

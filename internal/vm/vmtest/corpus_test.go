@@ -35,7 +35,7 @@ func TestGuestSeesTheTree(t *testing.T) {
 		args []string
 	}{
 		{"corpus", func(*testing.T) (*imagetest.Image, error) { return imagetest.Together().Build(), nil }, nil},
-		{"Debian", debian, []string{"sum"}},
+		{"image", debian, []string{"sum"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			base, err := tt.make(t)
