@@ -125,8 +125,10 @@ func (s *Store) discard(names []string) (trash string, err error) {
 	if len(names) == 0 {
 		return "", nil
 	}
-	if trash, err = os.MkdirTemp(s.temp, "trash-"); err != nil && !errors.Is(err, syscall.ENOSPC) {
-		return "", err
+	if s.temp != "" { // it is while the store is opened on a disk that is full
+		if trash, err = os.MkdirTemp(s.temp, "trash-"); err != nil && !outOfSpace(err) {
+			return "", err
+		}
 	}
 	slices.SortStableFunc(names, func(a, b string) int { return cmp.Compare(removalOrder(a), removalOrder(b)) })
 	dirs := map[string]bool{}

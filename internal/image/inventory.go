@@ -164,7 +164,7 @@ func (s *Store) tempBytes() (int64, error) {
 			continue
 		}
 		err := filepath.WalkDir(s.path("tmp", d.Name()), func(_ string, e fs.DirEntry, err error) error {
-			if err != nil || e.IsDir() {
+			if err != nil || e.IsDir() || e.Name() == ".lock" {
 				return ignoreMissing(err)
 			}
 			info, err := e.Info()

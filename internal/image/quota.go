@@ -38,19 +38,24 @@ type SpaceError struct {
 
 func (e *SpaceError) Error() string {
 	var why string
+	fix := "free space on the disk"
 	switch {
 	case e.Quota.Bytes > 0 && e.Used+e.Need > e.Quota.Bytes:
 		why = fmt.Sprintf("it needs at least %s, and the store has %s of its quota of %s", size(e.Need), size(e.Used), size(e.Quota.Bytes))
+		fix = "raise the quota"
 	case e.Err == nil:
-		why = fmt.Sprintf("it needs at least %s, and the file system has %s free, of which %s are kept in reserve",
-			size(e.Need), size(e.Free), size(e.Quota.Reserve))
+		why = fmt.Sprintf("it needs at least %s, and the file system has %s free", size(e.Need), size(e.Free))
+		if e.Quota.Reserve > 0 {
+			why += fmt.Sprintf(", of which %s are kept in reserve", size(e.Quota.Reserve))
+		}
 	default:
 		why = fmt.Sprintf("the disk is full: what could be removed was, and the %s that are free now are not enough", size(e.Free))
 	}
 	if e.Held > 0 {
 		why += fmt.Sprintf("; %s are held (%s)", size(e.Held), strings.Join(e.Holders, ", "))
+		fix += ", or stop what holds images"
 	}
-	return ErrNoSpace.Error() + ": " + why + ": raise the quota, free space on the disk, or stop what holds images"
+	return ErrNoSpace.Error() + ": " + why + ": " + fix
 }
 
 func (e *SpaceError) Unwrap() []error { return []error{ErrNoSpace, e.Err} }
@@ -75,9 +80,6 @@ func outOfSpace(err error) bool {
 // admit makes room for a pull, or refuses it before its first byte. What layers take uncompressed is in no
 // manifest, so it counts what they take at least; room says the rest while they come in.
 func (s *Store) admit(ctx context.Context, l *Lease, img *spec) error {
-	if s.quota == (Quota{}) {
-		return nil
-	}
 	l.Pending = map[string]int64{}
 	for i, d := range img.diffIDs {
 		if !exists(s.path("layers", strings.TrimPrefix(d, digestPrefix)+".tar")) {
@@ -86,6 +88,12 @@ func (s *Store) admit(ctx context.Context, l *Lease, img *spec) error {
 	}
 	if len(l.Pending) == 0 {
 		return nil
+	}
+	if s.quota == (Quota{}) {
+		// Without bounds there are no promises either, only the disk.
+		if free, err := s.free(); err != nil || free >= sum(l.Pending) {
+			return err
+		}
 	}
 	return s.makeRoom(ctx, func(inv *inventory) (int64, int64) {
 		others, all := inv.pending(l), maps.Clone(inv.pending(l))

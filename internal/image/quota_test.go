@@ -157,7 +157,7 @@ func TestFullDisk(t *testing.T) {
 }
 
 func fullDisk(t *testing.T, dir string) {
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8m,nr_inodes=100"); err != nil {
 		fmt.Println("cannot mount a tmpfs: ", err)
 		os.Exit(3)
 	}
@@ -179,7 +179,7 @@ func fullDisk(t *testing.T, dir string) {
 	}
 	before := stored(t, filepath.Join(dir, "store"))
 
-	src := imagetest.New().Layer(imagetest.File("a", noise(3, 1<<20))).Layer(imagetest.File("b", noise(4, 4<<20))).Build()
+	src := imagetest.New().Layer(imagetest.File("a", noise(3, 1<<20))).Layer(imagetest.File("b", strings.Repeat(noise(4, 16<<10), 256))).Build()
 	lease(t, s, image.LeaseSpec{Owner: "agent", Kind: "instance", Name: "web-0"}, src)
 	_, err = s.Pull(t.Context(), src, src.ManifestDigest, src.Manifest, src.Config, nil)
 	if !errors.Is(err, image.ErrNoSpace) || !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "the disk is full") {
@@ -224,4 +224,44 @@ func fullDisk(t *testing.T, dir string) {
 	}
 	pull(t, s, src)
 	sound(t, s, "with room again")
+
+	// What does not fit even compressed is refused before its first byte, without a quota too.
+	huge := single(6, 9<<20)
+	if _, err := s.Pull(t.Context(), huge, huge.ManifestDigest, huge.Manifest, huge.Config, nil); !errors.Is(err, image.ErrNoSpace) || huge.Requests("") > 0 {
+		t.Errorf("more than the disk has: got %v after %d requests", err, huge.Requests(""))
+	}
+
+	// Where not even a directory fits, the store can be opened, by collecting what nobody holds.
+	other := single(5, 1000)
+	pull(t, s, other)
+	fillInodes(t, dir)
+	again := open(t, filepath.Join(dir, "store"))
+	if _, ok, err := again.Lookup(held.ManifestDigest); !ok || err != nil {
+		t.Errorf("the held image: %v, %v", ok, err)
+	}
+	if _, ok, _ := again.Lookup(other.ManifestDigest); ok {
+		t.Error("an image that nobody holds stayed although the store had to be opened")
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+	// The same when everything is held: then it is the ballast that goes.
+	fillInodes(t, dir)
+	again = open(t, filepath.Join(dir, "store"))
+	if _, ok, err := again.Lookup(held.ManifestDigest); !ok || err != nil {
+		t.Errorf("the held image: %v, %v", ok, err)
+	}
+}
+
+func fillInodes(t *testing.T, dir string) {
+	for i := 0; ; i++ {
+		f, err := os.OpenFile(filepath.Join(dir, fmt.Sprint("empty", i)), os.O_CREATE|os.O_WRONLY, 0o600)
+		if errors.Is(err, syscall.ENOSPC) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
 }

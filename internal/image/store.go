@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -62,10 +63,55 @@ func OpenWith(dir string, opts Options) (*Store, error) {
 	if err := s.agreeOnQuota(); err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", dir, err)
 	}
-	if err := s.takeTemp(); err != nil {
+	err := s.takeTemp()
+	if outOfSpace(err) {
+		err = s.squeezeIn()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", dir, err)
 	}
+	s.layBallast()
 	return s, nil
+}
+
+// squeezeIn is takeTemp on a disk where not even a directory fits. What nobody holds would have to go for whatever
+// comes next; where that is nothing, the ballast goes, so that the store can be opened to make room in it.
+func (s *Store) squeezeIn() error {
+	if _, err := s.collect(context.Background(), GCOptions{}); err != nil {
+		return err
+	}
+	err := s.takeTemp()
+	if !outOfSpace(err) {
+		return err
+	}
+	for i := range ballastFiles {
+		if err := os.Remove(s.ballast(i)); ignoreMissing(err) != nil {
+			return err
+		}
+	}
+	return s.takeTemp()
+}
+
+// Ballast are files that take room for as long as nobody needs it badly.
+const (
+	ballastFiles = 4
+	ballastBytes = 32 << 10
+)
+
+func (s *Store) ballast(i int) string { return filepath.Join(s.dir, fmt.Sprintf("ballast.%d", i)) }
+
+// layBallast makes the ballast that is not there. A disk without room for it is no reason to fail, and whether it
+// is there after a power cut does not matter.
+func (s *Store) layBallast() {
+	for i := range ballastFiles {
+		if exists(s.ballast(i)) {
+			continue
+		}
+		if err := os.WriteFile(s.ballast(i), make([]byte, ballastBytes), filePerm); err != nil {
+			_ = os.Remove(s.ballast(i))
+			return
+		}
+	}
 }
 
 // Close gives up what Open took. It must not be called while something else is; images stay usable.
@@ -86,11 +132,15 @@ func (s *Store) takeTemp() (err error) {
 	if err := s.sweepTemp(); err != nil {
 		return err
 	}
-	if s.temp, err = os.MkdirTemp(tmp, "process-"); err != nil {
+	temp, err := os.MkdirTemp(tmp, "process-")
+	if err != nil {
 		return err
 	}
-	s.lock, err = durable.Lock(s.temp)
-	return err
+	if s.lock, err = durable.Lock(temp); err != nil {
+		return errors.Join(err, os.RemoveAll(temp))
+	}
+	s.temp = temp
+	return nil
 }
 
 // sweepTemp removes what processes that are gone left unfinished. The caller has the guard.
