@@ -137,11 +137,7 @@ func (r *request) merge(out *os.File, indexes []*os.File, budget *budget) (*meta
 	t := newTree(r.Limits)
 	devices := make([]erofs.Device, len(r.Layers))
 	for i, l := range r.Layers {
-		b, err := io.ReadAll(indexes[i])
-		if err != nil {
-			return nil, fmt.Errorf("layer %d: read index: %w", i+1, err)
-		}
-		x, err := decodeIndex(b)
+		x, err := readIndexFile(indexes[i])
 		if err != nil {
 			return nil, fmt.Errorf("layer %d: read index: %w", i+1, err)
 		}

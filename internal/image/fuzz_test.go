@@ -140,11 +140,21 @@ func FuzzIndex(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(x.encode()[indexHeader:], uint64(2))
-	f.Fuzz(func(_ *testing.T, payload []byte, count uint64) {
+	f.Fuzz(func(t *testing.T, payload []byte, count uint64) {
 		// With a checksum that is right, so that the decoder is reached.
 		b := append((&index{}).encode(), payload...)
 		putHeader(b, 0, count, uint64(len(payload)), checksum(payload))
-		_, _ = decodeIndex(b)
+		x, err := decodeIndex(b)
+		if err != nil {
+			return
+		}
+		entries := 0
+		for range x.entries(kindInode, kindDir, kindLink, kindWhiteout, kindOpaque) {
+			entries++
+		}
+		if entries != x.count {
+			t.Fatalf("%d entries, and the index says %d", entries, x.count)
+		}
 	})
 }
 

@@ -164,11 +164,39 @@ func checkIndex(b []byte) (tarSize int64, err error) {
 
 // readIndex reads and decodes the index at path.
 func readIndex(path string) (*index, error) {
-	b, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	return decodeIndex(b)
+	defer f.Close()
+	return readIndexFile(f)
+}
+
+// readIndexFile is decodeIndex for a file, which it does not hold in memory twice.
+func readIndexFile(f *os.File) (*index, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	header := make([]byte, indexHeader)
+	if _, err := f.ReadAt(header, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	le := binary.LittleEndian
+	length := info.Size() - indexHeader
+	if string(header[:8]) != indexMagic || le.Uint64(header[24:]) != uint64(length) {
+		return nil, fmt.Errorf("%w: no header, or not that of %d bytes", errIndex, info.Size())
+	}
+	var payload strings.Builder
+	payload.Grow(int(length))
+	sum := crc32.New(crc32.MakeTable(crc32.Castagnoli))
+	if _, err := io.Copy(io.MultiWriter(&payload, sum), io.NewSectionReader(f, indexHeader, length)); err != nil {
+		return nil, err
+	}
+	if sum.Sum32() != le.Uint32(header[32:]) {
+		return nil, fmt.Errorf("%w: wrong checksum", errIndex)
+	}
+	return parseIndex(int64(le.Uint64(header[8:])), le.Uint64(header[16:]), payload.String())
 }
 
 func decodeIndex(b []byte) (*index, error) {
@@ -176,8 +204,12 @@ func decodeIndex(b []byte) (*index, error) {
 	if err != nil {
 		return nil, err
 	}
-	count := binary.LittleEndian.Uint64(b[16:])
-	x := &index{size: size, count: int(count), payload: string(b[indexHeader:])}
+	return parseIndex(size, binary.LittleEndian.Uint64(b[16:]), string(b[indexHeader:]))
+}
+
+// parseIndex makes sure that the entries are what they should be, so that nobody after it has to.
+func parseIndex(size int64, count uint64, payload string) (*index, error) {
+	x := &index{size: size, count: int(count), payload: payload}
 	// An entry has at least its kind, its length and that of its path.
 	if count > uint64(len(x.payload)/3) {
 		return nil, fmt.Errorf("%w: %d entries in %d bytes", errIndex, count, len(x.payload))
