@@ -85,6 +85,7 @@ func (l *Log) takeTurn(ctx context.Context, v *verifier) (lead bool, err error) 
 	if err != nil {
 		return false, err
 	}
+	openLeads.Hit()
 	// Nobody else commits from here on. What was committed up to here must be known before anything is
 	// appended to it, so there is no way back but to fail.
 	if err := l.catchUp(ctx, v); err != nil {

@@ -38,10 +38,9 @@ func (mainTB) Fatalf(f string, args ...any) {
 func (mainTB) Skipf(f string, args ...any) { shared.skip = fmt.Sprintf(f, args...); panic(mainTB{}) }
 
 func TestMain(m *testing.M) {
-	if url := os.Getenv(writerURL); url != "" {
-		os.Exit(runWriter(url))
-	}
+	eventlogtest.RunVictim(func() eventlog.Engine { return victimEngine(os.Getenv(victimStore)) })
 	status := m.Run()
+	eventlogtest.CleanUp()
 	for i := len(shared.clean) - 1; i >= 0; i-- {
 		shared.clean[i]()
 	}

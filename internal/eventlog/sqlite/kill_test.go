@@ -8,11 +8,13 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/pinnacehq/pinnace/internal/eventlog"
+	"github.com/pinnacehq/pinnace/internal/eventlog/eventlogtest"
 	"github.com/pinnacehq/pinnace/internal/eventlog/sqlite"
 )
 
@@ -27,7 +29,34 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	eventlogtest.RunVictim(func() eventlog.Engine { return sqlite.New(sqlite.Options{Dir: os.Getenv(victimStore)}) })
+	status := m.Run()
+	eventlogtest.CleanUp()
+	os.Exit(status)
+}
+
+// victimStore is the directory of the log whose writer is to be killed.
+const victimStore = "PINNACE_VICTIM_STORE"
+
+func newVictim(t *testing.T) eventlogtest.Victim {
+	dir := filepath.Join(t.TempDir(), "log")
+	return eventlogtest.Victim{
+		Engine: func() eventlog.Engine { return sqlite.New(sqlite.Options{Dir: dir}) },
+		Env:    []string{victimStore + "=" + dir},
+	}
+}
+
+// TestKillAtPoints and TestKillAtRandom are judged by test/logcheck, which shares no code with the log.
+func TestKillAtPoints(t *testing.T) {
+	eventlogtest.KillAtPoints(t, newVictim, "eventlog.fill.")
+}
+
+func TestKillAtRandom(t *testing.T) {
+	rounds := 20
+	if testing.Short() {
+		rounds = 4
+	}
+	eventlogtest.KillAtRandom(t, newVictim, rounds)
 }
 
 // runWriter appends from several goroutines and writes a line for each receipt, after it has it.
