@@ -61,6 +61,7 @@ case $want in build) ;; demo | test)
 esac
 if [ "$want" = test ]; then
 	need debootstrap debootstrap "makes a base for images that were not written for Pinnace"
+	need strace strace "makes syncs fail, to see what is done about it"
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || {
 		say "postgresql is missing: the event log's other engine; tests start clusters of their own"
 		missing="$missing postgresql"
