@@ -84,6 +84,10 @@ check-generated: ## fail when what is generated is not what is committed
 bench: build ## benchmarks; those with a gate fail when it is not met
 	PINNACE_BIN=$(CURDIR)/bin/pinnace go test -run '^$$' -bench . -benchmem $(PKGS)
 
+.PHONY: bench-control
+bench-control: ## the control plane against the disk's own rate in the same run; fails where a gate is not met
+	PINNACE_BENCH_CONTROL=1 go test -count=1 -timeout 30m -run 'TestBenchControl$$' ./internal/eventlog/sqlite
+
 FUZZTIME     ?= 30s
 DIFFERENTIAL ?= 1000000
 .PHONY: fuzz

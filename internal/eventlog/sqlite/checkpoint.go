@@ -18,13 +18,14 @@ const (
 	// walPages is the length of the write-ahead log from which on commits are held up for one checkpoint.
 	// SQLite begins the file anew only when a commit finds all of it copied, and under a steady load a
 	// checkpoint beside the commits never gets that far.
-	walPages = 64 << 20 / pageSize
+	walPages = 32 << 20 / pageSize
 )
 
 // A checkpointer copies the write-ahead log back into the file, beside the commits.
 type checkpointer struct {
 	pending atomic.Int64 // bytes committed since the last checkpoint began
 	wake    chan struct{}
+	short   atomic.Bool // the write-ahead log is to be extended
 	cancel  context.CancelFunc
 	done    sync.WaitGroup
 }
@@ -40,6 +41,14 @@ func (c *checkpointer) start(e *Engine) {
 				return
 			case <-c.wake:
 			}
+			if c.short.Swap(false) {
+				if err := e.extend(); err != nil {
+					return
+				}
+			}
+			if c.pending.Load() < checkpointBytes {
+				continue
+			}
 			c.pending.Store(0)
 			if err := e.checkpoint(ctx); err != nil {
 				return
@@ -48,9 +57,13 @@ func (c *checkpointer) start(e *Engine) {
 	})
 }
 
-// committed counts what was committed, and wakes the checkpointer when it is enough.
-func (c *checkpointer) committed(bytes int) {
-	if c.pending.Add(int64(bytes)) >= checkpointBytes {
+// committed counts what was committed, and wakes the checkpointer when it is enough, or when the write-ahead log is
+// short.
+func (c *checkpointer) committed(bytes int, short bool) {
+	if short {
+		c.short.Store(true)
+	}
+	if c.pending.Add(int64(bytes)) >= checkpointBytes || short {
 		select {
 		case c.wake <- struct{}{}:
 		default:

@@ -35,17 +35,20 @@ func (e *Engine) Commit(ctx context.Context, events []eventlog.Event) error {
 	}
 	// An interrupted COMMIT would be one more way not to know what became of it.
 	ctx = context.WithoutCancel(ctx)
-	if _, err := e.writer.ExecContext(ctx, `BEGIN IMMEDIATE`); err != nil {
+	if len(events) == 1 {
+		return e.commitOne(ctx, &events[0])
+	}
+	if _, err := e.begin.ExecContext(ctx); err != nil {
 		return e.classify(fmt.Errorf("begin: %w", err))
 	}
 	began.Hit()
 	size, err := e.insert(ctx, events)
 	if err == nil {
 		insertedAll.Hit()
-		_, err = e.writer.ExecContext(ctx, `COMMIT`)
+		_, err = e.commit.ExecContext(ctx)
 		if err == nil {
 			committed.Hit()
-			e.copying.committed(size)
+			e.copying.committed(size, e.wal.grow(size))
 			return nil
 		}
 		err = fmt.Errorf("commit: %w", err)
@@ -53,10 +56,47 @@ func (e *Engine) Commit(ctx context.Context, events []eventlog.Event) error {
 	return e.classify(errors.Join(err, rollback(ctx, e.writer)))
 }
 
+// insertOneSQL is a transaction of its own: an event that comes alone waits for one statement, not for four.
+const insertOneSQL = `INSERT INTO event (seq, stream, ver, type, tv, at, actor, idem, data, hash)
+	SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM lease WHERE one = 1 AND epoch = ?`
+
+// commitOne is Commit of one event.
+func (e *Engine) commitOne(ctx context.Context, ev *eventlog.Event) error {
+	began.Hit()
+	e.args = append(appendArgs(e.args[:0], ev), e.epoch)
+	defer func() { clear(e.args) }() // the payload is not ours to keep
+	insertedAll.Hit()
+	res, err := e.insertOne.ExecContext(ctx, e.args...)
+	if err != nil {
+		return e.classify(errors.Join(fmt.Errorf("insert event %d: %w", ev.Seq, err), rollback(ctx, e.writer)))
+	}
+	committed.Hit()
+	if n, err := res.RowsAffected(); err != nil || n != 1 {
+		return errors.Join(fmt.Errorf("%w: the lease has another epoch than %d", eventlog.ErrFenced, e.epoch), err)
+	}
+	size := len(ev.Payload) + 256
+	e.copying.committed(size, e.wal.grow(size))
+	return nil
+}
+
+// appendArgs adds the columns of an event.
+func appendArgs(args []any, ev *eventlog.Event) []any {
+	idem := any(ev.IdempotencyKey)
+	if ev.IdempotencyKey == "" {
+		idem = nil
+	}
+	data := ev.Payload
+	if data == nil {
+		data = []byte{} // nil would be NULL
+	}
+	return append(args, int64(ev.Seq), ev.Stream, int64(ev.Version), ev.Type, int64(ev.TypeVersion),
+		ev.Time, ev.Actor, idem, data, ev.Hash[:])
+}
+
 // insert adds events to the open transaction and says about how many bytes they are.
 func (e *Engine) insert(ctx context.Context, events []eventlog.Event) (size int, err error) {
 	var epoch int64
-	if err := e.writer.QueryRowContext(ctx, `SELECT epoch FROM lease WHERE one = 1`).Scan(&epoch); err != nil {
+	if err := e.lease.QueryRowContext(ctx).Scan(&epoch); err != nil {
 		return 0, fmt.Errorf("read the lease: %w", err)
 	}
 	if epoch != e.epoch {
@@ -73,16 +113,7 @@ func (e *Engine) insert(ctx context.Context, events []eventlog.Event) (size int,
 		for i := range n {
 			ev := &events[i]
 			size += len(ev.Payload) + 256
-			idem := any(ev.IdempotencyKey)
-			if ev.IdempotencyKey == "" {
-				idem = nil
-			}
-			data := ev.Payload
-			if data == nil {
-				data = []byte{} // nil would be NULL
-			}
-			e.args = append(e.args, int64(ev.Seq), ev.Stream, int64(ev.Version), ev.Type, int64(ev.TypeVersion),
-				ev.Time, ev.Actor, idem, data, ev.Hash[:])
+			e.args = appendArgs(e.args, ev)
 		}
 		if _, err := stmt.ExecContext(ctx, e.args...); err != nil {
 			return 0, fmt.Errorf("insert events %d to %d: %w", events[0].Seq, events[n-1].Seq, err)

@@ -40,18 +40,23 @@ type Engine struct {
 	opts Options
 	path string
 
-	lock    *durable.DirLock
-	writer  *sql.Conn // owned by the one who commits, under mu
-	insert1 *sql.Stmt
-	insertN *sql.Stmt
-	epoch   int64
-	args    []any
+	lock      *durable.DirLock
+	writer    *sql.Conn // owned by the one who commits, under mu
+	begin     *sql.Stmt
+	commit    *sql.Stmt
+	lease     *sql.Stmt
+	insert1   *sql.Stmt
+	insertN   *sql.Stmt
+	insertOne *sql.Stmt
+	epoch     int64
+	args      []any
 
 	writers *sql.DB // one connection
 	readers *sql.DB // read-only connections
 	copier  *sql.DB // one connection, for checkpoints
 
 	mu      sync.Mutex            // held during a commit
+	wal     wal                   // guarded by mu
 	broken  atomic.Pointer[error] // the I/O error after which nothing may be written
 	copying checkpointer
 }
@@ -117,11 +122,10 @@ func (e *Engine) connect(ctx context.Context) error {
 	if err := prepareFile(ctx, e.writer, e.opts); err != nil {
 		return err
 	}
-	if e.insert1, err = e.writer.PrepareContext(ctx, insertSQL(1)); err != nil {
-		return err
-	}
-	if e.insertN, err = e.writer.PrepareContext(ctx, insertSQL(insertRows)); err != nil {
-		return err
+	for stmt, text := range e.statements() {
+		if *stmt, err = e.writer.PrepareContext(ctx, text); err != nil {
+			return err
+		}
 	}
 	if e.readers, err = openDB(e.path, true); err != nil {
 		return err
@@ -133,6 +137,14 @@ func (e *Engine) connect(ctx context.Context) error {
 	e.readers.SetMaxOpenConns(8)
 	e.readers.SetMaxIdleConns(4)
 	return nil
+}
+
+// statements are those of the writer's connection, which are compiled once.
+func (e *Engine) statements() map[**sql.Stmt]string {
+	return map[**sql.Stmt]string{
+		&e.begin: `BEGIN IMMEDIATE`, &e.commit: `COMMIT`, &e.lease: `SELECT epoch FROM lease WHERE one = 1`,
+		&e.insert1: insertSQL(1), &e.insertN: insertSQL(insertRows), &e.insertOne: insertOneSQL,
+	}
 }
 
 // Lead implements eventlog.Engine. The lock of the directory keeps other processes away; the epoch keeps
@@ -181,9 +193,10 @@ func (e *Engine) Close() error {
 		}
 	}
 	closedReaders.Hit()
-	for _, s := range []*sql.Stmt{e.insert1, e.insertN} {
-		if s != nil {
-			errs = append(errs, s.Close())
+	for stmt := range e.statements() {
+		if *stmt != nil {
+			errs = append(errs, (*stmt).Close())
+			*stmt = nil
 		}
 	}
 	if e.writer != nil {
@@ -196,6 +209,6 @@ func (e *Engine) Close() error {
 	if e.lock != nil {
 		errs = append(errs, e.lock.Unlock())
 	}
-	e.readers, e.copier, e.insert1, e.insertN, e.writer, e.writers, e.lock = nil, nil, nil, nil, nil, nil, nil
+	e.readers, e.copier, e.writer, e.writers, e.lock = nil, nil, nil, nil, nil
 	return errors.Join(errs...)
 }
