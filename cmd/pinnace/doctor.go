@@ -9,9 +9,11 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/pinnacehq/pinnace/internal/kernel"
 	"github.com/pinnacehq/pinnace/internal/vm"
+	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
 )
 
 // finding is one thing that doctor looked at.
@@ -78,6 +80,7 @@ func (c *cli) examine(ctx context.Context, r *agentRole) []finding {
 		examineRoot(),
 		examineDevice("tun", "/dev/net/tun", "modprobe tun"),
 		examineProgram("mkfs.ext4", "makes the template of the scratch disks", "apt-get install e2fsprogs"),
+		examineOutliving(),
 		c.examineRegistries(),
 	}
 	cache, err := os.MkdirTemp("", "pinnace-doctor-")
@@ -118,6 +121,30 @@ func examineProgram(name, what, fix string) finding {
 		return finding{Name: name, Detail: "not found; it " + what, Fix: fix}
 	}
 	return finding{Name: name, OK: true, Detail: path}
+}
+
+// examineOutliving says whether microVMs can outlive the agent here, and what else that takes.
+func examineOutliving() finding {
+	f := finding{Name: "outliving"}
+	fd, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		f.Detail = fmt.Sprintf("microVMs cannot be taken over by the next agent: open a pidfd: %v", err)
+		f.Fix = "use Linux 5.10 or later"
+		return f
+	}
+	_ = unix.Close(fd)
+	f.OK = true
+	const unit = "; a service manager has to end the agent's process alone (systemd: KillMode=process)"
+	h, err := cgroup.Find()
+	switch {
+	case err != nil:
+		f.Detail = "microVMs outlive the agent, but have no cgroup of their own (" + err.Error() + ")" + unit
+	case h.Version == 1:
+		f.Detail = "microVMs outlive the agent, in memory cgroups of their own (version 1)" + unit
+	default:
+		f.Detail = "microVMs outlive the agent, in cgroups of their own; the proxy is in the agent's" + unit
+	}
+	return f
 }
 
 func (r *agentRole) examineKernel(cache string) (*kernel.Kernel, finding) {
