@@ -73,18 +73,7 @@ func newLab(t testing.TB) *lab {
 				c["StopSignal"] = "SIGINT"
 			}).Build(),
 		play: map[string]vmtest.Guest{}, running: map[string]int{},
-		timing: timing{
-			heartbeat: 50 * time.Millisecond, reportSpacing: time.Millisecond,
-			call: 5 * time.Second, silence: time.Minute, reconnect: 10 * time.Millisecond,
-			resync: 100 * time.Millisecond, routing: 5 * time.Second,
-			pullPauses: []time.Duration{time.Millisecond, 2 * time.Millisecond}, stall: time.Minute,
-			hello: 10 * time.Second, start: 10 * time.Second, startInterval: 5 * time.Millisecond,
-			drain: 5 * time.Millisecond, stopOnExit: 10 * time.Second,
-			obituary: 300 * time.Millisecond, reset: 5 * time.Second, cleanUp: 5 * time.Second,
-			backoffFirst: 100 * time.Millisecond, backoffMax: 200 * time.Millisecond, backoffReset: time.Minute,
-			keepLine: 10 * time.Millisecond, logBeat: 10 * time.Millisecond,
-			collect: time.Hour, unused: time.Hour, scrub: 10 * time.Millisecond,
-		},
+		timing: labTiming(),
 	}
 	l.source = l.image
 	l.driver = vmtest.NewFake(l.boot)
@@ -118,6 +107,22 @@ func newLab(t testing.TB) *lab {
 		}
 	})
 	return l
+}
+
+// labTiming is the pace of agents in tests.
+func labTiming() timing {
+	return timing{
+		heartbeat: 50 * time.Millisecond, reportSpacing: time.Millisecond,
+		call: 5 * time.Second, silence: time.Minute, reconnect: 10 * time.Millisecond,
+		resync: 100 * time.Millisecond, routing: 5 * time.Second,
+		pullPauses: []time.Duration{time.Millisecond, 2 * time.Millisecond}, stall: time.Minute,
+		hello: 10 * time.Second, start: 10 * time.Second, startInterval: 5 * time.Millisecond,
+		drain: 5 * time.Millisecond, stopOnExit: 10 * time.Second,
+		obituary: 300 * time.Millisecond, reset: 5 * time.Second, cleanUp: 5 * time.Second,
+		backoffFirst: 100 * time.Millisecond, backoffMax: 200 * time.Millisecond, backoffReset: time.Minute,
+		keepLine: 10 * time.Millisecond, logBeat: 10 * time.Millisecond,
+		collect: time.Hour, unused: time.Hour, scrub: 10 * time.Millisecond,
+	}
 }
 
 // start runs an agent, as the next process on this host.

@@ -34,6 +34,13 @@ func TestMain(m *testing.M) {
 		playStandIn(os.Args[1])
 		os.Exit(0)
 	}
+	if text := os.Getenv(agentEnv); text != "" {
+		if err := runTestAgent(text); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
@@ -132,7 +139,7 @@ func playStandIn(dir string) {
 			select {
 			case <-ctx.Done():
 				return 0
-			case <-time.After(50 * time.Millisecond):
+			case <-time.After(time.Duration(n%40/39) * 20 * time.Millisecond): // in bursts
 			}
 		}
 	}}.Boot(context.Background(), machine)
