@@ -88,6 +88,13 @@ bench: build ## benchmarks; those with a gate fail when it is not met
 bench-control: ## the control plane against the disk's own rate in the same run; fails where a gate is not met
 	PINNACE_BENCH_CONTROL=1 go test -count=1 -timeout 30m -run 'TestBenchControl$$' ./internal/eventlog/sqlite
 
+ROUNDS ?= 5
+.PHONY: bench-proxy
+bench-proxy: ## the proxy against HAProxy, with one core each for them and for the load; fails below the gates
+	@scripts/deps.sh bench
+	go test -c -o bin/proxy.test ./internal/proxy
+	cd internal/proxy && taskset -c 0 env PINNACE_BENCH_PROXY=1 ROUNDS=$(ROUNDS) ../../bin/proxy.test -test.run 'TestAgainstHAProxy$$' -test.v -test.timeout 30m
+
 FUZZTIME     ?= 30s
 DIFFERENTIAL ?= 1000000
 .PHONY: fuzz

@@ -5,6 +5,7 @@
 #   scripts/deps.sh build         Go and what the build needs
 #   scripts/deps.sh demo          the same, and what the demo runs
 #   scripts/deps.sh test          the same, and what the end-to-end tests run
+#   scripts/deps.sh bench         the same as build, and what benchmarks compare with
 #
 # It changes nothing else: Debian 12 has a Go that is too old to fetch the one go.mod names, so there it
 # is taken from the backports suite through a private list of sources that is gone when the script ends.
@@ -57,7 +58,11 @@ case $want in build) ;; demo | test)
 		missing="$missing netavark"
 	fi
 	;;
-*) die "usage: scripts/deps.sh build|demo|test" ;;
+bench)
+	need haproxy haproxy "is what the proxy is measured against"
+	need wrk wrk "makes connections, faster than a proxy takes them"
+	;;
+*) die "usage: scripts/deps.sh build|demo|test|bench" ;;
 esac
 if [ "$want" = test ]; then
 	need debootstrap debootstrap "makes a base for images that were not written for Pinnace"

@@ -71,7 +71,7 @@ func (f *flow) fill(fd uintptr) bool {
 			if f.buffer == nil {
 				f.buffer = buffers.Get().(*[copySize]byte)
 			}
-			f.n, f.err = unix.Read(int(fd), f.buffer[:])
+			f.n, f.err = rawIO(unix.SYS_READ, fd, f.buffer[:])
 		}
 		switch {
 		case errors.Is(f.err, unix.EINTR):
@@ -96,9 +96,9 @@ func (f *flow) fillPipe(fd int) (int, error) {
 		}
 		f.pipe = p
 	}
-	n, err := unix.Splice(fd, nil, f.pipe.in, nil, pipeSize, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-	f.pipe.holds = int(max(n, 0))
-	return int(n), err
+	n, err := rawSplice(fd, f.pipe.in, pipeSize)
+	f.pipe.holds = n
+	return n, err
 }
 
 // drain moves on what fill has taken, or says that the destination takes no more just now.
@@ -106,11 +106,9 @@ func (f *flow) drain(fd uintptr) bool {
 	for f.done < f.n {
 		var n int
 		if f.pipe != nil {
-			var moved int64
-			moved, f.err = unix.Splice(f.pipe.out, nil, int(fd), nil, f.n-f.done, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-			n = int(moved)
+			n, f.err = rawSplice(f.pipe.out, int(fd), f.n-f.done)
 		} else {
-			n, f.err = unix.Write(int(fd), f.buffer[f.done:f.n])
+			n, f.err = rawIO(unix.SYS_WRITE, fd, f.buffer[f.done:f.n])
 		}
 		switch {
 		case f.err == nil:

@@ -99,8 +99,12 @@ func TestEarlyAnswerArrivesWhole(t *testing.T) {
 			defer close(sent)
 			_, _ = c.Write(make([]byte, 64<<20))
 		}()
+		began := time.Now()
 		if got, err := io.ReadAll(c); len(got) != len(answer) {
 			t.Errorf("got %d bytes of %d: %v", len(got), len(answer), err)
+		}
+		if took := time.Since(began); took > lingerFor*3/4 {
+			t.Errorf("its end came after %v", took)
 		}
 		_ = c.Close()
 		<-sent

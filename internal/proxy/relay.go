@@ -17,6 +17,8 @@ const lingerFor = 5 * time.Second
 type relay struct {
 	client, server *conn
 	traffic        *traffic
+	// done counts the directions whose source has said that it is done.
+	done atomic.Int32
 }
 
 // traffic counts bytes: what clients sent, what they got, and how much of both went through splice.
@@ -47,6 +49,8 @@ func (r *relay) run() {
 func (r *relay) carry(f *flow) {
 	err := f.run()
 	switch {
+	case err == nil && r.done.Add(1) == 2:
+		// Both connections are closed now, which says it too.
 	case err == nil:
 		f.dst.CloseWrite()
 	case errors.Is(err, unix.EPIPE):
