@@ -99,13 +99,17 @@ func (h *helloReader) header() (bool, error) {
 	return true, nil
 }
 
-// notTLS says what it is that begins so. Of HTTP, no more than the first letter may be there yet.
+// notTLS says what it is that begins so, or nil when a few bytes more will tell.
 func notTLS(b []byte) error {
+	undecided := false
 	for _, method := range []string{"GET ", "HEAD ", "POST ", "PUT ", "DELETE ", "CONNECT ", "OPTIONS ", "TRACE ", "PATCH ", "PRI "} {
-		n := min(len(method), len(b))
-		if string(b[:n]) == method[:n] {
+		if strings.HasPrefix(string(b[:min(len(b), len(method))]), method) {
 			return errPlainHTTP
 		}
+		undecided = undecided || strings.HasPrefix(method, string(b[:min(len(b), len(method))]))
+	}
+	if undecided {
+		return nil
 	}
 	return errNotTLS
 }
