@@ -95,6 +95,17 @@ bench-proxy: ## the proxy against HAProxy, with one core each for them and for t
 	go test -c -o bin/proxy.test ./internal/proxy
 	cd internal/proxy && taskset -c 0 env PINNACE_BENCH_PROXY=1 ROUNDS=$(ROUNDS) ../../bin/proxy.test -test.run 'TestAgainstHAProxy$$' -test.v -test.timeout 30m
 
+BENCH_DIR ?= /var/tmp/pinnace-bench
+.PHONY: bench-images
+bench-images: ## pull a 400 MB image by Pinnace and by other tools, in turn, and compare (as root)
+	scripts/deps.sh bench
+	bench/images/peers.sh $(BENCH_DIR)
+	bench/images/trees.sh $(BENCH_DIR)/trees
+	go build -trimpath -o $(BENCH_DIR)/bench-images ./bench/images
+	$(BENCH_DIR)/bench-images -dir $(BENCH_DIR) -rounds $(ROUNDS)
+	go test -run '^$$' -bench 'Decode' -benchtime 10x ./internal/inflate
+	go test -run '^$$' -bench 'Merge' -benchtime 20x ./internal/image
+
 FUZZTIME     ?= 30s
 DIFFERENTIAL ?= 1000000
 .PHONY: fuzz

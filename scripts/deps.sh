@@ -61,6 +61,9 @@ case $want in build) ;; demo | test)
 bench)
 	need haproxy haproxy "is what the proxy is measured against"
 	need wrk wrk "makes connections, faster than a proxy takes them"
+	need debootstrap debootstrap "makes the base layer of the image that is pulled"
+	need npm npm "fetches what the application in that image is made of"
+	need unshare util-linux "runs the tools that pulls are compared with among mounts of their own"
 	;;
 *) die "usage: scripts/deps.sh build|demo|test|bench" ;;
 esac

@@ -57,6 +57,9 @@ func failAt(name string) {
 func overflow(n int) int {
 	var deep [1 << 12]int
 	deep[n%len(deep)] = n
+	if n < 0 {
+		return n // never
+	}
 	return overflow(n+1) + deep[n/2%len(deep)]
 }
 

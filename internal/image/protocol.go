@@ -89,8 +89,7 @@ func newFault(err error) *fault {
 	if len(f.Text) > most {
 		f.Text = strings.ToValidUTF8(f.Text[:most], "") + "..."
 	}
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		f.Errno = int(errno)
 	}
 	switch {
@@ -115,6 +114,7 @@ func (f *fault) err() error {
 		e.causes = append(e.causes, ErrRefused)
 	case faultStopped:
 		e.causes = append(e.causes, errStopped)
+	case faultSystem: // the errno says it
 	case faultProgram:
 		e.causes = append(e.causes, errConfined)
 	}

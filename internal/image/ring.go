@@ -45,7 +45,9 @@ type notes struct {
 
 var _ [ringNotes - unsafe.Sizeof(notes{})]byte // fits
 
-func notesOf(memory []byte) *notes { return (*notes)(unsafe.Pointer(unsafe.SliceData(memory))) }
+func notesOf(memory []byte) *notes {
+	return (*notes)(unsafe.Pointer(unsafe.SliceData(memory))) //nolint:gosec // Mapped memory begins on a page, and the notes fit into it.
+}
 
 func (n *notes) setEntry(name string) {
 	n.length.Store(int64(copy(n.entry[:], name)))

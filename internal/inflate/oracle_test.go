@@ -73,7 +73,7 @@ func inPieces(r *Reader) ([]byte, error) {
 	var out []byte
 	for i := 0; len(out) <= contentLimit; i++ {
 		data, again, err := r.Next(buffers[i%2])
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return out, nil
 		}
 		if err != nil {

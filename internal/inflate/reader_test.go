@@ -269,7 +269,7 @@ func TestNext(t *testing.T) {
 		if !bytes.Equal(before, saved) {
 			t.Fatalf("piece %d was changed by the next", i-1)
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
@@ -286,7 +286,7 @@ func TestNext(t *testing.T) {
 	if !bytes.Equal(got, content) {
 		t.Error("content is different")
 	}
-	if _, _, err := r.Next(buffers[0]); err != io.EOF {
+	if _, _, err := r.Next(buffers[0]); !errors.Is(err, io.EOF) {
 		t.Errorf("after the end: got %v", err)
 	}
 }

@@ -128,6 +128,7 @@ func dropIdentity() error {
 	}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var none [2]unix.CapUserData
+	//nolint:gosec // x/sys sets the capabilities of one thread; this is its call for all of them.
 	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&none[0])), 0)
 	runtime.KeepAlive(&none)
 	if errno != 0 {

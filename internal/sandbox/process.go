@@ -160,7 +160,7 @@ func emptyRoot(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(path, 0o555); err != nil {
+	if err := os.Chmod(path, 0o555); err != nil { //nolint:gosec // The process, which is nobody, has to be able to enter it.
 		return nil, errors.Join(err, os.Remove(path))
 	}
 	f, err := os.Open(path)
