@@ -102,9 +102,9 @@ bench-images: ## pull a 400 MB image by Pinnace and by other tools, in turn, and
 	bench/images/peers.sh $(BENCH_DIR)
 	bench/images/trees.sh $(BENCH_DIR)/trees
 	go build -trimpath -o $(BENCH_DIR)/bench-images ./bench/images
-	$(BENCH_DIR)/bench-images -dir $(BENCH_DIR) -rounds $(ROUNDS)
 	go test -run '^$$' -bench 'Decode' -benchtime 10x ./internal/inflate
 	go test -run '^$$' -bench 'Merge' -benchtime 20x ./internal/image
+	$(BENCH_DIR)/bench-images -dir $(BENCH_DIR) -rounds $(ROUNDS)
 
 FUZZTIME     ?= 30s
 DIFFERENTIAL ?= 1000000
