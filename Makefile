@@ -124,6 +124,7 @@ torture: deps-test kernel build ## the tests that kill things, N times over, and
 	PINNACE_IMAGE_KILLS=$(KILLS) go test -count=1 -timeout 0 -v -run 'Kill|Step|Shared' ./internal/image ./cmd/pinnace
 	$(E2E) go test -count=$(N) -timeout 0 -run 'Kill|Crash' -skip TestKillAgent $(PKGS)
 	$(E2E) PINNACE_KILLS=$(N) go test -count=1 -timeout 0 -run TestKillAgent -v ./internal/agent ./test/e2e
+	$(E2E) PINNACE_TORTURE=1 go test -count=1 -timeout 0 -v -run 'KillAtPoints|TestTamper$$|TestFight|TestSyncError' ./internal/eventlog/...
 
 .PHONY: bare
 bare: ## make demo and make test in a bare Debian (as root; needs debootstrap)

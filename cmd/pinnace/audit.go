@@ -281,16 +281,16 @@ func (c *cli) exportServer(ctx context.Context, w io.Writer) error {
 	if err := id.UnmarshalText([]byte(m.ClusterId)); err != nil {
 		return fmt.Errorf("the server's %q is not the id of an event log: %w", m.ClusterId, err)
 	}
-	for dst, src := range map[*[]byte][]byte{ptr(check.Hash[:]): m.Hash, ptr(check.State[:]): m.State, ptr(check.Key[:]): m.Key, ptr(check.Signature[:]): m.Signature} {
-		if len(*dst) != len(src) {
+	for _, f := range []struct{ to, from []byte }{
+		{check.Hash[:], m.Hash}, {check.State[:], m.State}, {check.Key[:], m.Key}, {check.Signature[:], m.Signature},
+	} {
+		if len(f.to) != len(f.from) {
 			return errors.New("the server's checkpoint is malformed")
 		}
-		copy(*dst, src)
+		copy(f.to, f.from)
 	}
 	return eventlog.Export(w, id, check, serverEvents(ctx, client))
 }
-
-func ptr[T any](v T) *T { return &v }
 
 func (c *cli) newAuditForget() *cobra.Command {
 	return &cobra.Command{

@@ -101,11 +101,11 @@ func (l *Log) readDerived() (*derived, error) {
 		return nil, err
 	}
 	rest, ok := bytes.CutPrefix(b, []byte(derivedMagic))
-	line, body, ended := bytes.Cut(rest[:min(len(rest), maxDerivedHeader)], []byte("\n"))
+	line, _, ended := bytes.Cut(rest[:min(len(rest), maxDerivedHeader)], []byte("\n"))
 	if !ok || !ended {
 		return nil, errors.New("it has another format")
 	}
-	body = rest[len(line)+1:]
+	body := rest[len(line)+1:]
 	var h derivedHeader
 	if err := json.Unmarshal(line, &h); err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -133,7 +134,7 @@ func TestTamper(t *testing.T) {
 			changed[bit/8] ^= 1 << (bit % 8)
 			text := changed
 			if i+1 < len(lines) { // a line that has lost its end goes on in the next one
-				text = append(text[:len(text):len(text)], lines[i+1]...)
+				text = append(slices.Clip(text), lines[i+1]...)
 			}
 			var err error
 			if i == 0 {

@@ -215,8 +215,9 @@ func Decode(typ string, version uint16, payload []byte) (Payload, error) {
 	if p == nil {
 		return nil, fmt.Errorf("unknown event type %q: the log was written by a newer version of the server", typ)
 	}
-	if version != p.EventVersion() {
-		return nil, fmt.Errorf("version %d of event type %q is unknown: the log was written by a newer version of the server", version, typ)
+	payload, err := current(typ, version, p.EventVersion(), payload)
+	if err != nil {
+		return nil, err
 	}
 	d := json.NewDecoder(bytes.NewReader(payload))
 	d.DisallowUnknownFields()

@@ -3,6 +3,7 @@ package fleet
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 
 	"github.com/pinnacehq/pinnace/internal/manifest"
 )
@@ -69,7 +70,5 @@ func DecodeState(b []byte) (*State, error) {
 }
 
 func fill[R any](t *table[R], rows map[string]*R) {
-	for k, r := range rows {
-		t.rows[k] = r
-	}
+	maps.Copy(t.rows, rows)
 }

@@ -5,7 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"math/rand/v2" //nolint:gosec // Where a kill hits is no secret.
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,10 +59,10 @@ func RunVictim(engine func() eventlog.Engine) {
 }
 
 // long tells whether there is time for all of a campaign.
-func long() bool { return os.Getenv("PINNACE_E2E") == "1" || os.Getenv("PINNACE_TORTURE") != "" }
+func long() bool { return os.Getenv("PINNACE_TORTURE") != "" }
 
 // KillAtPoints kills writers at every failpoint that is linked in but those whose names begin with one of except,
-// each on a store of its own: when it is new, and when it holds something. Without PINNACE_E2E it takes a few.
+// each on a store of its own: when it is new, and when it holds something. Without PINNACE_TORTURE it takes a few.
 func KillAtPoints(t *testing.T, newVictim func(t *testing.T) Victim, except ...string) {
 	names := slices.DeleteFunc(failpoint.Names(), func(name string) bool {
 		return slices.ContainsFunc(except, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
@@ -186,7 +186,7 @@ func CheckHistories(t *testing.T, l *eventlog.Log, dir string) {
 	}
 	out, err := exec.CommandContext(t.Context(), checker(t), append([]string{path}, histories...)...).CombinedOutput()
 	if err != nil {
-		keep, _ := os.MkdirTemp("", "pinnace-logcheck-")
+		keep, _ := os.MkdirTemp("", "pinnace-logcheck-") //nolint:usetesting // It has to outlive the test, for whoever looks into it.
 		_ = os.CopyFS(keep, os.DirFS(filepath.Dir(path)))
 		_ = os.CopyFS(keep, os.DirFS(dir))
 		t.Fatalf("%v; what it read is in %s\n%s", err, keep, out)
@@ -211,7 +211,7 @@ func checker(t *testing.T) string {
 		// Where the module is, is where this file is: tests run in their packages' directories.
 		_, file, _, _ := runtime.Caller(0)
 		root := filepath.Join(filepath.Dir(file), "..", "..", "..")
-		dir, err := os.MkdirTemp("", "pinnace-logcheck-bin-")
+		dir, err := os.MkdirTemp("", "pinnace-logcheck-bin-") //nolint:usetesting // Other tests use it too; CleanUp removes it.
 		if err != nil {
 			built.err = err
 			return

@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"os"
 	"testing"
 	"time"
 
@@ -32,8 +33,10 @@ func TestKillAtPoints(t *testing.T) {
 }
 
 func TestKillAtRandom(t *testing.T) {
-	rounds := 10
-	if testing.Short() {
+	rounds := 6
+	if os.Getenv("PINNACE_E2E") == "1" { // make torture N=100 makes 2,000 of it
+		rounds = 20
+	} else if testing.Short() {
 		rounds = 2
 	}
 	eventlogtest.KillAtRandom(t, newVictim, rounds)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -41,8 +42,8 @@ func TestMain(m *testing.M) {
 	eventlogtest.RunVictim(func() eventlog.Engine { return victimEngine(os.Getenv(victimStore)) })
 	status := m.Run()
 	eventlogtest.CleanUp()
-	for i := len(shared.clean) - 1; i >= 0; i-- {
-		shared.clean[i]()
+	for _, clean := range slices.Backward(shared.clean) {
+		clean()
 	}
 	os.Exit(status)
 }

@@ -52,8 +52,10 @@ func TestKillAtPoints(t *testing.T) {
 }
 
 func TestKillAtRandom(t *testing.T) {
-	rounds := 20
-	if testing.Short() {
+	rounds := 6
+	if os.Getenv("PINNACE_E2E") == "1" { // make torture N=100 makes 2,000 of it
+		rounds = 20
+	} else if testing.Short() {
 		rounds = 4
 	}
 	eventlogtest.KillAtRandom(t, newVictim, rounds)
@@ -109,8 +111,10 @@ func TestKill(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	dir := t.TempDir()
-	rounds := 20
-	if testing.Short() {
+	rounds := 6
+	if os.Getenv("PINNACE_E2E") == "1" { // make torture N=100 makes 2,000 of it
+		rounds = 20
+	} else if testing.Short() {
 		rounds = 3
 	}
 	var acks []ack

@@ -123,7 +123,7 @@ func (e *Engine) connect(ctx context.Context) error {
 		return err
 	}
 	for stmt, text := range e.statements() {
-		if *stmt, err = e.writer.PrepareContext(ctx, text); err != nil {
+		if *stmt, err = e.writer.PrepareContext(ctx, text); err != nil { //nolint:sqlclosecheck // Close closes them.
 			return err
 		}
 	}

@@ -111,7 +111,20 @@ func (c *Cluster) NewDatabase(t TB, name string) string {
 // SQL runs statements as somebody else would.
 func (c *Cluster) SQL(t TB, database, statements string) string {
 	t.Helper()
-	return c.must(t, "psql", "-h", c.dir, "-U", "pinnace", "-d", database, "-v", "ON_ERROR_STOP=1", "-qAt", "-c", statements)
+	out, err := c.TrySQL(database, statements)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	return out
+}
+
+// TrySQL is SQL that may fail.
+func (c *Cluster) TrySQL(database, statements string) (string, error) {
+	out, err := c.command("psql", "-h", c.dir, "-U", "pinnace", "-d", database, "-v", "ON_ERROR_STOP=1", "-qAt", "-c", statements).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("psql: %w\n%s", err, out)
+	}
+	return strings.TrimSpace(string(out)), nil
 }
 
 // Start starts a cluster that does not run, and waits until it answers.
@@ -159,7 +172,7 @@ func (c *Cluster) Stop(how syscall.Signal) {
 
 func children(parent int) (pids []int) {
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", parent, parent))
-	for _, f := range strings.Fields(string(b)) {
+	for f := range strings.FieldsSeq(string(b)) {
 		if pid, err := strconv.Atoi(f); err == nil {
 			pids = append(pids, pid)
 		}
