@@ -31,22 +31,23 @@ func (s *Store) Pull(ctx context.Context, src Source, manifestDigest string, man
 		return nil, fmt.Errorf("pull image %s: %w", quote(manifestDigest), err)
 	}
 	tell := serialise(progress)
+	img, ok, err := s.Lookup(manifestDigest)
+	if err != nil {
+		return nil, err
+	}
+	if ok {
+		s.touch(manifestDigest)
+		for i := range spec.blobs {
+			tell(spec.progress(i).cached())
+		}
+		return img, nil
+	}
 	// From here on no collection takes what is there, or what arrives.
 	lease, err := s.hold(ctx, LeaseSpec{Owner: "store", Kind: "pull", Process: true}, spec)
 	if err != nil {
 		return nil, fmt.Errorf("pull image %s: %w", manifestDigest, err)
 	}
 	defer func() { err = errors.Join(err, s.Release(lease.ID)) }()
-	img, ok, err := s.Lookup(manifestDigest)
-	if err != nil {
-		return nil, err
-	}
-	if ok {
-		for i := range spec.blobs {
-			tell(spec.progress(i).cached())
-		}
-		return img, nil
-	}
 	img, err = s.pull(ctx, src, spec, lease, tell)
 	if outOfSpace(err) && s.collectAll(ctx) > 0 {
 		img, err = s.pull(ctx, src, spec, lease, tell)
