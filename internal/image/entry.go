@@ -27,6 +27,8 @@ type entry struct {
 	path  string // clean and relative; "" is the root
 	link  string // kindLink: the target as it stands in the tar
 	inode erofs.Inode
+
+	suffix int // how much of path is not that of the entry before
 }
 
 const (
@@ -153,9 +155,10 @@ func meaningful(name string, mode uint16) bool {
 	return kind == erofs.TypeRegular || kind == erofs.TypeDir || !strings.HasPrefix(name, "user.")
 }
 
-// nameBytes is what an entry takes in memory beside its fixed part.
+// nameBytes is what an entry takes in memory beside its fixed part, as it is stored and in the tree.
 func (e *entry) nameBytes() int64 {
-	n := int64(len(e.path) + len(e.link) + len(e.inode.Target) + 32*len(e.inode.Extents))
+	_, base := splitPath(e.path)
+	n := int64(max(e.suffix, len(base)) + len(e.link) + len(e.inode.Target) + 32*len(e.inode.Extents))
 	for _, x := range e.inode.Xattrs {
 		n += int64(len(x.Name) + len(x.Value) + 32)
 	}

@@ -25,7 +25,7 @@ type index struct {
 // length of the payload and its crc32c, and the payload: the entries in the tar's order. It is derived from
 // the tar, so a version that can't be read is made again. The number in the magic is the version.
 const (
-	indexMagic  = "PINIDX2\n"
+	indexMagic  = "PINIDX3\n"
 	indexHeader = 8 + 8 + 8 + 8 + 4
 )
 
@@ -35,12 +35,16 @@ var errIndex = errors.New("index is damaged")
 type indexWriter struct {
 	payload strings.Builder
 	scratch []byte
+	last    string // path of the entry before
 	count   int
 	file    *indexFile // nil to collect
 }
 
 func (w *indexWriter) add(e *entry) {
-	w.scratch = e.append(w.scratch[:0])
+	shared := w.shared(e.path)
+	w.scratch = appendString(binary.AppendUvarint(w.scratch[:0], uint64(shared)), e.path[shared:])
+	w.scratch = e.append(w.scratch)
+	w.last = e.path
 	var length [1 + binary.MaxVarintLen64]byte
 	length[0] = byte(e.kind)
 	n := binary.PutUvarint(length[1:], uint64(len(w.scratch)))
@@ -51,6 +55,15 @@ func (w *indexWriter) add(e *entry) {
 		w.file.write(w.payload.String())
 		w.payload.Reset()
 	}
+}
+
+// shared is how much of a path is that of the entry before, and is not stored again: most are neighbours.
+func (w *indexWriter) shared(path string) int {
+	n := 0
+	for n < min(len(path), len(w.last)) && path[n] == w.last[n] {
+		n++
+	}
+	return n
 }
 
 // indexChunk is how much of an index is written at a time.
@@ -108,9 +121,8 @@ func putHeader(b []byte, size int64, count, length uint64, sum uint32) {
 	le.PutUint32(b[32:], sum)
 }
 
-// append appends what follows kind and length: the path, and by kind the link's target or the inode.
+// append appends what follows kind, length and path: by kind the link's target or the inode.
 func (e *entry) append(b []byte) []byte {
-	b = appendString(b, e.path)
 	switch e.kind {
 	case kindLink:
 		return appendString(b, e.link)
@@ -210,14 +222,14 @@ func decodeIndex(b []byte) (*index, error) {
 // parseIndex makes sure that the entries are what they should be, so that nobody after it has to.
 func parseIndex(size int64, count uint64, payload string) (*index, error) {
 	x := &index{size: size, count: int(count), payload: payload}
-	// An entry has at least its kind, its length and that of its path.
-	if count > uint64(len(x.payload)/3) {
+	// An entry has at least its kind, its length, and two numbers for its path.
+	if count > uint64(len(x.payload)/4) {
 		return nil, fmt.Errorf("%w: %d entries in %d bytes", errIndex, count, len(x.payload))
 	}
 	var e entry
 	d := decoder{rest: x.payload}
 	for range x.count {
-		d.entry(&e)
+		d.entry(&e, true)
 	}
 	if d.failed || d.rest != "" {
 		return nil, fmt.Errorf("%w: entries do not fill it", errIndex)
@@ -226,7 +238,7 @@ func parseIndex(size int64, count uint64, payload string) (*index, error) {
 }
 
 // entries goes over the entries of these kinds, in the tar's order. Each is good until the next one; its strings
-// stay good, and keep the whole index in memory.
+// stay good, and those other than the path keep the whole index in memory.
 func (x *index) entries(kinds ...kind) iter.Seq[*entry] {
 	var wanted [kindCount]bool
 	for _, k := range kinds {
@@ -237,11 +249,12 @@ func (x *index) entries(kinds ...kind) iter.Seq[*entry] {
 		d := decoder{rest: x.payload}
 		for d.rest != "" {
 			if k := kind(d.rest[0]); !wanted[k] {
-				d.rest = d.rest[1:]
-				d.rest = d.rest[d.uint():]
+				d.entry(&e, false)
 				continue
 			}
-			if d.entry(&e); !yield(&e) {
+			d.entry(&e, true)
+			e.path = string(d.path)
+			if !yield(&e) {
 				return
 			}
 		}
@@ -253,9 +266,11 @@ func (x *index) entries(kinds ...kind) iter.Seq[*entry] {
 type decoder struct {
 	rest   string
 	failed bool
+	path   []byte // of the last entry
 }
 
-func (d *decoder) entry(e *entry) {
+// entry takes an entry, whose path is in d.path then, or only its path.
+func (d *decoder) entry(e *entry, whole bool) {
 	if d.rest == "" || d.rest[0] >= byte(kindCount) {
 		d.fail()
 		return
@@ -263,13 +278,23 @@ func (d *decoder) entry(e *entry) {
 	e.kind = kind(d.rest[0])
 	d.rest = d.rest[1:]
 	in := decoder{rest: d.string()}
-	e.path, e.link = in.string(), ""
+	shared, suffix := in.uint(), in.string()
+	if in.failed || shared > uint64(len(d.path)) {
+		d.fail()
+		return
+	}
+	d.path = append(d.path[:shared], suffix...)
+	e.suffix, e.link = len(suffix), ""
+	if !whole {
+		return
+	}
 	switch e.kind {
 	case kindLink:
-		e.link = in.string()
+		e.link, e.inode = in.string(), erofs.Inode{}
 	case kindInode, kindDir:
 		in.inode(&e.inode)
 	default: // whiteouts are only a path
+		e.inode = erofs.Inode{}
 	}
 	if in.failed || in.rest != "" {
 		d.fail()

@@ -6,7 +6,7 @@ type Limits struct {
 	ImageBytes int64 // uncompressed, of all layers; default 64 GiB
 	BlobBytes  int64 // compressed, of all layers, as declared; default 32 GiB
 	Entries    int   // of one layer, of all layers, and of the merged tree; default 1,000,000
-	NameBytes  int64 // of all names, targets and attributes of an image; default 128 MiB
+	NameBytes  int64 // of all names, targets and attributes of an image; default 128 MiB. See names, too.
 }
 
 // Fixed bounds: those of the formats, or so far beyond any honest image that nobody needs to turn them.
@@ -29,6 +29,10 @@ func (l Limits) withDefaults() Limits {
 	l.NameBytes = orDefault(l.NameBytes, 128<<20)
 	return l
 }
+
+// names is how many bytes the names, targets and attributes of so many entries may have. Reading and merging
+// holds them twice, within what a process may take by itself and for each entry; see confined.go.
+func (l Limits) names(entries int) int64 { return min(l.NameBytes, 24<<20+64*int64(entries)) }
 
 func orDefault[T int | int64](v, fallback T) T {
 	if v == 0 {

@@ -88,8 +88,9 @@ func (t *tree) hide(x *index) error {
 // add puts the layer's own entries into the tree, in the order of the tar: of two with one name, the last
 // stands.
 func (t *tree) add(e *entry, slot uint16) error {
-	if t.names += e.nameBytes(); t.names > t.limits.NameBytes {
-		return refuse("is where names and attributes of the layers exceed %d bytes", t.limits.NameBytes)
+	t.entries++
+	if t.names += e.nameBytes(); t.names > t.limits.names(t.entries) {
+		return refuse("is where names and attributes of the layers exceed %d bytes", t.limits.names(t.entries))
 	}
 	if e.kind == kindWhiteout || e.kind == kindOpaque {
 		return nil

@@ -220,8 +220,9 @@ func (s *scanner) add(h *tar.Header) error {
 			return err
 		}
 	}
-	if s.names += e.nameBytes(); s.names > s.limits.NameBytes {
-		return refuse("is where names and attributes exceed %d bytes", s.limits.NameBytes)
+	e.suffix = len(e.path) - s.list.shared(e.path)
+	if s.names += e.nameBytes(); s.names > s.limits.names(s.list.count) {
+		return refuse("is where names and attributes exceed %d bytes", s.limits.names(s.list.count))
 	}
 	s.list.add(e)
 	return nil

@@ -13,7 +13,9 @@ type tree struct {
 	limits Limits
 	inodes int
 	names  int64
-	steps  int // components walked, bounded so that links to links cannot burn hours
+	// Of all layers, whiteouts included.
+	entries int
+	steps   int // components walked, bounded so that links to links cannot burn hours
 
 	// The last parent that was found, for the next entry is most often its neighbour. Forgotten whenever
 	// a directory or symbolic link is replaced or removed.
