@@ -148,3 +148,38 @@ func TestControlSurvivesNonsense(t *testing.T) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
+
+// FuzzControlMessage reads requests and what an older proxy hands over: whatever comes, it costs no more memory
+// than was sent, and what is taken can be written again.
+func FuzzControlMessage(f *testing.F) {
+	for _, v := range []any{
+		request{Op: opApply, Config: []byte(goodConfig)},
+		request{Op: opStatus},
+		handoverMessage{Version: 1, Config: []byte(goodConfig)},
+		handoverMessage{End: true},
+		handoverMessage{Items: []passed{{Kind: passedSession, Client: netip.MustParseAddrPort("192.0.2.1:5"), Backend: &Backend{ID: "a"}}}},
+	} {
+		var b strings.Builder
+		check(f, writeMessage(&b, v))
+		f.Add([]byte(b.String()))
+	}
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, '{'})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		begun := func() error { return nil }
+		var q request
+		r := strings.NewReader(string(b))
+		if err := readMessage(r, &q, begun); err == nil {
+			if used := len(b) - r.Len(); used != 4+int(b[0])<<24+int(b[1])<<16+int(b[2])<<8+int(b[3]) {
+				t.Errorf("read %d bytes of %x", used, b)
+			}
+			if c, err := ParseConfig(q.Config); err == nil {
+				check(t, c.Validate())
+			}
+		}
+		var m handoverMessage
+		if err := readMessage(strings.NewReader(string(b)), &m, begun); err == nil {
+			var again strings.Builder
+			check(t, writeMessage(&again, m))
+		}
+	})
+}
