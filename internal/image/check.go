@@ -19,11 +19,11 @@ func (v *verifier) check(ctx context.Context, name string, f *os.File, size int6
 		got, err := v.hash(ctx, f, 0, size)
 		return differs(got, digits), err
 	case "layers.idx":
-		b, err := v.read(ctx, f, size)
-		if err != nil {
+		var sum indexCheck
+		if err := v.each(ctx, f, 0, size, func(b []byte) { _, _ = sum.Write(b) }); err != nil {
 			return "", err
 		}
-		tarSize, err := checkIndex(b)
+		tarSize, err := sum.tarSize()
 		if err != nil {
 			return err.Error(), nil
 		}
@@ -43,6 +43,9 @@ func (v *verifier) check(ctx context.Context, name string, f *os.File, size int6
 		}
 		return v.pack(ctx, v.packs[name], f, size)
 	case "images.json":
+		if size > maxRecord {
+			return fmt.Sprintf("has %d bytes, a record has no more than %d", size, maxRecord), nil
+		}
 		b, err := v.read(ctx, f, size)
 		if err != nil {
 			return "", err

@@ -162,13 +162,40 @@ func checksum(b []byte) uint32 {
 
 // checkIndex verifies the bytes of an index without decoding it, and gives the size of the tar.
 func checkIndex(b []byte) (tarSize int64, err error) {
+	var c indexCheck
+	_, _ = c.Write(b) // it takes everything
+	return c.tarSize()
+}
+
+// An indexCheck is checkIndex for bytes that are written to it, of which it keeps the header only: an index can be
+// larger than what anybody wants in memory.
+type indexCheck struct {
+	header [indexHeader]byte
+	length int64
+	sum    uint32
+}
+
+func (c *indexCheck) Write(b []byte) (int, error) {
+	n := len(b)
+	if c.length < indexHeader {
+		took := copy(c.header[c.length:], b)
+		c.length += int64(took)
+		b = b[took:]
+	}
+	c.sum = crc32.Update(c.sum, crc32.MakeTable(crc32.Castagnoli), b)
+	c.length += int64(len(b))
+	return n, nil
+}
+
+func (c *indexCheck) tarSize() (int64, error) {
 	le := binary.LittleEndian
-	switch {
-	case len(b) < indexHeader || string(b[:8]) != indexMagic:
+	b := c.header[:]
+	switch payload := uint64(c.length - indexHeader); {
+	case c.length < indexHeader || string(b[:8]) != indexMagic:
 		return 0, fmt.Errorf("%w: no header", errIndex)
-	case le.Uint64(b[24:]) != uint64(len(b)-indexHeader):
-		return 0, fmt.Errorf("%w: %d bytes of payload, want %d", errIndex, len(b)-indexHeader, le.Uint64(b[24:]))
-	case le.Uint32(b[32:]) != checksum(b[indexHeader:]):
+	case le.Uint64(b[24:]) != payload:
+		return 0, fmt.Errorf("%w: %d bytes of payload, want %d", errIndex, payload, le.Uint64(b[24:]))
+	case le.Uint32(b[32:]) != c.sum:
 		return 0, fmt.Errorf("%w: wrong checksum", errIndex)
 	}
 	return int64(le.Uint64(b[8:])), nil

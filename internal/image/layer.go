@@ -38,14 +38,19 @@ func (l *layerFile) check() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	b, err := os.ReadFile(l.idx)
+	f, err := os.Open(l.idx)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	size, err := checkIndex(b)
+	defer f.Close()
+	var sum indexCheck
+	if _, err := io.CopyBuffer(struct{ io.Writer }{&sum}, struct{ io.Reader }{f}, make([]byte, 128<<10)); err != nil {
+		return false, err
+	}
+	size, err := sum.tarSize()
 	if err != nil || size != info.Size() {
 		return false, nil // damaged is as good as absent: the layer is made again
 	}
