@@ -42,6 +42,7 @@ type plane struct {
 	cancel                context.CancelFunc
 	ended                 chan error
 	hostTimeout           time.Duration
+	change                func(*Options) // of each boot; may be nil
 	agentSide, clientSide *http.Client
 }
 
@@ -52,12 +53,18 @@ func newPlane(t *testing.T) *plane {
 
 func newPlaneOn(t *testing.T, engine func() eventlog.Engine) *plane {
 	p := &plane{t: t, engine: engine, hostTimeout: 5 * time.Second}
-	p.api, p.agentAPI = listen(t, &p.apiTo), listen(t, &p.agentTo)
+	p.listen()
+	return p
+}
+
+// listen takes addresses and boots.
+func (p *plane) listen() {
+	p.t.Helper()
+	p.api, p.agentAPI = listen(p.t, &p.apiTo), listen(p.t, &p.agentTo)
 	p.clientSide, p.agentSide = httpClient(adminToken), httpClient(agentToken)
 	p.client = pinnacev1connect.NewControlServiceClient(p.clientSide, p.api.URL)
 	p.boot()
-	t.Cleanup(p.kill)
-	return p
+	p.t.Cleanup(p.kill)
 }
 
 func listen(t *testing.T, to *atomic.Pointer[http.Handler]) *httptest.Server {
@@ -104,13 +111,7 @@ func httpClient(token string) *http.Client {
 // boot starts a server on what is stored.
 func (p *plane) boot() {
 	p.t.Helper()
-	logger := slog.New(slog.DiscardHandler)
-	if os.Getenv("PINNACE_TEST_LOG") != "" {
-		logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
-	}
-	s, err := New(p.t.Context(), Options{
-		Engine: p.engine(), Logger: logger, AdminToken: adminToken, AgentToken: agentToken, Version: "test", HostTimeout: p.hostTimeout,
-	})
+	s, err := New(p.t.Context(), p.options())
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -121,6 +122,20 @@ func (p *plane) boot() {
 	api, agentAPI := s.Handler(), s.AgentHandler()
 	p.apiTo.Store(&api)
 	p.agentTo.Store(&agentAPI)
+}
+
+func (p *plane) options() Options {
+	logger := slog.New(slog.DiscardHandler)
+	if os.Getenv("PINNACE_TEST_LOG") != "" {
+		logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	}
+	opts := Options{
+		Engine: p.engine(), Logger: logger, AdminToken: adminToken, AgentToken: agentToken, Version: "test", HostTimeout: p.hostTimeout,
+	}
+	if p.change != nil {
+		p.change(&opts)
+	}
+	return opts
 }
 
 // kill ends the server with everything that it has in memory. Connections break.

@@ -5,7 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2" //nolint:gosec // Where a kill hits is no secret.
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -69,6 +69,7 @@ func KillAtPoints(t *testing.T, newVictim func(t *testing.T) Victim, except ...s
 	})
 	t.Logf("%d failpoints", len(names))
 	if !long() {
+		//nolint:gosec // Where a kill hits is no secret.
 		rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 		names = names[:6]
 	}
@@ -82,7 +83,7 @@ func KillAtPoints(t *testing.T, newVictim func(t *testing.T) Victim, except ...s
 			if !killed {
 				t.Fatal("no writer ever came to this point")
 			}
-			v.start(t, fmt.Sprintf("%s=%d", name, 2+rand.IntN(10)))
+			v.start(t, fmt.Sprintf("%s=%d", name, 2+rand.IntN(10))) //nolint:gosec // As above.
 			if v.start(t, "") {
 				t.Error("was killed without a failpoint")
 			}
@@ -96,7 +97,7 @@ func KillAtRandom(t *testing.T, newVictim func(t *testing.T) Victim, rounds int)
 	v := run{Victim: newVictim(t), dir: t.TempDir(), requests: 100_000}
 	kills := 0
 	for range rounds {
-		v.after = time.Duration(rand.IntN(400)) * time.Millisecond
+		v.after = time.Duration(rand.IntN(400)) * time.Millisecond //nolint:gosec // Where a kill hits is no secret.
 		if v.start(t, "") {
 			kills++
 		}

@@ -167,7 +167,7 @@ func Write(ctx context.Context, e eventlog.Engine, dir string, requests int) err
 }
 
 func write(ctx context.Context, l *eventlog.Log, dir string, w, requests int) error {
-	rng := rand.New(rand.NewPCG(uint64(os.Getpid()), uint64(w)))
+	rng := rand.New(rand.NewPCG(uint64(os.Getpid()), uint64(w))) //nolint:gosec // What is appended is no secret.
 	c, err := NewClient(dir, fmt.Sprintf("%d-%d-%d", time.Now().UnixNano(), os.Getpid(), w))
 	if err != nil {
 		return err

@@ -36,6 +36,7 @@ func (mainTB) Fatalf(f string, args ...any) {
 	shared.failure = fmt.Sprintf(f, args...)
 	panic(mainTB{})
 }
+
 func (mainTB) Skipf(f string, args ...any) { shared.skip = fmt.Sprintf(f, args...); panic(mainTB{}) }
 
 func TestMain(m *testing.M) {

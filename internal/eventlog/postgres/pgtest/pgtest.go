@@ -216,13 +216,12 @@ func (c *Cluster) command(name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-func (c *Cluster) must(t TB, name string, args ...string) string {
+func (c *Cluster) must(t TB, name string, args ...string) {
 	t.Helper()
 	out, err := c.command(name, args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s: %v\n%s", name, err, out)
 	}
-	return strings.TrimSpace(string(out))
 }
 
 func (c *Cluster) remove(t TB) {
