@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -321,6 +322,56 @@ func BenchmarkAdopt(b *testing.B) {
 	l.forgetReports()
 	l.start()
 	l.allReady(adopted)
+}
+
+// BenchmarkAgentMemory measures what an agent's process grows by with 30 machines that write lines, all of it: heap,
+// stacks and the runtime's own.
+func BenchmarkAgentMemory(b *testing.B) {
+	l := newLab(b)
+	l.deploy2Store()
+	l.other = newStandIn(b)
+	cmd, end, _ := l.process()
+	stop := func() { _ = end.Close(); _ = cmd.Wait() }
+	empty := resident(b, cmd.Process.Pid)
+	for i := range adopted {
+		l.assign("dev", fmt.Sprintf("api-%d", i), l.app("api"))
+	}
+	l.allReady(adopted)
+	for b.Loop() {
+		stop()
+		l.forgetReports()
+		cmd, end, _ = l.process()
+		l.allReady(adopted)
+		time.Sleep(3 * time.Second) // of lines
+		each := (resident(b, cmd.Process.Pid) - empty) / adopted
+		b.ReportMetric(float64(each), "KiB/machine")
+		if each > adoptMemory>>10 {
+			b.Errorf("the agent has %d KiB for each machine; the gate is %d", each, adoptMemory>>10)
+		}
+	}
+	b.StopTimer()
+	l.server.assign(func(set *pinnacev1.WatchAssignmentsResponse) {
+		for _, a := range set.Assignments {
+			a.Stop = true
+		}
+	})
+	l.poll("all has stopped", func() bool { return l.standIns() == 0 })
+	stop()
+}
+
+// resident is the memory of a process in KiB.
+func resident(t testing.TB, pid int) int {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(text), "VmRSS:")
+	kib := 0
+	if _, err := fmt.Sscan(after, &kib); err != nil {
+		t.Fatal(err)
+	}
+	return kib
 }
 
 func heap() uint64 {

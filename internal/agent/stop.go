@@ -110,8 +110,10 @@ func (t *attempt) guestStop(ctx context.Context, timeout, hurried time.Duration)
 	case <-ctx.Done():
 	}
 	if leaving(ctx) {
-		giveUp()      // waiting only: the guest goes on
-		_ = <-stopped // it gave up
+		giveUp() // waiting only: the guest goes on
+		if <-stopped == nil {
+			return nil // it ended just then
+		}
 		return errLeft
 	}
 	t.grace = hurried
