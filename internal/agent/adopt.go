@@ -47,6 +47,8 @@ func (a *Agent) takeOver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.routes.hold()
+	defer a.routes.release()
 	for _, entry := range dirs {
 		dir := filepath.Join(a.machinesDir(), entry.Name())
 		if err := a.takeOverOne(ctx, dir); err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/pinnacehq/pinnace/internal/guest"
 	"github.com/pinnacehq/pinnace/internal/guest/guesttest"
 	"github.com/pinnacehq/pinnace/internal/proxy"
+	"github.com/pinnacehq/pinnace/internal/vm"
 	"github.com/pinnacehq/pinnace/internal/vm/vmtest"
 )
 
@@ -363,6 +364,36 @@ func TestNotTakenOver(t *testing.T) {
 				t.Errorf("left: %v, %v", left, err)
 			}
 		})
+	}
+}
+
+// TestOthersAreNotDisturbed: one that cannot be taken over costs the others no connection, whatever order they come in.
+func TestOthersAreNotDisturbed(t *testing.T) {
+	l := newLab(t)
+	l.runs("first", l.serves(&answer{}, 8080))
+	l.runs("last", l.serves(&answer{}, 9090))
+	l.start()
+	l.assign("dev", "first-1", l.app("first", "ports.web.port = 8080"))
+	l.assign("dev", "last-1", l.app("last", "ports.web.port = 9090"))
+	l.awaitState("first-1", stateReady)
+	l.awaitState("last-1", stateReady)
+	dir := l.machine("first-1").Dir
+	l.leave()
+	rec, err := vm.ReadRecord(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec.StartedAt = rec.StartedAt.Add(time.Second) // of another machine
+	if err := rec.Write(); err != nil {
+		t.Fatal(err)
+	}
+	l.driver.Kill("first-1.1")
+	l.poll("the machine has ended", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return l.running["first-1"] == 0 })
+	l.forgetReports()
+	l.start()
+	l.await("first-1", "starts anew", func(r *pinnacev1.InstanceReport) bool { return r.Attempt == 2 && r.State == stateReady })
+	if got := l.proxy.history("last-1"); !slices.Equal(got, []proxy.BackendState{proxy.Active}) {
+		t.Errorf("the proxy was told %q of the other", got)
 	}
 }
 

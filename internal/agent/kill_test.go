@@ -48,9 +48,6 @@ type diskNetworkState struct {
 
 func openDiskNetwork(path string) (*diskNetwork, error) {
 	n := &diskNetwork{newFakeNetwork(), path}
-	if err := durable.RemoveTemps(filepath.Dir(path)); err != nil { // as the real one does
-		return nil, err
-	}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return n, nil
@@ -94,6 +91,9 @@ func runTestAgent(text string) error {
 	}
 	store, err := image.Open(filepath.Join(o.Dir, "images"))
 	if err != nil {
+		return err
+	}
+	if err := durable.RemoveTemps(o.Dir); err != nil { // as the real network does
 		return err
 	}
 	nets, err := openDiskNetwork(filepath.Join(o.Dir, "network.json"))

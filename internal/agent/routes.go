@@ -53,6 +53,7 @@ type routes struct {
 	environments []*pinnacev1.AssignedEnvironment
 	told         bool // the server has said what environments there are
 	status       *proxy.Status
+	held         bool // not everything that has connections is a member yet: the proxy is told nothing
 }
 
 func newRoutes(a *Agent) *routes {
@@ -212,6 +213,18 @@ func (r *routes) openConnections(ctx context.Context, instance string) (int, err
 	return status.OpenTo(instance), nil
 }
 
+// hold keeps the proxy from being told anything until release: a configuration without a backend that has connections
+// would end them.
+func (r *routes) hold() { r.setHeld(true) }
+
+func (r *routes) release() { r.setHeld(false) }
+
+func (r *routes) setHeld(held bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held = held
+}
+
 // exchange is the context of one exchange with the proxy. It does not end with ctx, because an exchange that is
 // given up half way costs the connection to the proxy, which all instances share.
 func (r *routes) exchange(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -244,11 +257,15 @@ func (r *routes) sync(ctx context.Context) applied {
 	defer r.applying.Unlock()
 	ctx, cancel := r.exchange(ctx)
 	defer cancel()
+	result := applied{environments: map[string]error{}}
 	r.mu.Lock()
+	held := r.held
 	cfg, virtual := r.config()
 	r.mu.Unlock()
+	if held {
+		return result
+	}
 
-	result := applied{environments: map[string]error{}}
 	for env, addresses := range virtual {
 		if err := r.agent.Network.SetVirtualAddresses(ctx, env, addresses); err != nil {
 			result.environments[env] = fmt.Errorf("virtual addresses of %s: %w", env, err)

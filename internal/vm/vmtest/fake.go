@@ -127,6 +127,15 @@ func (f *Fake) forget(m *fakeMachine) {
 	}
 }
 
+// Kill ends the newest machine of an id, as somebody else on the host could.
+func (f *Fake) Kill(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if m := f.machines[id]; m != nil {
+		m.kill()
+	}
+}
+
 // KillAll ends every machine that runs, as a crash of the host would.
 func (f *Fake) KillAll() {
 	f.mu.Lock()
