@@ -115,9 +115,8 @@ func (l *listener) readHello(s *stranger) error {
 // connect gives a client a connection to one of its backends. Nothing has been sent yet, so as long as one
 // cannot be reached, the next is tried. The relay is registered with its backend, for done to undo.
 func (l *listener) connect(ctx context.Context, s *stranger) (*backend, *relay, error) {
-	ctx, cancel := context.WithTimeout(ctx, attemptsTime*l.engine.connectTimeout)
-	defer cancel()
-	tried := map[*backend]bool{}
+	until := time.Now().Add(attemptsTime * l.engine.connectTimeout)
+	var tried map[*backend]bool // made when there is a second try
 	last := errNoBackend
 	for {
 		p := s.choose()
@@ -125,8 +124,7 @@ func (l *listener) connect(ctx context.Context, s *stranger) (*backend, *relay, 
 		if b == nil {
 			return nil, nil, last
 		}
-		tried[b] = true
-		server, err := l.dial(ctx, b)
+		server, err := l.dial(ctx, b, until)
 		if err == nil {
 			r := &relay{client: s.conn, server: server, traffic: &l.traffic}
 			switch {
@@ -144,13 +142,17 @@ func (l *listener) connect(ctx context.Context, s *stranger) (*backend, *relay, 
 		}
 		last = fmt.Errorf("connect to %s at %v: %w", b.key.id, b.key.address, err)
 		l.backends.giveUp(b, err)
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || !time.Now().Before(until) {
 			return nil, nil, last
 		}
+		if tried == nil {
+			tried = map[*backend]bool{}
+		}
+		tried[b] = true
 	}
 }
 
-func (l *listener) dial(ctx context.Context, b *backend) (*conn, error) {
+func (l *listener) dial(ctx context.Context, b *backend, until time.Time) (*conn, error) {
 	ns, err := l.backends.place(b)
 	if err != nil {
 		return nil, err
@@ -163,8 +165,8 @@ func (l *listener) dial(ctx context.Context, b *backend) (*conn, error) {
 	if c.isConnected() {
 		return c, nil
 	}
-	timeout := l.engine.connectTimeout
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %v", timeout))
+	timeout := min(l.engine.connectTimeout, time.Until(until))
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %v", timeout.Round(time.Millisecond)))
 	defer cancel()
 	if err := c.awaitConnected(ctx); err != nil {
 		_ = c.Close()
