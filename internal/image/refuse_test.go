@@ -34,6 +34,7 @@ func TestRefusedLayers(t *testing.T) {
 		{"R12 no tar", New().RawLayer(bytes.Repeat([]byte("no tar"), 1000)), "not a tar"},
 		{"R12 cut tar", New().RawLayer(Tar(File("a", strings.Repeat("a", 5000)))[:2000]), "not a tar"},
 		{"R12 cut padding", New().RawLayer(Tar(File("a", "abc"))[:515]), "padding"},
+		{"R12 cut padding after a size with a NUL in it", New().RawLayer(append(oddSize(), "32 bytes, as octal 40 would say."...)), "padding"},
 		{"R12 short", New().RawLayer([]byte{0}), "not a tar"},
 		{"R12 nothing in gzip", New().RawLayer(nil), "has 0 bytes uncompressed"},
 		{"R12 nothing", New().Compress(None).RawLayer(nil), "empty"},
@@ -228,6 +229,13 @@ func flip(b []byte, i int) []byte {
 	b = slices.Clone(b)
 	b[i] ^= 0x80
 	return b
+}
+
+// oddSize is a header whose size ends before its field does.
+func oddSize() []byte {
+	b := Block512('0', "a", 0)
+	copy(b[124:], "000000040\x0001\x00")
+	return Checksum(b)
 }
 
 // patch edits the first header of a tar and makes its checksum right again.

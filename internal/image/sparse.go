@@ -168,12 +168,20 @@ func (r *rawHeaders) note(b []byte, pos int64) {
 
 // contentSize is how many bytes the entry's content takes in the tar.
 func (r *rawHeaders) contentSize(h *tar.Header) (int64, error) {
+	if r.header == 0 {
+		return 0, refuse("has no header where the entry before it ends")
+	}
 	switch h.Typeflag {
 	case tar.TypeLink, tar.TypeSymlink, tar.TypeChar, tar.TypeBlock, tar.TypeDir, tar.TypeFifo:
 		return 0, nil // whatever the header says
+	case tar.TypeXGlobalHeader:
+		return r.tap.pos - r.header, nil // archive/tar has read it
+	}
+	if !isSparse(h) {
+		return h.Size, nil
 	}
 	size := r.sizeField()
-	if record := h.PAXRecords["size"]; record != "" && h.Typeflag != tar.TypeXGlobalHeader {
+	if record := h.PAXRecords["size"]; record != "" {
 		v, err := strconv.ParseInt(record, 10, 64)
 		if err != nil {
 			return 0, refuse("has a size that is no number: %s", quote(record))
@@ -186,13 +194,15 @@ func (r *rawHeaders) contentSize(h *tar.Header) (int64, error) {
 	return size, nil
 }
 
-// sizeField reads the size of a header block, which archive/tar has found to be good, or will find not to be.
+// sizeField reads the size of a header block as archive/tar does, which has found it to be good, or will find
+// it not to be.
 func (r *rawHeaders) sizeField() int64 {
 	field := r.block[124:136]
 	if field[0]&0x80 != 0 { // a binary number, of which more than 63 bits are refused
 		return int64(binary.BigEndian.Uint64(field[4:]) & math.MaxInt64)
 	}
-	v, err := strconv.ParseInt(strings.Trim(string(field), " \x00"), 8, 64)
+	digits, _, _ := strings.Cut(strings.Trim(string(field), " \x00"), "\x00")
+	v, err := strconv.ParseInt(digits, 8, 64)
 	if err != nil {
 		return 0
 	}
