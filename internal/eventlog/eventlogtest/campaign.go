@@ -97,7 +97,7 @@ func KillAtRandom(t *testing.T, newVictim func(t *testing.T) Victim, rounds int)
 	v := run{Victim: newVictim(t), dir: t.TempDir(), requests: 100_000}
 	kills := 0
 	for range rounds {
-		v.after = time.Duration(rand.IntN(400)) * time.Millisecond //nolint:gosec // Where a kill hits is no secret.
+		v.after = time.Duration(1+rand.IntN(400)) * time.Millisecond //nolint:gosec // Where a kill hits is no secret.
 		if v.start(t, "") {
 			kills++
 		}
