@@ -39,7 +39,7 @@ func (t *attempt) pull(ctx context.Context) (string, error) {
 func (t *attempt) pullPatiently(ctx context.Context) (*image.Image, error) {
 	pauses := t.agent.timing.pullPauses
 	for try := 0; ; try++ {
-		img, err := t.pullOnce(ctx)
+		img, err := t.pullOnce(ctx, try)
 		if err == nil || errors.Is(err, image.ErrRefused) || ctx.Err() != nil || try == len(pauses) {
 			return img, err
 		}
@@ -51,12 +51,12 @@ func (t *attempt) pullPatiently(ctx context.Context) (*image.Image, error) {
 	}
 }
 
-func (t *attempt) pullOnce(ctx context.Context) (*image.Image, error) {
+func (t *attempt) pullOnce(ctx context.Context, try int) (*image.Image, error) {
 	release := t.workload.release
 	show := throttle(250*time.Millisecond, func(p image.Progress) {
 		t.setState(statePulling, "pulling layer %d of %d: %s of %s", p.Layer+1, p.Layers, mib(p.Bytes), mib(p.Total))
 	})
-	return t.agent.Images.Pull(ctx, t.agent.source(release.Sources), release.Platform.ManifestDigest,
+	return t.agent.Images.Pull(ctx, t.agent.source(beginningAt(release.Sources, try)), release.Platform.ManifestDigest,
 		release.Platform.ImageManifest, release.Platform.ImageConfig, show)
 }
 

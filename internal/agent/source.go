@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/pinnacehq/pinnace/internal/image"
@@ -17,6 +18,16 @@ func (a *Agent) source(repositories []string) image.Source {
 		s.from = append(s.from, namedSource{r, a.Source(r)})
 	}
 	return s
+}
+
+// beginningAt is the list for a try: each begins with another repository, because what is wrong with one can show
+// only when all of a blob is there.
+func beginningAt(repositories []string, try int) []string {
+	if len(repositories) == 0 {
+		return nil
+	}
+	first := try % len(repositories)
+	return slices.Concat(repositories[first:], repositories[:first])
 }
 
 type namedSource struct {

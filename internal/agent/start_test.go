@@ -144,6 +144,17 @@ func TestPullFallsBack(t *testing.T) {
 	}
 }
 
+func TestEachTryBeginsWithAnotherSource(t *testing.T) {
+	for try, want := range []string{"a b c", "b c a", "c a b", "a b c"} {
+		if got := strings.Join(beginningAt([]string{"a", "b", "c"}, try), " "); got != want {
+			t.Errorf("try %d: got %q, want %q", try, got, want)
+		}
+	}
+	if got := beginningAt(nil, 2); len(got) != 0 {
+		t.Errorf("none: got %v", got)
+	}
+}
+
 // TestCachedImageNeedsNoRegistry: nor does it wait for an instance that does.
 func TestCachedImageNeedsNoRegistry(t *testing.T) {
 	l := newLab(t).start()
