@@ -138,7 +138,7 @@ func (n *internet) over(c *Client) *Client {
 	roots := x509.NewCertPool()
 	roots.AddCert(n.authority)
 	c.transports.network = network{
-		header: time.Second, roots: roots,
+		header: 10 * time.Second, roots: roots,
 		proxy: func(*http.Request) (*url.URL, error) { return nil, nil },
 		connect: func(ctx context.Context, network, address string, check func(netip.Addr) error) (net.Conn, error) {
 			host, port, err := net.SplitHostPort(address)

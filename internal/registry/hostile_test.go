@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestFakeRegistryIsGood(t *testing.T) {
@@ -191,7 +192,9 @@ func TestHostileBlobs(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			f.handle("/v2/web/blobs/"+digestOf(f.layer), c.answer)
-			blob, err := newClient(t, Options{}).Blob(t.Context(), f.addr+"/web", digestOf(f.layer), want)
+			client := newClient(t, Options{})
+			client.limits.window = 200 * time.Millisecond
+			blob, err := client.Blob(t.Context(), f.addr+"/web", digestOf(f.layer), want)
 			if err == nil {
 				_, err = io.ReadAll(blob)
 				blob.Close()

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // notices collects what a client says.
@@ -155,6 +156,9 @@ func TestMirrorFails(t *testing.T) {
 				http.ServeContent(w, req, "", zeroTime, bytes.NewReader(f.layer))
 			})
 			c.change(f, mirror)
+			if name == "stalls" {
+				client.limits.window = 200 * time.Millisecond
+			}
 			for range 2 { // the second time what is wrong is known
 				if err := pull(t, f, client); err != nil {
 					t.Error(err)

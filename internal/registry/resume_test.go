@@ -228,8 +228,9 @@ func TestWindowsOfABody(t *testing.T) {
 		}()
 		b := newBody(r, l, -1, cancel)
 		_, err := io.Copy(io.Discard, b)
+		err = errors.Join(err, b.Close()) // which ends the writer
 		<-done
-		return errors.Join(err, b.Close())
+		return err
 	}
 	synctest.Test(t, func(t *testing.T) {
 		// Much, then nothing for most of a window, again and again: slow, but it moves.
