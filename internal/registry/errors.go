@@ -78,7 +78,7 @@ func (c *Client) explain(ctx context.Context, err error, repo name.Repository, w
 		return err
 	}
 	if known, ok := errors.AsType[*Error](err); ok {
-		if known.Registry == "" && known.Kind == ErrForbidden {
+		if known.Registry == "" && errors.Is(known.Kind, ErrForbidden) {
 			named := *known // the dialer does not know for whom it works
 			named.Registry = host
 			return &named

@@ -288,7 +288,7 @@ func evilAnswer(t *testing.T, name string, path func(*fakeRegistry) string, good
 	case (err == nil) != fine:
 		t.Errorf("%s: got %v after %v", name, err, time.Since(started))
 	case err != nil:
-		if e, ok := errors.AsType[*Error](err); !ok || e.Kind == nil || e.Registry == "" && e.Kind != ErrWrongContent {
+		if e, ok := errors.AsType[*Error](err); !ok || e.Kind == nil || e.Registry == "" && !errors.Is(err, ErrWrongContent) {
 			t.Errorf("%s: an error that does not say whose it is: %v", name, err)
 		}
 		if text := err.Error(); len(text) > 900 || strings.ContainsAny(text, "\n\r\x1b\x07") || strings.Contains(text, "CANARY") {

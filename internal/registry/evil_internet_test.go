@@ -214,7 +214,7 @@ func (v visit) secrets() []string {
 	for key, values := range v.header {
 		for _, value := range values {
 			all.WriteString(key + ": " + value + "\n")
-			for _, word := range strings.Fields(value) {
+			for word := range strings.FieldsSeq(value) {
 				if b, err := base64.StdEncoding.DecodeString(word); err == nil {
 					all.Write(b)
 				}

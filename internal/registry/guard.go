@@ -252,6 +252,7 @@ func (g *guard) remember(info httptrace.GotConnInfo) {
 		g.here.Store(true)
 	case reachPrivate:
 		g.near.Store(true)
+	case reachPublic:
 	}
 }
 

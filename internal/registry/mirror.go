@@ -75,7 +75,7 @@ func (c *Client) passOver(p place, repo name.Repository, digest string, err erro
 	c.mirrors.failed(p.repo, digest, err, c.limits.shun)
 	if c.mirrors.news(p.repo, err) {
 		hint := ""
-		if e, ok := errors.AsType[*Error](err); ok && (e.Kind == ErrForbidden || e.Kind == ErrTLS) {
+		if e, ok := errors.AsType[*Error](err); ok && (errors.Is(e.Kind, ErrForbidden) || errors.Is(e.Kind, ErrTLS)) {
 			hint = "; " + e.Hint // what is wrong with the settings; the others pass by themselves
 		}
 		c.options.Notice(fmt.Sprintf("mirror %s is passed over for %s: %v%s", p.repo.RegistryStr(), repo.RegistryStr(), err, hint))

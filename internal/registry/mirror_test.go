@@ -285,6 +285,7 @@ func TestBlobIsClosedEarly(t *testing.T) {
 		t.Error("it can be read after Close")
 	}
 }
+
 func TestCheckHostAndMirror(t *testing.T) {
 	for s, want := range map[string][2]bool{ // host, mirror
 		"registry.example":          {true, true},

@@ -142,7 +142,7 @@ func TestWhatPeopleReadOfTLS(t *testing.T) {
 
 	old := httptest.NewUnstartedServer(http.NotFoundHandler())
 	old.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
-	old.TLS = &tls.Config{MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10} //nolint:gosec // an old server
+	old.TLS = &tls.Config{MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10}
 	old.StartTLS()
 	defer old.Close()
 	_, err = newClient(t, Options{}).Resolve(t.Context(), old.Listener.Addr().String()+"/web:1")
