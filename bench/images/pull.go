@@ -27,7 +27,8 @@ func (s source) Blob(ctx context.Context, digest string, size int64) (io.ReadClo
 // A took is what one process says of its own work, beside what is measured around it.
 type took struct {
 	Pull  time.Duration `json:"pull"`  // from the first request to the complete, synced image
-	Again time.Duration `json:"again"` // the same image once more, median of all lookups
+	First time.Duration `json:"first"` // the same image looked up once more, for the first time in a process
+	Again time.Duration `json:"again"` // the same, median of the lookups after it
 }
 
 // pull is the process that is measured.
@@ -65,6 +66,8 @@ func pull(ctx context.Context, dir string, lookups int, args []string) error {
 		}
 		again = append(again, time.Since(begin))
 	}
-	t.Again = median(again)
+	if lookups > 1 {
+		t.First, t.Again = again[0], median(again[1:])
+	}
 	return errors.Join(json.NewEncoder(os.Stdout).Encode(t), store.Close())
 }

@@ -3,6 +3,7 @@ package image_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -125,6 +126,10 @@ func killAfter(t *testing.T, dir string, delay time.Duration) {
 	}
 	time.Sleep(delay)
 	if err := child.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	// A confined process that it was just starting has what it has, its lock too, until it is another program.
+	if _, err := io.Copy(io.Discard, out); err != nil {
 		t.Fatal(err)
 	}
 	if err := child.Wait(); err == nil {

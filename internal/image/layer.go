@@ -15,6 +15,7 @@ type layerFile struct {
 	tar, idx string
 	blob     descriptor
 	size     int64 // of the tar, once it is there
+	memo     *memo
 }
 
 func (s *Store) layerFile(diffID string, blob descriptor) (*layerFile, error) {
@@ -23,7 +24,7 @@ func (s *Store) layerFile(diffID string, blob descriptor) (*layerFile, error) {
 		return nil, err
 	}
 	return &layerFile{
-		diffID: diffID, blob: blob,
+		diffID: diffID, blob: blob, memo: &s.memo,
 		tar: s.path("layers", digits+".tar"), idx: s.path("layers", digits+".idx"),
 	}, nil
 }
@@ -38,24 +39,41 @@ func (l *layerFile) check() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	f, err := os.Open(l.idx)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+	size, err := l.checkIndex()
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errIndex) {
+		return false, nil // damaged is as good as absent: the layer is made again
 	}
-	if err != nil {
+	if err != nil || size != info.Size() {
 		return false, err
+	}
+	l.size = size
+	return true, nil
+}
+
+// checkIndex gives the size of the tar that an intact index says.
+func (l *layerFile) checkIndex() (int64, error) {
+	info, err := os.Stat(l.idx)
+	if err != nil {
+		return 0, err
+	}
+	if size, ok := l.memo.look(l.idx, info); ok {
+		return size, nil
+	}
+	f, err := os.Open(l.idx)
+	if err != nil {
+		return 0, err
 	}
 	defer f.Close()
 	var sum indexCheck
 	if _, err := io.CopyBuffer(struct{ io.Writer }{&sum}, struct{ io.Reader }{f}, make([]byte, 128<<10)); err != nil {
-		return false, err
+		return 0, err
 	}
 	size, err := sum.tarSize()
-	if err != nil || size != info.Size() {
-		return false, nil // damaged is as good as absent: the layer is made again
+	if err != nil {
+		return 0, err
 	}
-	l.size = size
-	return true, nil
+	l.memo.keep(l.idx, info, size)
+	return size, nil
 }
 
 // ensure makes the layer be there, from the tar that is there already if only the index is missing,

@@ -37,7 +37,8 @@ func (s *Store) writeRecord(manifestDigest string, r *record) error {
 
 // Lookup finds an image that is complete in the store. It is quick enough to be asked before every start:
 // it verifies record, config, metadata and indexes by their checksums and the layers by their size, but
-// reads no layer. What is damaged counts as absent: Pull makes it again.
+// reads no layer. What is damaged counts as absent: Pull makes it again. A file that this Store has verified is
+// read again only when its inode, size or times have changed.
 func (s *Store) Lookup(manifestDigest string) (*Image, bool, error) {
 	digits, err := digestHex(manifestDigest)
 	if err != nil {
@@ -73,14 +74,20 @@ func (s *Store) lookup(manifestDigest, path string) (*Image, error) {
 			return nil, err
 		}
 	}
-	if ok, err := intact(s.metadataPath(identity(spec.diffIDs)), &r); !ok || err != nil {
+	if ok, err := s.intact(s.metadataPath(identity(spec.diffIDs)), &r); !ok || err != nil {
 		return nil, err
 	}
 	return s.image(spec, &r, layers), nil
 }
 
 // intact compares the metadata with its record.
-func intact(path string, r *record) (bool, error) {
+func (s *Store) intact(path string, r *record) (bool, error) {
+	info, err := os.Stat(path)
+	if err == nil {
+		if crc, ok := s.memo.look(path, info); ok {
+			return info.Size() == r.MetadataSize && uint32(crc) == r.MetadataCRC32C, nil
+		}
+	}
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
@@ -94,7 +101,11 @@ func intact(path string, r *record) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return n == r.MetadataSize && sum.Sum32() == r.MetadataCRC32C, nil
+	if n != r.MetadataSize || sum.Sum32() != r.MetadataCRC32C {
+		return false, nil
+	}
+	s.memo.keep(path, info, int64(sum.Sum32()))
+	return true, nil
 }
 
 // readFile reads a file of at most limit bytes; it gives nil for one that is missing or longer.

@@ -68,6 +68,12 @@ func (t *tap) take(data []byte, again int) error {
 	return nil
 }
 
+// consume takes n bytes, which cur has.
+func (t *tap) consume(n int) {
+	t.cur = t.cur[n:]
+	t.pos += int64(n)
+}
+
 func (t *tap) Read(p []byte) (int, error) {
 	if len(t.cur) == 0 {
 		if err := t.fill(); err != nil {
@@ -154,16 +160,17 @@ type scanner struct {
 	list     indexWriter
 	names    int64
 	declared int64 // sizes of sparse files
-	end      int64 // of the last file's content, padded: where the next header begins
+	content  int64 // where that of the last file ends
+	end      int64 // the same, padded: where the next header begins
+	header   tar.Header
+	slow     bool // leave all headers to archive/tar: for a test
 	at       *notes
 }
 
 func (s *scanner) entries() error {
-	reader := tar.NewReader(&s.raw)
 	last := ""
 	for count := 1; ; count++ {
-		s.raw.expect(s.end)
-		h, err := reader.Next()
+		h, err := s.next()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -182,6 +189,34 @@ func (s *scanner) entries() error {
 			return fmt.Errorf("entry %s: %w", quote(h.Name), err)
 		}
 	}
+}
+
+// next reads the header of the next entry. It is good until the one after it.
+func (s *scanner) next() (*tar.Header, error) {
+	if err := s.skip(); err != nil {
+		return nil, err
+	}
+	s.raw.expect(s.end)
+	if block := s.tap.cur; len(block) >= sectorSize && plainHeader(block[:sectorSize], &s.header) && !s.slow {
+		s.tap.consume(sectorSize)
+		s.raw.found(block[:sectorSize])
+		return &s.header, nil
+	}
+	// A reader of its own, which knows nothing of the entry before and so does not skip its content again.
+	return tar.NewReader(&s.raw).Next()
+}
+
+// skip goes to where the next header begins. Where only padding is missing the archive has ended, and scan finds
+// that it has not ended well.
+func (s *scanner) skip() error {
+	if _, err := s.tap.Seek(max(0, s.content-s.tap.pos), io.SeekCurrent); err != nil {
+		return err
+	}
+	_, err := s.tap.Seek(max(0, s.end-s.tap.pos), io.SeekCurrent)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return io.EOF
+	}
+	return err
 }
 
 // malformed tells a tar that is not one from a stream that failed.
@@ -204,7 +239,8 @@ func (s *scanner) add(h *tar.Header) error {
 	if h.Size < 0 || h.Size > s.limits.LayerBytes-offset || size > s.limits.LayerBytes-offset {
 		return refuse("declares %d bytes, and a layer may have %d", max(h.Size, size), s.limits.LayerBytes)
 	}
-	s.end = alignTo(s.raw.header+size, sectorSize)
+	s.content = s.raw.header + size
+	s.end = alignTo(s.content, sectorSize)
 	if h.Typeflag == tar.TypeGNUSparse {
 		return refuse("is a sparse file in GNU tar's old form: make the archive with --format=pax, or without --sparse")
 	}

@@ -132,6 +132,12 @@ func (r *rawHeaders) expect(next int64) {
 	}
 }
 
+// found tells of the entry's own header, which was read already and is behind us.
+func (r *rawHeaders) found(block []byte) {
+	copy(r.block[:], block)
+	r.header = r.tap.pos
+}
+
 func (r *rawHeaders) Read(p []byte) (int, error) {
 	pos := r.tap.pos
 	n, err := r.tap.Read(p)

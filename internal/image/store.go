@@ -40,6 +40,7 @@ type Store struct {
 	flights flights
 	leases  atomic.Uint64 // counts those of this process, for their names
 
+	memo     memo
 	patience time.Duration // how long a confined process may stand still
 }
 
