@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
@@ -49,21 +50,38 @@ func (a *Agent) takeOver(ctx context.Context) error {
 	}
 	a.routes.hold()
 	defer a.routes.release()
+	// Each waits for the disk, the network and its machine.
+	var group errgroup.Group
+	group.SetLimit(atOnce)
 	for _, entry := range dirs {
-		dir := filepath.Join(a.machinesDir(), entry.Name())
-		if err := a.takeOverOne(ctx, dir); err != nil {
-			if _, ok := errors.AsType[*hostError](err); ok {
-				return fmt.Errorf("take over %s: %w", entry.Name(), err)
-			}
-			if !errors.Is(err, fs.ErrNotExist) {
-				a.Log.Warn("an earlier run left what cannot be taken over; ending it", "what", entry.Name(), "why", err)
-			}
-			if err := a.endLeft(ctx, dir); err != nil {
-				return fmt.Errorf("end what an earlier run left in %s: %w", dir, err)
-			}
-		}
+		group.Go(func() error { return a.takeOverOrEnd(ctx, entry.Name()) })
+	}
+	if err := group.Wait(); err != nil {
+		return err
 	}
 	return a.removeLeftOvers(ctx)
+}
+
+// atOnce is how many machines are taken over at a time.
+const atOnce = 8
+
+// takeOverOrEnd takes over the attempt in the directory of that name, or ends it when it is not proven to be ours.
+func (a *Agent) takeOverOrEnd(ctx context.Context, name string) error {
+	dir := filepath.Join(a.machinesDir(), name)
+	err := a.takeOverOne(ctx, dir)
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*hostError](err); ok {
+		return fmt.Errorf("take over %s: %w", name, err)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		a.Log.Warn("an earlier run left what cannot be taken over; ending it", "what", name, "why", err)
+	}
+	if err := a.endLeft(ctx, dir); err != nil {
+		return fmt.Errorf("end what an earlier run left in %s: %w", dir, err)
+	}
+	return nil
 }
 
 // takeOverOne takes over the attempt in dir. When it returns an error, nothing of it is held.
@@ -96,10 +114,10 @@ func (a *Agent) takeOverOne(ctx context.Context, dir string) error {
 		a.logs.end(t.id)
 		return err
 	}
+	t.instance.adopted = t
 	a.mu.Lock()
 	a.instances[t.id] = t.instance
 	a.mu.Unlock()
-	t.instance.adopted = t
 	if t.ending != nil && t.ending.Final {
 		t.requestStop()
 	}

@@ -164,6 +164,7 @@ func TestEndedMeanwhile(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t)
+			l.timing.backoffFirst = time.Second // for the end to be reported before the next attempt
 			told, over := make(chan struct{}), make(chan struct{})
 			ending := byHand(func(ctx context.Context, g *vmtest.FakeGuest, say func(guest.Message)) vmtest.End {
 				say(guest.Started{PID: 2, StartedAt: 1})

@@ -235,9 +235,7 @@ func TestKillAgentProcess(t *testing.T) {
 		nets, netErr := openDiskNetwork(filepath.Join(l.dir, "network.json"))
 		return err == nil && netErr == nil && len(dirs) == steady+2 && len(nets.attached["dev"]) == steady+2 && l.standIns() == steady+2
 	})
-	if err := durableTemps(l.dir); err != nil {
-		t.Error(err)
-	}
+	l.poll("no file is unfinished", func() bool { return unfinished(l.dir) == nil })
 
 	// All of it stops in order, so that every line has been stored.
 	l.server.assign(func(set *pinnacev1.WatchAssignmentsResponse) {
@@ -313,10 +311,14 @@ func (l *lab) standIns() int {
 	return monitors
 }
 
-func durableTemps(dir string) error {
+// unfinished says which file below dir was begun and not finished. One that is being written is, for a moment.
+func unfinished(dir string) error {
 	return filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
 		if err == nil && strings.HasPrefix(filepath.Base(path), durable.TempPattern) {
-			return fmt.Errorf("%s was never finished", path)
+			return fmt.Errorf("%s is not finished", path)
+		}
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // it was, just now
 		}
 		return err
 	})
