@@ -127,6 +127,38 @@ func TestScrubMends(t *testing.T) {
 	l.awaitState("api-1", stateReady)
 }
 
+// An image for which there is no room fails the start with the reason; once there is room, the next attempt goes on
+// by itself.
+func TestNoRoomForAnImage(t *testing.T) {
+	l := newLab(t)
+	other := imagetest.New().Layer(imagetest.File("other", strings.Repeat("x", 100_000))).Build()
+	lease, err := l.store.Lease(t.Context(), image.LeaseSpec{Owner: "cli", Kind: "kept"}, other.ManifestDigest, other.Manifest, other.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.store.Pull(t.Context(), other, other.ManifestDigest, other.Manifest, other.Config, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if l.store, err = image.OpenWith(filepath.Join(l.dir, "images"), image.Options{Quota: image.Quota{Bytes: 100_000}}); err != nil {
+		t.Fatal(err)
+	}
+	l.runs("api", playing(guesttest.Workload{}))
+	l.start()
+	l.assign("dev", "api-1", l.app("api"))
+	end := l.awaitAttemptEnd("api-1", 1)
+	if end.Kind != causeStartFailed || end.Stage != "pull" || !strings.Contains(end.Detail, "no room for the image: it needs at least") ||
+		!strings.Contains(end.Detail, "cli: 1 × kept") {
+		t.Errorf("got %v", end)
+	}
+	if err := l.store.Release(lease.ID); err != nil {
+		t.Fatal(err)
+	}
+	l.awaitState("api-1", stateReady)
+}
+
 // The store of a host is kept within its quota.
 func TestAgentCollects(t *testing.T) {
 	l := newLab(t)

@@ -91,7 +91,7 @@ func newLab(t testing.TB) *lab {
 		if l.end != nil {
 			l.end()
 		}
-		if err := store.Close(); err != nil {
+		if err := l.store.Close(); err != nil {
 			t.Error(err)
 		}
 		if !l.net.empty() {

@@ -141,7 +141,7 @@ func (inv *inventory) need(diffIDs []string, metadata string) []string {
 		layers = append(layers, Layer{DiffID: d, Size: inv.files[tarName(d)].size})
 	}
 	if !inv.packs {
-		return needs
+		return unique(needs)
 	}
 	// Which layers are drives of their own is the caller's choice, so any tail of them may be packed.
 	for own := range layers {
@@ -149,7 +149,7 @@ func (inv *inventory) need(diffIDs []string, metadata string) []string {
 			needs = append(needs, "packs/"+hex.EncodeToString(p.id[:])+".img")
 		}
 	}
-	return needs
+	return unique(needs)
 }
 
 // tempBytes counts what all processes have in unfinished files.
