@@ -10,7 +10,6 @@ import (
 	"context"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 
 	"github.com/pinnacehq/pinnace/internal/vm/holder"
@@ -21,9 +20,7 @@ var version = "unknown"
 
 func main() {
 	// The agent of a pinnace that was built without the small one starts itself by that name.
-	if filepath.Base(os.Args[0]) == holder.Name {
-		os.Exit(holder.Main(os.Args))
-	}
+	holder.Enter()
 	confined()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	c := &cli{

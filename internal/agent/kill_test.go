@@ -25,6 +25,7 @@ import (
 	"github.com/pinnacehq/pinnace/internal/image"
 	"github.com/pinnacehq/pinnace/internal/kernel"
 	"github.com/pinnacehq/pinnace/internal/network"
+	"github.com/pinnacehq/pinnace/internal/vm"
 )
 
 // agentEnv tells the test program to be an agent; it holds a testAgent.
@@ -174,6 +175,12 @@ func TestKillAgentProcess(t *testing.T) {
 		}
 	}
 	l := newLab(t)
+	t.Cleanup(func() {
+		// A test that fails leaves what runs.
+		if _, err := vm.Sweep(context.Background(), filepath.Join(l.dir, "run", "vm")); err != nil {
+			t.Error(err)
+		}
+	})
 	l.deploy2Store()
 	l.other = newStandIn(t)
 	for i := range steady {

@@ -28,9 +28,7 @@ const cgroupParent = "pinnace-firecracker-test"
 
 // TestMain is also the stand-in for Firecracker and its jailer, when it is started by their names.
 func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == holder.Name {
-		os.Exit(holder.Main(os.Args))
-	}
+	holder.Enter()
 	code, isMonitor := firecrackertest.Main(map[string]firecrackertest.Guest{
 		"suite": suiteGuest, "init": initGuest, "silent": silentGuest, "flood": floodGuest,
 		"fails": func(context.Context, *firecrackertest.Machine) vmtest.End { return vmtest.End{Code: 148} },

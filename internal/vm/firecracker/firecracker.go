@@ -27,6 +27,7 @@ import (
 
 	"github.com/pinnacehq/pinnace/internal/vm"
 	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
+	"github.com/pinnacehq/pinnace/internal/vm/holder"
 )
 
 // Defaults of Options.
@@ -61,7 +62,7 @@ type Options struct {
 	// Binary and Jailer are names in PATH, or paths. Both must be of one release. Binary has to be linked
 	// statically, as releases are.
 	Binary, Jailer string
-	// Holder is the program file of package holder, or of a program that is one when it is called holder.Name. The
+	// Holder is the program file of package holder, or of a program that begins with holder.Enter. The
 	// default is the running program.
 	Holder string
 	// JailDir is where jails are made, on the file system of the images and of every disk that is not read-only,
@@ -107,6 +108,9 @@ func New(opts Options) (*Driver, error) {
 	opts.ProbeUID = or(opts.ProbeUID, DefaultProbeUID)
 	opts.ProbeGID = or(opts.ProbeGID, DefaultProbeUID)
 	opts.StartTimeout = or(opts.StartTimeout, DefaultStartTimeout)
+	if opts.Holder == "" && !holder.Able() {
+		return nil, errors.New("no program to hold monitors is named, and this one is none, as it does not call holder.Enter")
+	}
 	if opts.Holder == "" {
 		self, err := os.Executable()
 		if err != nil {

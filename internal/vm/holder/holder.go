@@ -24,6 +24,22 @@ const (
 	maxBursts = 64
 )
 
+// able says that this program is a holder when it is started as one.
+var able bool
+
+// Enter is the first that a program calls which is to be a holder when it is started by that name: then it does not
+// return.
+func Enter() {
+	if os.Args[0][strings.LastIndexByte(os.Args[0], '/')+1:] == Name {
+		os.Exit(Main(os.Args))
+	}
+	able = true
+}
+
+// Able tells whether this program can be started as a holder. Another would do what it always does, perhaps start
+// machines.
+func Able() bool { return able }
+
 // Main is a holder's whole life. Its arguments are those of an Order. It returns the exit status, which says nothing
 // of the monitor's.
 func Main(args []string) int {

@@ -145,9 +145,7 @@ const parentEnv = "VMTEST_PARENT_SPEC"
 
 // TestMain is also the holder of the tests' monitors, when it is started by that name.
 func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == holder.Name {
-		os.Exit(holder.Main(os.Args))
-	}
+	holder.Enter()
 	if dir := os.Getenv(parentEnv); dir != "" {
 		os.Exit(beParent(dir))
 	}

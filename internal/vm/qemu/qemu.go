@@ -27,6 +27,7 @@ import (
 
 	"github.com/pinnacehq/pinnace/internal/vm"
 	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
+	"github.com/pinnacehq/pinnace/internal/vm/holder"
 )
 
 // An Accel says how the guest's instructions are executed.
@@ -69,7 +70,7 @@ type Options struct {
 	Binary string
 	Accel  Accel
 	CPU    string
-	// Holder is the program file of package holder, or of a program that is one when it is called holder.Name. The
+	// Holder is the program file of package holder, or of a program that begins with holder.Enter. The
 	// default is the running program.
 	Holder string
 	// TranslationCacheMiB is the size of TCG's code cache.
@@ -112,6 +113,9 @@ func New(opts Options) (*Driver, error) {
 	opts.TranslationCacheMiB = or(opts.TranslationCacheMiB, DefaultTranslationCacheMiB)
 	opts.ProbeUID = or(opts.ProbeUID, DefaultProbeUID)
 	opts.ProbeGID = or(opts.ProbeGID, DefaultProbeUID)
+	if opts.Holder == "" && !holder.Able() {
+		return nil, errors.New("no program to hold monitors is named, and this one is none, as it does not call holder.Enter")
+	}
 	if opts.Holder == "" {
 		self, err := os.Executable()
 		if err != nil {

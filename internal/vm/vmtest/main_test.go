@@ -2,7 +2,6 @@ package vmtest_test
 
 import (
 	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/pinnacehq/pinnace/internal/vm/holder"
@@ -10,8 +9,6 @@ import (
 
 // TestMain is also the holder of the tests' monitors, when it is started by that name.
 func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == holder.Name {
-		os.Exit(holder.Main(os.Args))
-	}
+	holder.Enter()
 	os.Exit(m.Run())
 }
