@@ -75,8 +75,8 @@ func (r *request) do(files []*os.File, budget *budget) (done reply) {
 	switch {
 	case r.Task == taskLayer && len(files) == 4:
 		done.Size, err = r.layer(files[0], files[1], files[2], files[3], budget)
-	case r.Task == taskIndex && len(files) == 2:
-		done.Size, err = r.index(files[0], files[1], budget)
+	case r.Task == taskIndex && len(files) == 3:
+		done.Size, err = r.layer(files[0], files[1], nil, files[2], budget)
 	case r.Task == taskMerge && len(files) == 1+len(r.Layers):
 		done.Metadata, err = r.merge(files[0], files[1:], budget)
 	default:
@@ -86,7 +86,8 @@ func (r *request) do(files []*os.File, budget *budget) (done reply) {
 	return done
 }
 
-// layer decodes a blob, writes the tar that it holds, and its index.
+// layer decodes a blob, writes the tar that it holds, and its index. Without a file for the tar the blob is one,
+// and is there already.
 func (r *request) layer(memory, socket, tar, idx *os.File, budget *budget) (size int64, err error) {
 	defer budget.take(layerBytes)()
 	ring, err := openRing(memory, socket)
@@ -94,18 +95,25 @@ func (r *request) layer(memory, socket, tar, idx *os.File, budget *budget) (size
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, ring.stop(), ring.unmap()) }()
-	content, free, err := decompress(ring)
-	if err != nil {
-		return 0, decodeError(err)
+	at := notesOf(ring.memory)
+	var content pieces
+	var dst sink
+	if tar == nil {
+		content, dst = newReaderPieces(ring), nowhere{at}
+	} else {
+		var free func()
+		if content, free, err = decompress(ring); err != nil {
+			return 0, decodeError(err)
+		}
+		defer free()
+		dst = &ringSink{pageWriter{file: tar}, ring, at}
 	}
-	defer free()
 	decoded := newAhead(content)
 	defer func() {
 		err = errors.Join(err, ring.stop()) // so that the goroutine's read ends
 		decoded.close()
 	}()
-	at := notesOf(ring.memory)
-	x, err := scan(decoded, &ringSink{pageWriter{file: tar}, ring, at}, &indexFile{file: idx}, r.DiffID, r.Limits, at)
+	x, err := scan(decoded, dst, &indexFile{file: idx}, r.DiffID, r.Limits, at)
 	if err != nil {
 		return 0, decodeError(err)
 	}
@@ -120,16 +128,6 @@ func decodeError(err error) error {
 		return refuse("decompress: %w", err)
 	}
 	return err
-}
-
-// index makes the index of a tar.
-func (r *request) index(tar, idx *os.File, budget *budget) (int64, error) {
-	defer budget.take(layerBytes)()
-	x, err := scan(newReaderPieces(tar), nowhere{}, &indexFile{file: idx}, r.DiffID, r.Limits, new(notes))
-	if err != nil {
-		return 0, err
-	}
-	return x.size, nil
 }
 
 // merge puts layers over each other and writes the file system that they make.
@@ -175,12 +173,16 @@ func (s *ringSink) write(data []byte, _ int) error {
 	return s.pageWriter.write(data)
 }
 
-// nowhere is a sink for what is written already.
-type nowhere struct{}
+// A nowhere is a sink for what is written already.
+type nowhere struct{ at *notes }
 
-func (nowhere) reserve(int64) error     { return nil }
-func (nowhere) write([]byte, int) error { return nil }
-func (nowhere) finish() error           { return nil }
+func (n nowhere) reserve(int64) error { return nil }
+func (n nowhere) finish() error       { return nil }
+
+func (n nowhere) write([]byte, int) error {
+	n.at.progress.Add(1)
+	return nil
+}
 
 // A counter is a writer that counts.
 type counter int64

@@ -234,7 +234,7 @@ func TestMemoryOfHostileLayers(t *testing.T) {
 	if os.Getenv("PINNACE_E2E") == "1" {
 		entries, size = 900_000, 10<<30
 	}
-	limits := Limits{Entries: entries, LayerBytes: max(size/2, int64(entries)*1024+1<<20), NameBytes: max(4<<20, int64(entries)*40)}
+	limits := Limits{Entries: entries, LayerBytes: max(128<<20, int64(entries)*1024+1<<20), NameBytes: max(4<<20, int64(entries)*40)}
 	for name, hostile := range map[string]struct {
 		blob    func(t *testing.T) (blob []byte, diffID string)
 		entries int

@@ -102,16 +102,33 @@ func (s *Store) reindex(ctx context.Context, w *worker, l *layerFile) error {
 	if err != nil {
 		return err
 	}
-	j, err := w.begin(ctx, "layer "+l.diffID, nil, &request{Task: taskIndex, DiffID: l.diffID, Limits: s.limits}, tar, files[0].file)
+	ring, theirs, err := newRing(func(int64) (int64, error) { return 0, nil })
 	if err != nil {
 		return errors.Join(err, discardAll(files))
 	}
-	done, err := w.end(j)
-	if err != nil {
+	size, fed, err := w.handOver(ctx, handOver{
+		name: "layer " + l.diffID, ring: ring, src: &untilDone{ctx, tar}, verify: func() error { return nil },
+		request: &request{Task: taskIndex, DiffID: l.diffID, Limits: s.limits}, files: append(theirs, files[0].file),
+	})
+	closeFiles(theirs)
+	if err = errors.Join(fed, err, ring.close()); err != nil {
 		return errors.Join(err, discardAll(files))
 	}
-	l.size = done.Size
+	l.size = size
 	return publish(files)
+}
+
+// untilDone is a reader that ends with its caller.
+type untilDone struct {
+	ctx context.Context
+	src io.Reader
+}
+
+func (r *untilDone) Read(p []byte) (int, error) {
+	if err := context.Cause(r.ctx); err != nil {
+		return 0, err
+	}
+	return r.src.Read(p)
 }
 
 // fetch gets the layer's blob and puts tar and index into the store. The index gets its name first: whoever
@@ -155,29 +172,22 @@ func (s *Store) receive(ctx context.Context, src Source, w *worker, l *layerFile
 	}
 	defer func() { err = errors.Join(err, ring.close()) }()
 	unbuffered(tar)
-	j, err := w.begin(ctx, "layer "+l.blob.Digest, notesOf(ring.memory), &request{Task: taskLayer, DiffID: l.diffID, Limits: s.limits},
-		append(theirs, tar, idx)...)
-	closeFiles(theirs)
-	if err != nil {
-		return 0, err
-	}
 	blob := newBlobReader(ctx, body, l.blob, report)
-	fed := w.feed(ring, blob)
-	if fed != nil && !errors.Is(fed, errRingClosed) {
-		// The decoder finds that there is no more; what it says about that is of no interest.
-		err := ring.stop()
-		_, _ = w.end(j)
-		return 0, errors.Join(fed, err)
-	}
-	done, err := w.end(j)
+	size, fed, err := w.handOver(ctx, handOver{
+		name: "layer " + l.blob.Digest, ring: ring, src: blob, verify: blob.verify,
+		request: &request{Task: taskLayer, DiffID: l.diffID, Limits: s.limits}, files: append(theirs, tar, idx),
+	})
+	closeFiles(theirs)
 	switch {
+	case fed != nil && !errors.Is(fed, errRingClosed):
+		return 0, fed
 	case ring.gave() != nil:
 		return 0, ring.gave()
 	case err == nil && fed == nil:
-		if done.Size < sectorSize || done.Size > s.limits.LayerBytes {
-			return 0, fmt.Errorf("%w: it says that the layer has %d bytes", errConfined, done.Size)
+		if size < sectorSize || size > s.limits.LayerBytes {
+			return 0, fmt.Errorf("%w: it says that the layer has %d bytes", errConfined, size)
 		}
-		return done.Size, nil
+		return size, nil
 	case err == nil:
 		return 0, fmt.Errorf("%w: it ended before its blob did", errConfined)
 	case fed != nil && errors.Is(err, ErrRefused):
@@ -186,8 +196,36 @@ func (s *Store) receive(ctx context.Context, src Source, w *worker, l *layerFile
 	return 0, err
 }
 
-// feed moves a blob into the ring, and verifies it before it says that it was all.
-func (w *worker) feed(ring *ringWriter, blob *blobReader) error {
+// A handOver is bytes that the confined process is to read.
+type handOver struct {
+	name    string // of what it is, for messages
+	ring    *ringWriter
+	src     io.Reader
+	verify  func() error // called at the end of src, before the process is told that this was all
+	request *request
+	files   []*os.File
+}
+
+// handOver has a request worked on, with all that src gives. fed is what ended the giving, nil when it was all
+// given; errRingClosed when the process wanted no more, for which err is the reason.
+func (w *worker) handOver(ctx context.Context, h handOver) (size int64, fed, err error) {
+	j, err := w.begin(ctx, h.name, notesOf(h.ring.memory), h.request, h.files...)
+	if err != nil {
+		return 0, err, err
+	}
+	fed = w.feed(h.ring, h.src, h.verify)
+	if fed != nil && !errors.Is(fed, errRingClosed) {
+		// The process finds that there is no more; what it says about that is of no interest.
+		stopped := h.ring.stop()
+		_, _ = w.end(j)
+		return 0, errors.Join(fed, stopped), nil
+	}
+	done, err := w.end(j)
+	return done.Size, fed, err
+}
+
+// feed moves src into the ring, and verifies it before it says that it was all.
+func (w *worker) feed(ring *ringWriter, src io.Reader, verify func() error) error {
 	for {
 		slot, err := ring.slot(w.patience)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -197,7 +235,7 @@ func (w *worker) feed(ring *ringWriter, blob *blobReader) error {
 		if err != nil {
 			return err
 		}
-		n, end := fill(blob, slot)
+		n, end := fill(src, slot)
 		if end != nil && !errors.Is(end, io.EOF) {
 			return fetchError(end)
 		}
@@ -207,7 +245,7 @@ func (w *worker) feed(ring *ringWriter, blob *blobReader) error {
 			}
 		}
 		if end != nil {
-			if err := blob.verify(); err != nil {
+			if err := verify(); err != nil {
 				return err
 			}
 			return ring.filled(0)

@@ -25,7 +25,7 @@ func (a *allPieces) next() (data []byte, again int, err error) {
 
 // scanSlowly leaves every header to archive/tar.
 func scanSlowly(b []byte, limits Limits) (*index, error) {
-	t := newTap(&allPieces{b}, nowhere{}, limits.LayerBytes)
+	t := newTap(&allPieces{b}, nowhere{new(notes)}, limits.LayerBytes)
 	s := scanner{tap: t, raw: rawHeaders{tap: t}, limits: limits, at: new(notes), slow: true}
 	if err := s.entries(); err != nil {
 		return nil, err
@@ -34,7 +34,7 @@ func scanSlowly(b []byte, limits Limits) (*index, error) {
 }
 
 func scanFast(b []byte, limits Limits) (*index, error) {
-	t := newTap(&allPieces{b}, nowhere{}, limits.LayerBytes)
+	t := newTap(&allPieces{b}, nowhere{new(notes)}, limits.LayerBytes)
 	s := scanner{tap: t, raw: rawHeaders{tap: t}, limits: limits, at: new(notes)}
 	if err := s.entries(); err != nil {
 		return nil, err
@@ -55,7 +55,7 @@ func one(b []byte) (list []tar.Header, err error) {
 }
 
 func each(b []byte, slow bool) (list []tar.Header, err error) {
-	t := newTap(&allPieces{b}, nowhere{}, 1<<40)
+	t := newTap(&allPieces{b}, nowhere{new(notes)}, 1<<40)
 	s := scanner{tap: t, raw: rawHeaders{tap: t}, at: new(notes), slow: slow}
 	for {
 		h, err := s.next()

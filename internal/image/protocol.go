@@ -37,7 +37,7 @@ type task string
 const (
 	// From a blob in a ring (memory, socket): write the layer's tar and its index.
 	taskLayer task = "layer"
-	// From a layer's tar: write its index. The second file is memory for notes, of a ring that is not one.
+	// From a layer's tar in a ring (memory, socket): write its index.
 	taskIndex task = "index"
 	// Write the metadata to the first file, from the indexes, which are the others.
 	taskMerge task = "merge"
