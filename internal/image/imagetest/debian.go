@@ -35,6 +35,6 @@ func Debian(dir string, packages ...string) (*Builder, error) {
 func DebianPackages() []string {
 	return []string{
 		"base-files", "base-passwd", "libc6", "bash", "coreutils", "dash", "passwd", "login", "mount", "util-linux", "sudo",
-		"perl-base", "vim-runtime", "tzdata", "ncurses-base", "ncurses-term", "libpam-modules", "cron", "adduser", "git",
+		"perl-base", "tzdata", "ncurses-base", "ncurses-term", "libpam-modules", "cron", "adduser",
 	}
 }

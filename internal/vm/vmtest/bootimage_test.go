@@ -118,7 +118,7 @@ func imageSpec(t *testing.T, set image.DiskSet, uuid string) (vm.Spec, guest.Con
 // runImage runs the machine to its end and returns what its workload printed and reported.
 func runImage(t *testing.T, driver vm.Driver, spec vm.Spec, config guest.Config) (lines []string, report guest.Exit) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute) // emulated, on a machine that may have other work
 	defer cancel()
 	m, err := driver.Start(ctx, spec)
 	if err != nil {
