@@ -125,8 +125,8 @@ func keySchema(c *spec) object {
 	case Size:
 		return append(out, quantitySchema(sizeUnits, c)...)
 	case CPU:
-		return append(out, member{"type", "number"}, member{"minimum", json.Number(formatMilli(c.Min))},
-			member{"maximum", json.Number(formatMilli(c.Max))}, member{"multipleOf", json.Number("0.001")})
+		// Not "multipleOf": validators divide binary fractions, and say that 1.001 is no multiple of 0.001.
+		return append(out, member{"type", "number"}, member{"minimum", json.Number(formatMilli(c.Min))}, member{"maximum", json.Number(formatMilli(c.Max))})
 	case Mode:
 		return append(out, member{"type", "string"}, member{"pattern", "^0[0-7]{3}$"})
 	case Argv:
