@@ -145,6 +145,9 @@ func (d *document) explain(err error, at span, line string) Problem {
 	case p.Message == "strings must be quoted", isPair && strings.HasPrefix(p.Message, "unexpected character"), isPair && strings.HasPrefix(p.Message, "expected keyword"):
 		value = strings.TrimSpace(strings.SplitN(value, "#", 2)[0])
 		p.Message = "a string needs quotes"
+		if straight := strings.Trim(value, "“”„‟‘’«»"); straight != value {
+			p.Message, value = "a string needs straight quotes", straight
+		}
 		if isPair && !strings.ContainsAny(value, `"'[]{},`) {
 			p.Suggestion = displayName(key) + " = " + quote(value)
 		}
@@ -155,7 +158,8 @@ func (d *document) explain(err error, at span, line string) Problem {
 		p.Message = "the list goes on without a comma, or is not closed"
 		p.Fix = "put a comma between its values, and ] after the last one"
 	case strings.HasPrefix(p.Message, "multiline basic string not terminated"):
-		p.Message = "a string that began with three quotes is not closed"
+		line, _ := d.list.position(d.began())
+		p.Message = "a string that began with three quotes is not closed; it began on " + lineName(line)
 	case strings.HasSuffix(p.Message, "strings cannot have new lines"), strings.HasPrefix(p.Message, "unterminated "):
 		p.Message = "the string is not closed on its line"
 		p.Fix = `close it with the quote that it began with, or use """ for several lines`
@@ -174,11 +178,15 @@ func (d *document) foreign(at span) bool {
 }
 
 // resume finds where to go on after an error at offset off, on the line that begins at start. It would rather
-// miss a second error than make one up: after a broken header, and within a table of several lines, it goes on
-// at the next header, and otherwise at the next line that begins like a key or a header.
+// miss a second error than make one up: after a broken header, and within a value of several lines, it goes on at
+// the next header, and otherwise at the next line that begins like a key or a header.
 func (d *document) resume(off, start int) int {
-	line := strings.TrimLeft(d.src[start:], " \t")
-	headerOnly := strings.HasPrefix(line, "[") || !beginsLikeKey(line) || d.inTable(start)
+	line := strings.TrimLeft(d.src[start:lineEnd(d.src, off)], " \t")
+	first := d.began()
+	_, value, _ := strings.Cut(d.src[first:lineEnd(d.src, first)], "=")
+	value = strings.TrimLeft(value, " \t")
+	inTable := strings.HasPrefix(value, "{") && (first < start || !strings.Contains(value, "}"))
+	headerOnly := strings.HasPrefix(line, "[") || inTable || first < start && !beginsLikeKey(line)
 	if headerOnly {
 		d.current = nil
 	}
@@ -191,18 +199,16 @@ func (d *document) resume(off, start int) int {
 	return len(d.src)
 }
 
-// inTable reports whether the line that begins at start belongs to an inline table that began on a line
-// before: whether the first expression after the last good one is an earlier key whose value begins with {.
-func (d *document) inTable(start int) bool {
-	for i := d.end; i < start; i = lineEnd(d.src, i) + 1 {
+// began finds the line that the broken expression begins on: the first one after the last good expression that is
+// neither blank nor a comment.
+func (d *document) began() int {
+	for i := d.end; i < len(d.src); i = lineEnd(d.src, i) + 1 {
 		line := strings.TrimLeft(d.src[i:lineEnd(d.src, i)], " \t\r")
-		if line == "" || line[0] == '#' {
-			continue
+		if line != "" && line[0] != '#' {
+			return i
 		}
-		_, value, _ := strings.Cut(line, "=")
-		return strings.HasPrefix(strings.TrimLeft(value, " \t"), "{")
 	}
-	return false
+	return min(d.end, len(d.src))
 }
 
 func beginsLikeHeader(line string) bool {
