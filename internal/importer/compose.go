@@ -105,8 +105,8 @@ func (c *conversion) compose() error {
 	c.composeResources(s)
 	c.composePorts(s)
 	c.composeHealth(s.get("healthcheck"))
-	c.composeRollout(s.get("deploy", "update_config"))
 	c.composeVolumes(s.get("volumes"))
+	c.composeRollout(s.get("deploy", "update_config"))
 	c.composeSecrets(s)
 	for _, n := range slices.Concat(c.root.items, s.items) {
 		if strings.HasPrefix(n.key, "x-") {
@@ -195,6 +195,11 @@ func (c *conversion) composeRestart(s *node) {
 
 func (c *conversion) composeResources(s *node) {
 	limits := s.get("deploy", "resources", "limits")
+	for _, pair := range [][2]*node{{limits.get("memory"), s.get("mem_limit")}, {limits.get("cpus"), s.get("cpus")}} {
+		if pair[0] != nil {
+			pair[1].drop("deploy.resources.limits replaces it")
+		}
+	}
 	c.memory(orNode(limits.get("memory"), s.get("mem_limit")), 1)
 	if n := orNode(limits.get("cpus"), s.get("cpus")); n != nil {
 		if text, ok := n.scalar(); ok {
@@ -266,9 +271,13 @@ func (c *conversion) composeRollout(u *node) {
 		}
 	}
 	if n := u.get("order"); n != nil {
-		if order, _ := n.scalar(); order == "start-first" {
+		stopFirst := len(c.draft.tables("volumes.")) > 0
+		switch order, _ := n.scalar(); {
+		case order == "start-first" && !stopFirst, order == "stop-first" && stopFirst:
 			n.take()
-		} else {
+		case stopFirst:
+			n.drop("with a volume the old instance stops first, as the volume moves on to the new one")
+		default:
 			n.drop("a new instance starts before the old one stops")
 		}
 	}

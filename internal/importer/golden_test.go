@@ -18,7 +18,7 @@ var update = flag.Bool("update", false, "write what comes out into the golden fi
 // Each file of testdata has beside it what comes out: FILE.golden, the manifest, and then what was not carried
 // over. A file with several services says which one in `FILE=service`.
 func TestGolden(t *testing.T) {
-	services := map[string]string{"groups.toml": "web", "batch.hcl": "export", "wordpress.yaml": "wordpress", "web.nomad.hcl": "", "stack.yml": ""}
+	services := map[string]string{"groups.toml": "web", "batch.hcl": "export", "wordpress.yaml": "wordpress", "limits.yaml": "db", "web.nomad.hcl": "", "stack.yml": ""}
 	files, err := filepath.Glob("testdata/*/*[^n]")
 	if err != nil || len(files) < 9 {
 		t.Fatalf("%d files, %v", len(files), err)
