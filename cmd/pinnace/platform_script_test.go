@@ -46,6 +46,7 @@ func TestPlatformScript(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status":   status,
 			"image":    pushImage,
+			"variant":  pushVariant,
 			"host":     joinHost,
 			"setenv":   setFromFile,
 			"removed":  removeLayers,
