@@ -101,7 +101,7 @@ bench-images: ## pull a 400 MB image by Pinnace and by other tools, in turn, and
 	scripts/deps.sh bench
 	bench/images/peers.sh $(BENCH_DIR)
 	bench/images/trees.sh $(BENCH_DIR)/trees
-	go build -trimpath -o $(BENCH_DIR)/bench-images ./bench/images
+	CGO_ENABLED=0 go build -trimpath -o $(BENCH_DIR)/bench-images ./bench/images
 	go test -run '^$$' -bench 'Decode' -benchtime 10x ./internal/inflate
 	go test -run '^$$' -bench 'Merge' -benchtime 20x ./internal/image
 	$(BENCH_DIR)/bench-images -dir $(BENCH_DIR) -rounds $(ROUNDS)

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 )
@@ -24,12 +25,18 @@ type Part func(conn *net.UnixConn) error
 // wired says that Main was called, so that this binary can be started again for a part.
 var wired atomic.Bool
 
+// Possible tells whether this binary can confine itself. One that was built with cgo cannot: there, nothing can be
+// given up in all threads at once. Test binaries are often built so, and do without.
+func Possible() bool { return possible() }
+
+var possible = sync.OnceValue(canConfine)
+
 // Main makes the binary able to run parts, which are known by name. The first thing in main, or in TestMain,
 // calls it. In a process that Start made it confines the process, runs the part and never returns. In any
 // other it returns at once.
 func Main(parts map[string]Part) {
 	if len(os.Args) == 0 || os.Args[0] != argv0 {
-		wired.Store(canConfine())
+		wired.Store(true)
 		return
 	}
 	if err := run(parts); err != nil {
@@ -39,9 +46,8 @@ func Main(parts map[string]Part) {
 	os.Exit(0)
 }
 
-// Available tells whether Start can work: Main was called, and the binary was built without cgo, which has no
-// way to do a thing in all threads at once.
-func Available() bool { return wired.Load() }
+// Available tells whether Start can work.
+func Available() bool { return wired.Load() && Possible() }
 
 func canConfine() bool {
 	_, _, errno := syscall.AllThreadsSyscall(syscall.SYS_GETPID, 0, 0, 0)

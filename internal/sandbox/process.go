@@ -31,8 +31,12 @@ type Options struct {
 	MaxBytes int64  // of memory; a process that takes more is killed
 }
 
-// ErrUnavailable means that the binary was not made to run parts, see Available.
-var ErrUnavailable = errors.New("this program cannot confine a part of itself")
+var (
+	// ErrUnavailable means that this program never called Main, so that it cannot be started for a part.
+	ErrUnavailable = errors.New("this program cannot confine a part of itself")
+
+	errCgo = errors.New("this program was built with cgo, by which a part of it cannot be confined: build it with CGO_ENABLED=0, as make build does")
+)
 
 // A Process runs a part. It must be ended by Close.
 type Process struct {
@@ -54,8 +58,11 @@ const slack = 256 << 20
 
 // Start starts a process for a part.
 func Start(opts Options) (*Process, error) {
-	if !Available() {
+	switch {
+	case !wired.Load():
 		return nil, ErrUnavailable
+	case !Possible():
+		return nil, errCgo
 	}
 	ways := []confinement{{namespaces: true, user: true}, {}}
 	if os.Geteuid() == 0 {

@@ -275,6 +275,17 @@ func TestKill(t *testing.T) {
 	}
 }
 
+// A program that could confine itself but for how it was built does not go on without.
+func TestCgo(t *testing.T) {
+	if sandbox.Possible() {
+		t.Skip("this binary was built without cgo")
+	}
+	_, err := sandbox.Start(sandbox.Options{Part: "wait", Dir: t.TempDir()})
+	if err == nil || errors.Is(err, sandbox.ErrUnavailable) || !strings.Contains(err.Error(), "CGO_ENABLED=0") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // A process does not outlive the one that started it, however that ended.
 func TestOrphan(t *testing.T) {
 	if os.Getenv("PINNACE_TEST_ORPHAN") != "" {
