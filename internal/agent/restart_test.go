@@ -325,8 +325,9 @@ func TestAttemptNumberIsKeptFirst(t *testing.T) {
 func TestUnreadableRecord(t *testing.T) {
 	l := newLab(t)
 	mustWrite(t, filepath.Join(l.dir, "data", "instances", "api-1.json"), "{")
-	l.start()
+	// Assigned before the agent joins, which removes the records of instances that it is not to have.
 	l.assign("dev", "api-1", l.app("api"))
+	l.start()
 	if end := l.awaitEnd("api-1").End; end.Kind != causeStartFailed || !strings.Contains(end.Detail, "api-1.json") {
 		t.Errorf("got %v", end)
 	}
