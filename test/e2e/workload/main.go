@@ -47,6 +47,11 @@ func serve() error {
 	if os.Getenv("FLOOD") != "" {
 		go flood(boot)
 	}
+	if os.Getenv("PORTS") != "" {
+		if err := servePorts(); err != nil {
+			return err
+		}
+	}
 	http.HandleFunc("GET /reach", reach)
 	http.HandleFunc("GET /resolve", resolve)
 	http.HandleFunc("GET /hash", hash)
