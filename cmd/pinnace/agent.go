@@ -98,7 +98,7 @@ func (r *agentRole) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&r.hostID, "host-id", "", "name of this host (default: its host name)")
 	flags.StringToStringVar(&r.labels, "label", nil, "labels of this host, NAME=VALUE")
-	flags.StringVar(&r.kernels, "kernels", "", "where guest kernels are (default: DATA_DIR/kernels)")
+	flags.Var((*dirFlag)(&r.kernels), "kernels", "where guest kernels are (default: DATA_DIR/kernels)")
 	flags.StringVar(&r.qemu, "qemu", qemu.DefaultBinary, "the QEMU program")
 	flags.StringVar(&r.accel, "accel", "auto", "auto, kvm or tcg (emulation in software: for development only)")
 	flags.StringVar(&r.uplink, "uplink", "host", `where guests reach the outside through: host, none, or the path of a network namespace`)

@@ -27,8 +27,9 @@ type directories struct {
 }
 
 func (d *directories) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&d.data, "data-dir", "/var/lib/pinnace", "what must survive a reboot")
-	cmd.Flags().StringVar(&d.run, "run-dir", "/run/pinnace", "what must not")
+	d.data, d.run = "/var/lib/pinnace", "/run/pinnace"
+	cmd.Flags().Var((*dirFlag)(&d.data), "data-dir", "what must survive a reboot")
+	cmd.Flags().Var((*dirFlag)(&d.run), "run-dir", "what must not")
 }
 
 // lock makes dir and takes its ownership.

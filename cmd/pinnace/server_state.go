@@ -22,7 +22,8 @@ type statePlace struct {
 }
 
 func (s *statePlace) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&s.dirs.data, "data-dir", "/var/lib/pinnace", "where the server keeps its data")
+	s.dirs.data = "/var/lib/pinnace"
+	cmd.Flags().Var((*dirFlag)(&s.dirs.data), "data-dir", "where the server keeps its data")
 	cmd.Flags().StringVar(&s.database, "database", "", databaseHelp)
 }
 
