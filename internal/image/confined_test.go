@@ -229,6 +229,34 @@ func TestCancelledPullLeavesNoProcess(t *testing.T) {
 	noChildren(t)
 }
 
+// A layer that is refused while most of its blob is still to come costs the others nothing: the process says so at once,
+// and goes on.
+func TestRefusedEarly(t *testing.T) {
+	needConfined(t)
+	s := openStore(t, Options{})
+	s.patience = 2 * time.Second
+	w := s.newWorker()
+	pull := func(img *imagetest.Image) error {
+		spec, err := parseSpec(img.ManifestDigest, img.Manifest, img.Config, s.limits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.complete(t.Context(), img, w, spec, func(Progress) {})
+		return err
+	}
+	rest := make([]byte, 4*ringSlots*ringSlotSize)
+	blob := append(imagetest.Block512(tar.TypeReg, "../a", int64(len(rest))), rest...)
+	if err := pull(blobImage(blob, imagetest.Digest(blob))); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "has .. in its name") {
+		t.Errorf("got %v, want a refusal of the name", err)
+	}
+	if err := pull(imagetest.New().Layer(imagetest.File("a", "1")).Build()); err != nil {
+		t.Errorf("the same process, afterwards: %v", err)
+	}
+	if err := w.release(); err != nil {
+		t.Error(err)
+	}
+}
+
 // The bound of docs/design/layers.md, whatever a layer holds: what the process ever had in memory, with what it
 // has of this binary.
 func TestMemoryOfHostileLayers(t *testing.T) {

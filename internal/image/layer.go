@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 )
 
 // A layerFile is where a layer is in the store.
@@ -108,9 +109,8 @@ func (s *Store) reindex(ctx context.Context, w *worker, l *layerFile) error {
 	}
 	size, fed, err := w.handOver(ctx, handOver{
 		name: "layer " + l.diffID, ring: ring, src: &untilDone{ctx, tar}, verify: func() error { return nil },
-		request: &request{Task: taskIndex, DiffID: l.diffID, Limits: s.limits}, files: append(theirs, files[0].file),
+		request: &request{Task: taskIndex, DiffID: l.diffID, Limits: s.limits}, theirs: theirs, files: []*os.File{files[0].file},
 	})
-	closeFiles(theirs)
 	if err = errors.Join(fed, err, ring.close()); err != nil {
 		return errors.Join(err, discardAll(files))
 	}
@@ -175,9 +175,8 @@ func (s *Store) receive(ctx context.Context, src Source, w *worker, l *layerFile
 	blob := newBlobReader(ctx, body, l.blob, report)
 	size, fed, err := w.handOver(ctx, handOver{
 		name: "layer " + l.blob.Digest, ring: ring, src: blob, verify: blob.verify,
-		request: &request{Task: taskLayer, DiffID: l.diffID, Limits: s.limits}, files: append(theirs, tar, idx),
+		request: &request{Task: taskLayer, DiffID: l.diffID, Limits: s.limits}, theirs: theirs, files: []*os.File{tar, idx},
 	})
-	closeFiles(theirs)
 	switch {
 	case fed != nil && !errors.Is(fed, errRingClosed):
 		return 0, fed
@@ -203,13 +202,16 @@ type handOver struct {
 	src     io.Reader
 	verify  func() error // called at the end of src, before the process is told that this was all
 	request *request
-	files   []*os.File
+	theirs  []*os.File // the process's end of ring, which handOver closes here
+	files   []*os.File // what it is to write
 }
 
 // handOver has a request worked on, with all that src gives. fed is what ended the giving, nil when it was all
 // given; errRingClosed when the process wanted no more, for which err is the reason.
 func (w *worker) handOver(ctx context.Context, h handOver) (size int64, fed, err error) {
-	j, err := w.begin(ctx, h.name, notesOf(h.ring.memory), h.request, h.files...)
+	j, err := w.begin(ctx, h.name, notesOf(h.ring.memory), h.request, slices.Concat(h.theirs, h.files)...)
+	// Were its end of the ring open here as well, nobody would notice that the process has closed it.
+	closeFiles(h.theirs)
 	if err != nil {
 		return 0, err, err
 	}
