@@ -68,6 +68,9 @@ func (e *Engine) Commit(ctx context.Context, events []eventlog.Event) error {
 		return errors.New("PostgreSQL: this engine does not lead")
 	}
 	if err := e.connectWriter(ctx); err != nil {
+		// Nothing was sent, but the one before may have been; and a database that is away is waited for, as after any
+		// other failure.
+		e.failed()
 		return fmt.Errorf("PostgreSQL: connect: %w", err)
 	}
 	c := &e.batch
@@ -89,13 +92,18 @@ func (e *Engine) Commit(ctx context.Context, events []eventlog.Event) error {
 		e.lose()
 		return fmt.Errorf("PostgreSQL: %w: %w", eventlog.ErrFenced, err)
 	}
-	e.mu.Lock()
-	e.unknown = true
-	e.mu.Unlock()
+	e.failed()
 	if e.writer.IsClosed() {
 		e.writer = nil
 	}
 	return fmt.Errorf("PostgreSQL: commit: %w", err)
+}
+
+// failed makes Head look up what became of the last commit.
+func (e *Engine) failed() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.unknown = true
 }
 
 // connectWriter makes the connection for commits, on which a commit is durable when it returns.
