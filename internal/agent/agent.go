@@ -58,6 +58,8 @@ type Options struct {
 	// Dir holds what must survive a reboot: attempt numbers and logs. RunDir holds what must not: the
 	// directories of the machines that run. The agent owns both.
 	Dir, RunDir string
+	// VolumesDir holds the volumes of this host, and may be empty for the directory "volumes" in Dir.
+	VolumesDir string
 	// Server is where assignments come from and reports go to.
 	Server pinnacev1connect.AgentServiceClient
 	// Driver starts the machines, and Kernel is what they boot.

@@ -459,7 +459,12 @@ type Assignment struct {
 	// assignment goes away afterwards.
 	Stop bool `protobuf:"varint,7,opt,name=stop,proto3" json:"stop,omitempty"`
 	// vars are the variables of the environment for this deployment.
-	Vars          map[string]string `protobuf:"bytes,8,rep,name=vars,proto3" json:"vars,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Vars map[string]string `protobuf:"bytes,8,rep,name=vars,proto3" json:"vars,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// secrets are the bundles that the manifest names, each once. An assignment of the same instance that comes later
+	// with another version is a change of that bundle: what becomes of it says the manifest's on_change.
+	Secrets []*AssignedSecret `protobuf:"bytes,9,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	// volumes say which volume of the host each of the manifest's is, each once.
+	Volumes       []*AssignedVolume `protobuf:"bytes,10,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -550,6 +555,141 @@ func (x *Assignment) GetVars() map[string]string {
 	return nil
 }
 
+func (x *Assignment) GetSecrets() []*AssignedSecret {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+func (x *Assignment) GetVolumes() []*AssignedVolume {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+// AssignedSecret is one version of a secret bundle. It must never be written to a disk or a log as it is.
+type AssignedSecret struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// bundle is its name in the manifest, as in [secrets.bundle].
+	Bundle string `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// version counts the contents of the bundle, from 1.
+	Version uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// values are the secrets by their keys, [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}. With its keys, a bundle
+	// is at most 256 KiB, and all of an instance are at most 1 MiB.
+	Values        map[string][]byte `protobuf:"bytes,3,rep,name=values,proto3" json:"values,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignedSecret) Reset() {
+	*x = AssignedSecret{}
+	mi := &file_pinnace_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignedSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignedSecret) ProtoMessage() {}
+
+func (x *AssignedSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignedSecret.ProtoReflect.Descriptor instead.
+func (*AssignedSecret) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AssignedSecret) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *AssignedSecret) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *AssignedSecret) GetValues() map[string][]byte {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+// AssignedVolume binds a volume of the manifest to one of the host. Its size, its path and whether it may be made are
+// the manifest's.
+type AssignedVolume struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name is that in the manifest, as in [volumes.name].
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// id names the volume on its host, [a-z0-9][a-z0-9-]{0,62}. One instance holds a volume at a time.
+	Id            string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignedVolume) Reset() {
+	*x = AssignedVolume{}
+	mi := &file_pinnace_v1_agent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignedVolume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignedVolume) ProtoMessage() {}
+
+func (x *AssignedVolume) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_agent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignedVolume.ProtoReflect.Descriptor instead.
+func (*AssignedVolume) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AssignedVolume) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AssignedVolume) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
 type AssignedRelease struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Id                string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -565,7 +705,7 @@ type AssignedRelease struct {
 
 func (x *AssignedRelease) Reset() {
 	*x = AssignedRelease{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[7]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -577,7 +717,7 @@ func (x *AssignedRelease) String() string {
 func (*AssignedRelease) ProtoMessage() {}
 
 func (x *AssignedRelease) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[7]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -590,7 +730,7 @@ func (x *AssignedRelease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedRelease.ProtoReflect.Descriptor instead.
 func (*AssignedRelease) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AssignedRelease) GetId() string {
@@ -646,7 +786,7 @@ type AssignedEnvironment struct {
 
 func (x *AssignedEnvironment) Reset() {
 	*x = AssignedEnvironment{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[8]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -658,7 +798,7 @@ func (x *AssignedEnvironment) String() string {
 func (*AssignedEnvironment) ProtoMessage() {}
 
 func (x *AssignedEnvironment) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[8]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -671,7 +811,7 @@ func (x *AssignedEnvironment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedEnvironment.ProtoReflect.Descriptor instead.
 func (*AssignedEnvironment) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AssignedEnvironment) GetName() string {
@@ -701,7 +841,7 @@ type AssignedApp struct {
 
 func (x *AssignedApp) Reset() {
 	*x = AssignedApp{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[9]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +853,7 @@ func (x *AssignedApp) String() string {
 func (*AssignedApp) ProtoMessage() {}
 
 func (x *AssignedApp) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[9]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +866,7 @@ func (x *AssignedApp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedApp.ProtoReflect.Descriptor instead.
 func (*AssignedApp) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AssignedApp) GetApp() string {
@@ -772,7 +912,7 @@ type AssignedPort struct {
 
 func (x *AssignedPort) Reset() {
 	*x = AssignedPort{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[10]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -784,7 +924,7 @@ func (x *AssignedPort) String() string {
 func (*AssignedPort) ProtoMessage() {}
 
 func (x *AssignedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[10]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -797,7 +937,7 @@ func (x *AssignedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedPort.ProtoReflect.Descriptor instead.
 func (*AssignedPort) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AssignedPort) GetName() string {
@@ -871,7 +1011,7 @@ type InstanceReport struct {
 
 func (x *InstanceReport) Reset() {
 	*x = InstanceReport{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[11]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +1023,7 @@ func (x *InstanceReport) String() string {
 func (*InstanceReport) ProtoMessage() {}
 
 func (x *InstanceReport) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[11]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +1036,7 @@ func (x *InstanceReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceReport.ProtoReflect.Descriptor instead.
 func (*InstanceReport) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *InstanceReport) GetInstance() string {
@@ -981,7 +1121,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -993,7 +1133,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1006,7 +1146,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReportRequest) GetHost() string {
@@ -1040,7 +1180,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1192,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1205,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ReportResponse) GetHead() *LogHead {
@@ -1087,7 +1227,7 @@ type LogRequest struct {
 
 func (x *LogRequest) Reset() {
 	*x = LogRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1239,7 @@ func (x *LogRequest) String() string {
 func (*LogRequest) ProtoMessage() {}
 
 func (x *LogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1252,7 @@ func (x *LogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRequest.ProtoReflect.Descriptor instead.
 func (*LogRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LogRequest) GetId() string {
@@ -1153,7 +1293,7 @@ type SendLogsRequest struct {
 
 func (x *SendLogsRequest) Reset() {
 	*x = SendLogsRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1165,7 +1305,7 @@ func (x *SendLogsRequest) String() string {
 func (*SendLogsRequest) ProtoMessage() {}
 
 func (x *SendLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1178,7 +1318,7 @@ func (x *SendLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendLogsRequest.ProtoReflect.Descriptor instead.
 func (*SendLogsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SendLogsRequest) GetRequest() string {
@@ -1203,7 +1343,7 @@ type SendLogsResponse struct {
 
 func (x *SendLogsResponse) Reset() {
 	*x = SendLogsResponse{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1355,7 @@ func (x *SendLogsResponse) String() string {
 func (*SendLogsResponse) ProtoMessage() {}
 
 func (x *SendLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1368,7 @@ func (x *SendLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendLogsResponse.ProtoReflect.Descriptor instead.
 func (*SendLogsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 var File_pinnace_v1_agent_proto protoreflect.FileDescriptor
@@ -1272,7 +1412,7 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\vassignments\x18\x03 \x03(\v2\x16.pinnace.v1.AssignmentR\vassignments\x127\n" +
 	"\breleases\x18\x04 \x03(\v2\x1b.pinnace.v1.AssignedReleaseR\breleases\x12C\n" +
 	"\fenvironments\x18\x05 \x03(\v2\x1f.pinnace.v1.AssignedEnvironmentR\fenvironments\x129\n" +
-	"\flog_requests\x18\x06 \x03(\v2\x16.pinnace.v1.LogRequestR\vlogRequests\"\xb3\x02\n" +
+	"\flog_requests\x18\x06 \x03(\v2\x16.pinnace.v1.LogRequestR\vlogRequests\"\x9f\x03\n" +
 	"\n" +
 	"Assignment\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12 \n" +
@@ -1284,10 +1424,23 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"deployment\x18\x06 \x01(\tR\n" +
 	"deployment\x12\x12\n" +
 	"\x04stop\x18\a \x01(\bR\x04stop\x124\n" +
-	"\x04vars\x18\b \x03(\v2 .pinnace.v1.Assignment.VarsEntryR\x04vars\x1a7\n" +
+	"\x04vars\x18\b \x03(\v2 .pinnace.v1.Assignment.VarsEntryR\x04vars\x124\n" +
+	"\asecrets\x18\t \x03(\v2\x1a.pinnace.v1.AssignedSecretR\asecrets\x124\n" +
+	"\avolumes\x18\n" +
+	" \x03(\v2\x1a.pinnace.v1.AssignedVolumeR\avolumes\x1a7\n" +
 	"\tVarsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xde\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbd\x01\n" +
+	"\x0eAssignedSecret\x12\x16\n" +
+	"\x06bundle\x18\x01 \x01(\tR\x06bundle\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12>\n" +
+	"\x06values\x18\x03 \x03(\v2&.pinnace.v1.AssignedSecret.ValuesEntryR\x06values\x1a9\n" +
+	"\vValuesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"4\n" +
+	"\x0eAssignedVolume\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"\xde\x01\n" +
 	"\x0fAssignedRelease\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12#\n" +
@@ -1362,7 +1515,7 @@ func file_pinnace_v1_agent_proto_rawDescGZIP() []byte {
 	return file_pinnace_v1_agent_proto_rawDescData
 }
 
-var file_pinnace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_pinnace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_pinnace_v1_agent_proto_goTypes = []any{
 	(*HostFacts)(nil),                // 0: pinnace.v1.HostFacts
 	(*JoinRequest)(nil),              // 1: pinnace.v1.JoinRequest
@@ -1371,57 +1524,63 @@ var file_pinnace_v1_agent_proto_goTypes = []any{
 	(*WatchAssignmentsRequest)(nil),  // 4: pinnace.v1.WatchAssignmentsRequest
 	(*WatchAssignmentsResponse)(nil), // 5: pinnace.v1.WatchAssignmentsResponse
 	(*Assignment)(nil),               // 6: pinnace.v1.Assignment
-	(*AssignedRelease)(nil),          // 7: pinnace.v1.AssignedRelease
-	(*AssignedEnvironment)(nil),      // 8: pinnace.v1.AssignedEnvironment
-	(*AssignedApp)(nil),              // 9: pinnace.v1.AssignedApp
-	(*AssignedPort)(nil),             // 10: pinnace.v1.AssignedPort
-	(*InstanceReport)(nil),           // 11: pinnace.v1.InstanceReport
-	(*ReportRequest)(nil),            // 12: pinnace.v1.ReportRequest
-	(*ReportResponse)(nil),           // 13: pinnace.v1.ReportResponse
-	(*LogRequest)(nil),               // 14: pinnace.v1.LogRequest
-	(*SendLogsRequest)(nil),          // 15: pinnace.v1.SendLogsRequest
-	(*SendLogsResponse)(nil),         // 16: pinnace.v1.SendLogsResponse
-	nil,                              // 17: pinnace.v1.HostFacts.LabelsEntry
-	nil,                              // 18: pinnace.v1.Assignment.VarsEntry
-	(*ReleasePlatform)(nil),          // 19: pinnace.v1.ReleasePlatform
-	(*Stage)(nil),                    // 20: pinnace.v1.Stage
-	(*Booted)(nil),                   // 21: pinnace.v1.Booted
-	(*timestamppb.Timestamp)(nil),    // 22: google.protobuf.Timestamp
-	(*Cause)(nil),                    // 23: pinnace.v1.Cause
-	(*StreamLogsResponse)(nil),       // 24: pinnace.v1.StreamLogsResponse
+	(*AssignedSecret)(nil),           // 7: pinnace.v1.AssignedSecret
+	(*AssignedVolume)(nil),           // 8: pinnace.v1.AssignedVolume
+	(*AssignedRelease)(nil),          // 9: pinnace.v1.AssignedRelease
+	(*AssignedEnvironment)(nil),      // 10: pinnace.v1.AssignedEnvironment
+	(*AssignedApp)(nil),              // 11: pinnace.v1.AssignedApp
+	(*AssignedPort)(nil),             // 12: pinnace.v1.AssignedPort
+	(*InstanceReport)(nil),           // 13: pinnace.v1.InstanceReport
+	(*ReportRequest)(nil),            // 14: pinnace.v1.ReportRequest
+	(*ReportResponse)(nil),           // 15: pinnace.v1.ReportResponse
+	(*LogRequest)(nil),               // 16: pinnace.v1.LogRequest
+	(*SendLogsRequest)(nil),          // 17: pinnace.v1.SendLogsRequest
+	(*SendLogsResponse)(nil),         // 18: pinnace.v1.SendLogsResponse
+	nil,                              // 19: pinnace.v1.HostFacts.LabelsEntry
+	nil,                              // 20: pinnace.v1.Assignment.VarsEntry
+	nil,                              // 21: pinnace.v1.AssignedSecret.ValuesEntry
+	(*ReleasePlatform)(nil),          // 22: pinnace.v1.ReleasePlatform
+	(*Stage)(nil),                    // 23: pinnace.v1.Stage
+	(*Booted)(nil),                   // 24: pinnace.v1.Booted
+	(*timestamppb.Timestamp)(nil),    // 25: google.protobuf.Timestamp
+	(*Cause)(nil),                    // 26: pinnace.v1.Cause
+	(*StreamLogsResponse)(nil),       // 27: pinnace.v1.StreamLogsResponse
 }
 var file_pinnace_v1_agent_proto_depIdxs = []int32{
-	17, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
+	19, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
 	0,  // 1: pinnace.v1.JoinRequest.host:type_name -> pinnace.v1.HostFacts
 	3,  // 2: pinnace.v1.JoinResponse.head:type_name -> pinnace.v1.LogHead
 	6,  // 3: pinnace.v1.WatchAssignmentsResponse.assignments:type_name -> pinnace.v1.Assignment
-	7,  // 4: pinnace.v1.WatchAssignmentsResponse.releases:type_name -> pinnace.v1.AssignedRelease
-	8,  // 5: pinnace.v1.WatchAssignmentsResponse.environments:type_name -> pinnace.v1.AssignedEnvironment
-	14, // 6: pinnace.v1.WatchAssignmentsResponse.log_requests:type_name -> pinnace.v1.LogRequest
-	18, // 7: pinnace.v1.Assignment.vars:type_name -> pinnace.v1.Assignment.VarsEntry
-	19, // 8: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
-	9,  // 9: pinnace.v1.AssignedEnvironment.apps:type_name -> pinnace.v1.AssignedApp
-	10, // 10: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
-	20, // 11: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
-	21, // 12: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
-	22, // 13: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
-	23, // 14: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
-	11, // 15: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
-	3,  // 16: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
-	24, // 17: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
-	1,  // 18: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
-	4,  // 19: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
-	12, // 20: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
-	15, // 21: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
-	2,  // 22: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
-	5,  // 23: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
-	13, // 24: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
-	16, // 25: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
-	22, // [22:26] is the sub-list for method output_type
-	18, // [18:22] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	9,  // 4: pinnace.v1.WatchAssignmentsResponse.releases:type_name -> pinnace.v1.AssignedRelease
+	10, // 5: pinnace.v1.WatchAssignmentsResponse.environments:type_name -> pinnace.v1.AssignedEnvironment
+	16, // 6: pinnace.v1.WatchAssignmentsResponse.log_requests:type_name -> pinnace.v1.LogRequest
+	20, // 7: pinnace.v1.Assignment.vars:type_name -> pinnace.v1.Assignment.VarsEntry
+	7,  // 8: pinnace.v1.Assignment.secrets:type_name -> pinnace.v1.AssignedSecret
+	8,  // 9: pinnace.v1.Assignment.volumes:type_name -> pinnace.v1.AssignedVolume
+	21, // 10: pinnace.v1.AssignedSecret.values:type_name -> pinnace.v1.AssignedSecret.ValuesEntry
+	22, // 11: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
+	11, // 12: pinnace.v1.AssignedEnvironment.apps:type_name -> pinnace.v1.AssignedApp
+	12, // 13: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
+	23, // 14: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
+	24, // 15: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
+	25, // 16: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
+	26, // 17: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
+	13, // 18: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
+	3,  // 19: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
+	27, // 20: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
+	1,  // 21: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
+	4,  // 22: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
+	14, // 23: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
+	17, // 24: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
+	2,  // 25: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
+	5,  // 26: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
+	15, // 27: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
+	18, // 28: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
+	25, // [25:29] is the sub-list for method output_type
+	21, // [21:25] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_agent_proto_init() }
@@ -1437,7 +1596,7 @@ func file_pinnace_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_agent_proto_rawDesc), len(file_pinnace_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
