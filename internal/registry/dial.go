@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -83,6 +84,8 @@ func newTransport(over network, settings Host, r reach) *http.Transport {
 	security := &tls.Config{RootCAs: cmp.Or(settings.RootCAs, over.roots), MinVersion: tls.VersionTLS12}
 	if settings.ClientCertificate != nil {
 		security.Certificates = []tls.Certificate{*settings.ClientCertificate}
+	} else {
+		security.GetClientCertificate = haveNoCertificate
 	}
 	d := dialer{network: over, reach: r}
 	return &http.Transport{
@@ -99,6 +102,27 @@ func newTransport(over network, settings Host, r reach) *http.Transport {
 		// Digests are of the bytes as they are stored; the transport must not undo a compression.
 		DisableCompression: true,
 	}
+}
+
+// onCertificateRequest is the context's func() that hears when a host asks for a certificate that we don't have.
+type onCertificateRequest struct{}
+
+// haveNoCertificate answers a host that asks for a certificate. In TLS 1.3 the host refuses us only after the
+// handshake has ended for us, so that instead of its alert we may get no more than a connection that is gone.
+func haveNoCertificate(asked *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	if tell, ok := asked.Context().Value(onCertificateRequest{}).(func()); ok {
+		tell()
+	}
+	return new(tls.Certificate), nil
+}
+
+// isHungUp says whether the other side ended the connection before it answered. The ways in which that shows are many,
+// some of them known to net/http alone: it is whatever is neither a connection that never was nor a wait that was too long.
+func isHungUp(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	timeout, isNet := errors.AsType[net.Error](err)
+	return (!ok || op.Op != "dial") && (!isNet || !timeout.Timeout()) &&
+		!errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
 }
 
 // dialer checks addresses themselves, after DNS, so that no name can lead past it.

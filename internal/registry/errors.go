@@ -112,8 +112,11 @@ func (c *Client) explain(ctx context.Context, err error, repo name.Repository, w
 	case errors.As(err, new(x509.HostnameError)):
 		e.Kind, e.Message, e.Err = ErrTLS, "its certificate is for another name", lastCause(err)
 		e.Hint = "use the name that the certificate has, or get one for " + host
-	case isTLS(err):
+	case isTLS(err), errors.Is(err, errNoCertificate):
 		e.Kind, e.Message = ErrTLS, "cannot make a secure connection"
+		if errors.Is(err, errNoCertificate) {
+			e.Err = errNoCertificate
+		}
 		e.Hint = "check the registry's certificate; when it wants one from its clients, " + c.setting(host, `client_cert = "/path/to/cert.pem" and client_key = "/path/to/key.pem"`)
 	case errors.As(err, new(*net.DNSError)):
 		e.Kind, e.Message = ErrUnreachable, "there is no such host"
@@ -222,6 +225,9 @@ func isTLS(err error) bool {
 		errors.As(err, new(tls.RecordHeaderError)) ||
 		errors.As(err, new(tls.AlertError)) || isAlert(err)
 }
+
+// errNoCertificate is for a host that asked for a certificate, got none and hung up.
+var errNoCertificate = errors.New("it asked for a client certificate and then ended the connection")
 
 // isAlert says whether the other side ended TLS: it may want a certificate, or another version.
 func isAlert(err error) bool {

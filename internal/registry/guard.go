@@ -61,6 +61,8 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	if home {
 		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: g.remember})
 	}
+	host := hostKey(req.URL.Host)
+	ctx = context.WithValue(ctx, onCertificateRequest{}, func() { g.client.wantCertificate.Store(host, struct{}{}) })
 	out := req.Clone(ctx)
 	if !home && !g.isTokenServer(req.URL) {
 		// The standard client strips these only when the host name differs, not when the port does.
@@ -71,6 +73,9 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	res, err := g.client.transports.get(req.URL.Host, g.client.host(req.URL.Host), g.reach(req.URL)).RoundTrip(out)
 	if err != nil {
 		cancel(nil)
+		if _, asked := g.client.wantCertificate.Load(host); asked && isHungUp(err) && !isTLS(err) {
+			err = fmt.Errorf("%w: %w", errNoCertificate, err)
+		}
 		return nil, err
 	}
 	if res.StatusCode == http.StatusSwitchingProtocols {

@@ -1,9 +1,12 @@
 package registry
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -258,5 +261,44 @@ func TestForeignHostsAreNotDialledOnThisMachine(t *testing.T) {
 		if !errors.Is(err, ErrForbidden) || len(f.paths()) > 0 {
 			t.Errorf("reach %d: got %v", r, err)
 		}
+	}
+}
+
+// TestHangsUpWithoutCertificate has a registry that asks for a certificate and, getting none, resets the connection
+// before its alert can be read, as happens by chance with TLS 1.3. What people read must be the same.
+func TestHangsUpWithoutCertificate(t *testing.T) {
+	n := newInternet(t, nil) // for its authority
+	mine, err := n.issue("127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	defer func() { _ = listener.Close(); <-done }()
+	go func() {
+		defer close(done)
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			server := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{*mine}, ClientAuth: tls.RequestClientCert})
+			if err := server.Handshake(); err == nil {
+				_ = conn.(*net.TCPConn).SetLinger(0)
+			}
+			_ = conn.Close()
+		}
+	}()
+	roots := x509.NewCertPool()
+	roots.AddCert(n.authority)
+	addr := listener.Addr().String()
+	client := newClient(t, Options{Hosts: map[string]Host{addr: {RootCAs: roots}}})
+	_, err = client.Resolve(t.Context(), addr+"/shop/web:1")
+	e, ok := errors.AsType[*Error](err)
+	if !ok || !errors.Is(err, ErrTLS) || !strings.Contains(e.Hint, "client_cert = ") || !strings.Contains(err.Error(), "asked for a client certificate") {
+		t.Errorf("got %v", err)
 	}
 }

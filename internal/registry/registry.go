@@ -88,6 +88,8 @@ type Client struct {
 	transports transports
 	limits     limits
 	mirrors    mirrorHealth
+	// wantCertificate has the hosts that have asked for a client certificate where there is none: hostKey -> struct{}
+	wantCertificate sync.Map
 
 	mu       sync.Mutex
 	sessions map[sessionKey]*session // guarded by mu
