@@ -24,6 +24,7 @@ var layers = []struct {
 	{"mechanisms", []string{
 		"internal/eventlog", "internal/registry", "internal/inflate", "internal/erofs", "internal/sandbox", "internal/image", "internal/kernel",
 		"internal/vm", "internal/guest", "internal/network", "internal/proxy",
+		"internal/volume",
 	}},
 	{"values", []string{
 		"internal/manifest", "internal/release", "internal/importer", "internal/fleet", "internal/scheduler", "internal/rollout",
@@ -51,6 +52,7 @@ var forbidden = []struct {
 	{"internal/server", "internal/eventlog/sqlite", "only cmd names a concrete engine"},
 	{"internal/server", "internal/eventlog/postgres", "only cmd names a concrete engine"},
 	{"internal/agent", "internal/vm/qemu", "only cmd names a concrete driver"},
+	{"internal/vm", "internal/volume", "a machine has disks; what is on them is not its business"},
 	{"internal/vm", "internal/guest", "a machine carries bytes; the protocol is not its business"},
 	{"internal/vm", "internal/image", "a machine has disks; what is on them is not its business"},
 	{"internal/image", "internal/registry", "a store is given its blobs; where from is not its business"},

@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/pinnacehq/pinnace/internal/durable"
 )
@@ -56,7 +53,7 @@ func (s *Scratch) Make(ctx context.Context, path string, size int64) error {
 	if err != nil {
 		return fmt.Errorf("make the template of scratch disks: %w", err)
 	}
-	if err := copyTemplate(template, path, (size+4095)&^4095); err != nil {
+	if err := copyTemplate(ctx, template, path, (size+4095)&^4095); err != nil {
 		return fmt.Errorf("make scratch disk: %w", err)
 	}
 	return nil
@@ -131,7 +128,7 @@ func findMkfs() (string, error) {
 }
 
 // copyTemplate makes a copy of template at path and lets it seem size bytes long.
-func copyTemplate(template, path string, size int64) error {
+func copyTemplate(ctx context.Context, template, path string, size int64) error {
 	src, err := os.Open(template)
 	if err != nil {
 		return err
@@ -144,10 +141,7 @@ func copyTemplate(template, path string, size int64) error {
 	if err != nil {
 		return err
 	}
-	err = unix.IoctlFileClone(int(dst.Fd()), int(src.Fd()))
-	if err != nil { // another file system, or one that does not share blocks
-		err = copySparse(dst, src)
-	}
+	err = durable.Copy(ctx, dst, src)
 	if err == nil {
 		err = dst.Truncate(size)
 	}
@@ -156,25 +150,4 @@ func copyTemplate(template, path string, size int64) error {
 		err = errors.Join(err, os.Remove(path))
 	}
 	return err
-}
-
-// copySparse copies what is not a hole.
-func copySparse(dst, src *os.File) error {
-	for at := int64(0); ; {
-		data, err := src.Seek(at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil // holes to the end
-		}
-		if err != nil {
-			return err
-		}
-		hole, err := src.Seek(data, unix.SEEK_HOLE)
-		if err != nil {
-			return err
-		}
-		if _, err := io.Copy(io.NewOffsetWriter(dst, data), io.NewSectionReader(src, data, hole-data)); err != nil {
-			return err
-		}
-		at = hole
-	}
 }
