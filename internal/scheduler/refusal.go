@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -12,32 +13,58 @@ type Refusal struct {
 	// Wanted and Placed count instances: how many were asked for, and for how many there was room.
 	Wanted, Placed int
 	Hosts          int
-	// Each host is counted once, for the first of these that holds, in this order.
-	NotConnected, OtherArchitecture, LackMemory, LackDisk int
+	// Each host is counted once, for the first of these that holds, in this order. All are 0 when hosts are not
+	// what the instances lack.
+	NotConnected, Draining, OtherArchitecture, OtherLabels, LackMemory, LackDisk int
+	// Bound are the instances that can't run where their volumes are.
+	Bound []BoundRefusal
+	// OverQuota counts the instances for which the environment has no quota left.
+	OverQuota int
 
 	architectures       []string
+	labels              []string
 	memoryNeed, memFree int64
 	diskNeed, diskFree  int64
+	quota               Quota
+	one                 Request
 }
 
-// refuse counts the reasons as the hosts are once the instances in placed are on them.
-func refuse(req Request, hosts []Host, placed []string) *Refusal {
+// BoundRefusal is an instance that can only run on one host, and can't.
+type BoundRefusal struct {
+	Ordinal int
+	Host    string
+
+	unknown bool
+	why     lack
+}
+
+// refuse counts the reasons as the hosts are with the placed instances on them. full tells that hosts are lacking.
+func (c *Cluster) refuse(req *Request, placed int, stuck []BoundRefusal, full bool) *Refusal {
 	r := &Refusal{
-		Wanted: req.Instances, Placed: len(placed), Hosts: len(hosts), architectures: slices.Sorted(slices.Values(req.Architectures)),
-		memoryNeed: Footprint(req.MemoryBytes), diskNeed: req.DiskBytes,
+		Wanted: len(req.Ordinals), Placed: placed, Hosts: len(c.hosts), Bound: stuck,
+		architectures: slices.Sorted(slices.Values(req.Architectures)),
+		memoryNeed:    Footprint(req.MemoryBytes), diskNeed: req.DiskBytes, one: *req,
 	}
-	taken := make(map[string]int64, len(hosts))
-	for _, id := range placed {
-		taken[id]++
+	for _, name := range slices.Sorted(maps.Keys(req.Labels)) {
+		r.labels = append(r.labels, name+"="+req.Labels[name])
 	}
-	for _, h := range hosts {
-		h.MemoryBooked += taken[h.ID] * Footprint(req.MemoryBytes)
-		h.DiskBooked += taken[h.ID] * req.DiskBytes
+	if room := req.Quota.room(*req, r.Wanted); room < r.Wanted {
+		r.OverQuota, r.quota = r.Wanted-room, *req.Quota
+	}
+	if !full {
+		return r
+	}
+	for i := range c.hosts {
+		h := &c.hosts[i]
 		switch lacks(req, h) {
 		case lacksConnection:
 			r.NotConnected++
+		case isDraining:
+			r.Draining++
 		case lacksArchitecture:
 			r.OtherArchitecture++
+		case lacksLabel:
+			r.OtherLabels++
 		case lacksMemory:
 			r.LackMemory++
 			r.memFree = max(r.memFree, h.MemoryBytes-h.MemoryBooked)
@@ -50,7 +77,7 @@ func refuse(req Request, hosts []Host, placed []string) *Refusal {
 	return r
 }
 
-// Error names how many instances have no place and counts what the hosts lack.
+// Error names how many instances have no place and says what is lacking.
 func (r *Refusal) Error() string {
 	var b strings.Builder
 	switch {
@@ -66,17 +93,75 @@ func (r *Refusal) Error() string {
 		return b.String()
 	}
 	var why []string
+	if counts := r.counts(); counts != "" {
+		why = append(why, counts)
+	}
+	for _, s := range r.Bound {
+		why = append(why, s.text(r))
+	}
+	if r.OverQuota > 0 {
+		why = append(why, r.quotaText())
+	}
+	b.WriteString(strings.Join(why, "; "))
+	return b.String()
+}
+
+// counts says what the hosts lack.
+func (r *Refusal) counts() string {
+	var why []string
 	add := func(n int, format string, args ...any) {
 		if n > 0 {
 			why = append(why, fmt.Sprintf("%d of %s ", n, plural(r.Hosts, "host"))+fmt.Sprintf(format, args...))
 		}
 	}
 	add(r.NotConnected, "%s not connected", verb(r.NotConnected, "is", "are"))
+	add(r.Draining, "%s draining", verb(r.Draining, "is", "are"))
 	add(r.OtherArchitecture, "%s of another architecture (the release runs on %s)", verb(r.OtherArchitecture, "is", "are"), orNone(r.architectures))
+	add(r.OtherLabels, "%s not the labels that the app is placed by (%s)", verb(r.OtherLabels, "has", "have"), strings.Join(r.labels, ", "))
 	add(r.LackMemory, "%s memory (%s needed with overhead, at most %s free)", verb(r.LackMemory, "lacks", "lack"), size(r.memoryNeed), size(r.memFree))
 	add(r.LackDisk, "%s disk (%s needed, at most %s free)", verb(r.LackDisk, "lacks", "lack"), size(r.diskNeed), size(r.diskFree))
-	b.WriteString(strings.Join(why, ", "))
-	return b.String()
+	return strings.Join(why, ", ")
+}
+
+func (s BoundRefusal) text(r *Refusal) string {
+	what := fmt.Sprintf("instance %d can only run on host %s, where its volumes are, which ", s.Ordinal, s.Host)
+	if s.unknown {
+		return what + "is not one of the hosts any more"
+	}
+	switch s.why {
+	case lacksConnection:
+		return what + "is not connected"
+	case isDraining:
+		return what + "is draining"
+	case lacksArchitecture:
+		return what + "is of another architecture (the release runs on " + orNone(r.architectures) + ")"
+	case lacksLabel:
+		return what + "has not the labels that the app is placed by (" + strings.Join(r.labels, ", ") + ")"
+	case lacksMemory:
+		return what + "lacks memory (" + size(r.memoryNeed) + " needed with overhead)"
+	case lacksDisk:
+		return what + "lacks disk (" + size(r.diskNeed) + " needed)"
+	default:
+		return what + "cannot take it"
+	}
+}
+
+// quotaText says what the environment may still book of what an instance needs.
+func (r *Refusal) quotaText() string {
+	one := Request{Ordinals: []int{0}, MemoryBytes: r.one.MemoryBytes, CPUMilli: r.one.CPUMilli}
+	room := func(q Quota) int { return q.room(one, r.Wanted) }
+	const much = 1 << 62
+	var why []string
+	if room(Quota{Instances: r.quota.Instances, MemoryBytes: much, CPUMilli: much}) < r.Wanted {
+		why = append(why, plural(max(r.quota.Instances, 0), "instance"))
+	}
+	if room(Quota{Instances: r.Wanted, MemoryBytes: r.quota.MemoryBytes, CPUMilli: much}) < r.Wanted {
+		why = append(why, fmt.Sprintf("%s of memory (each needs %s)", size(r.quota.MemoryBytes), size(r.one.MemoryBytes)))
+	}
+	if room(Quota{Instances: r.Wanted, MemoryBytes: much, CPUMilli: r.quota.CPUMilli}) < r.Wanted {
+		why = append(why, fmt.Sprintf("%s of CPU (each needs %s)", cpus(r.quota.CPUMilli), cpus(r.one.CPUMilli)))
+	}
+	return "the environment's quota leaves " + strings.Join(why, " and ")
 }
 
 func verb(n int, one, many string) string {
@@ -102,4 +187,8 @@ func orNone(names []string) string {
 
 func size(bytes int64) string {
 	return fmt.Sprintf("%d MiB", max(bytes, 0)/mib)
+}
+
+func cpus(milli int64) string {
+	return fmt.Sprintf("%d.%03d", max(milli, 0)/1000, max(milli, 0)%1000)
 }

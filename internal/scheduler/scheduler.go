@@ -5,15 +5,11 @@
 // decided by the host's id. It knows neither instances nor deployments, and it never moves anything that
 // runs: package rollout says when to start and stop.
 //
-// Memory, scratch disk, architecture and being connected are hard. CPU is a weight: hosts whose CPUs are
-// oversubscribed already are taken last, but they are taken.
+// Memory, scratch disk, architecture, labels, the place of volumes and being connected are hard. CPU is a
+// weight: hosts whose CPUs are oversubscribed beyond their factor are taken last, but they are taken.
 package scheduler
 
-import (
-	"cmp"
-	"container/heap"
-	"slices"
-)
+import "slices"
 
 const (
 	mib = 1 << 20
@@ -21,8 +17,8 @@ const (
 	overheadPerVM = 64 * mib
 	// overheadShare adds 1/64 of the RAM, which grows with the tables that map it.
 	overheadShare = 64
-	// cpuFactor is how often a host's CPU may be promised before the host is taken last.
-	cpuFactor = 4
+	// DefaultCPUFactor is how often a host's CPU may be promised, in percent, before the host is taken last.
+	DefaultCPUFactor = 400
 )
 
 // Footprint is the memory, in bytes, that one instance with the given cap takes from its host: the cap,
@@ -39,56 +35,76 @@ func Footprints(instances int, memoryBytes int64) int64 {
 type Host struct {
 	ID           string
 	Architecture string
-	Connected    bool
+	// Zone is what fails together; instances are spread over zones before hosts. Hosts without one are a zone.
+	Zone   string
+	Labels map[string]string
+	// Connected is false for a host that may be gone, Draining true for one that is to become empty. Neither
+	// is given anything.
+	Connected, Draining bool
 
 	MemoryBytes, MemoryBooked int64
 	DiskBytes, DiskBooked     int64
 	CPUMilli, CPUBooked       int64
-
-	// AppInstances counts the instances of the app that is being placed; it is what spreading looks at.
-	AppInstances int
+	// CPUFactor is how often CPUMilli may be promised, in percent; 0 for DefaultCPUFactor.
+	CPUFactor int64
 }
 
 // Request asks for places for a number of equal instances of one app.
 type Request struct {
-	Instances int
+	// Ordinals of the instances, each once. They are placed in this order, those that are bound before the others.
+	Ordinals []int
 	// MemoryBytes is the cap of one instance, without overhead.
 	MemoryBytes int64
 	DiskBytes   int64
 	CPUMilli    int64
 	// Architectures that the release has an image for and its manifest allows; empty fits no host.
 	Architectures []string
+	// Labels that a host must have, with these values.
+	Labels map[string]string
+	// Running counts the app's instances by host; it is what spreading looks at.
+	Running map[string]int
+	// Bound has the host of an ordinal whose volumes are there: volumes do not move.
+	Bound map[int]string
+	// Quota is what the environment may book in addition to what it has booked; nil for no bound.
+	Quota *Quota
 }
 
-// Place returns the host of each requested instance, or a *Refusal when not all of them have a place.
-// Hosts with the fewest instances of the app come first; among those the fullest that still fits, so that
-// large instances find room later; ties go to the lower id. The hosts are not changed.
-func Place(req Request, hosts []Host) ([]string, error) {
-	q := make(queue, 0, len(hosts))
-	for i := range hosts {
-		if lacks(req, hosts[i]) == fits {
-			q = append(q, hosts[i])
-		}
+// Quota is an amount that may be booked.
+type Quota struct {
+	Instances   int
+	MemoryBytes int64 // caps, without overhead
+	CPUMilli    int64
+}
+
+// room is for how many of the request's instances there is quota, at most n.
+func (q *Quota) room(req Request, n int) int {
+	if q == nil {
+		return n
 	}
-	heap.Init(&q)
-	placed := make([]string, 0, req.Instances)
-	for range req.Instances {
-		if len(q) == 0 {
-			return nil, refuse(req, hosts, placed)
-		}
-		h := &q[0]
-		placed = append(placed, h.ID)
-		h.MemoryBooked += Footprint(req.MemoryBytes)
-		h.DiskBooked += req.DiskBytes
-		h.CPUBooked += req.CPUMilli
-		h.AppInstances++
-		if lacks(req, *h) == fits {
-			heap.Fix(&q, 0)
-		} else {
-			heap.Pop(&q)
-		}
+	n = min(n, max(q.Instances, 0))
+	if req.MemoryBytes > 0 {
+		n = int(min(int64(n), max(q.MemoryBytes, 0)/req.MemoryBytes))
 	}
-	return placed, nil
+	if req.CPUMilli > 0 {
+		n = int(min(int64(n), max(q.CPUMilli, 0)/req.CPUMilli))
+	}
+	return n
+}
+
+// Placement is the place of one instance.
+type Placement struct {
+	Ordinal int
+	Host    string
+}
+
+// Place returns the host of each requested instance, in the order of the request. When not all of them have a
+// place the error is a *Refusal, and the placements are those for which there is room. Nothing is changed.
+//
+// A host takes precedence that is in the zone with the fewest instances of the app; then one that runs the
+// fewest itself; then one whose CPUs are not oversubscribed; then the fullest that still fits, so that large
+// instances find room later; ties go to the lower id.
+func Place(req Request, hosts []Host) ([]Placement, error) {
+	return NewCluster(hosts).Place(req)
 }
 
 // lack is the first reason why a host cannot take one more instance.
@@ -97,17 +113,30 @@ type lack int
 const (
 	fits lack = iota
 	lacksConnection
+	isDraining
 	lacksArchitecture
+	lacksLabel
 	lacksMemory
 	lacksDisk
 )
 
-func lacks(req Request, h Host) lack {
+func lacks(req *Request, h *Host) lack {
 	switch {
 	case !h.Connected:
 		return lacksConnection
+	case h.Draining:
+		return isDraining
 	case !slices.Contains(req.Architectures, h.Architecture):
 		return lacksArchitecture
+	case !hasLabels(h.Labels, req.Labels):
+		return lacksLabel
+	default:
+		return lacksRoom(req, h)
+	}
+}
+
+func lacksRoom(req *Request, h *Host) lack {
+	switch {
 	case h.MemoryBytes-h.MemoryBooked < Footprint(req.MemoryBytes):
 		return lacksMemory
 	case h.DiskBytes-h.DiskBooked < req.DiskBytes:
@@ -117,46 +146,42 @@ func lacks(req Request, h Host) lack {
 	}
 }
 
-// queue is a heap of hosts that fit, the best one first.
-type queue []Host
-
-func (q queue) Len() int           { return len(q) }
-func (q queue) Less(i, j int) bool { return compare(q[i], q[j]) < 0 }
-func (q queue) Swap(i, j int)      { q[i], q[j] = q[j], q[i] }
-func (q *queue) Push(h any)        { *q = append(*q, h.(Host)) }
-func (q *queue) Pop() any {
-	last := len(*q) - 1
-	h := (*q)[last]
-	*q = (*q)[:last]
-	return h
-}
-
-func compare(a, b Host) int {
-	return cmp.Or(
-		cmp.Compare(a.AppInstances, b.AppInstances),
-		cmp.Compare(busy(a), busy(b)),
-		cmp.Compare(fullness(b), fullness(a)),
-		cmp.Compare(a.ID, b.ID),
-	)
-}
-
-// busy is 1 for a host whose CPUs are promised more often than cpuFactor times.
-func busy(h Host) int {
-	if h.CPUBooked >= h.CPUMilli*cpuFactor {
-		return 1
+func hasLabels(have, want map[string]string) bool {
+	for name, value := range want {
+		if got, ok := have[name]; !ok || got != value {
+			return false
+		}
 	}
-	return 0
+	return true
 }
 
-// fullness is the larger of the shares of memory and disk that are booked, in 1/256. Whole steps keep
-// small differences from overruling the order of the ids.
-func fullness(h Host) int64 {
-	return max(share(h.MemoryBooked, h.MemoryBytes), share(h.DiskBooked, h.DiskBytes))
+func (h *Host) book(req *Request) {
+	h.MemoryBooked += Footprint(req.MemoryBytes)
+	h.DiskBooked += req.DiskBytes
+	h.CPUBooked += req.CPUMilli
+}
+
+// shares is how much of a host is booked, in 1/shares: whole steps keep small differences from overruling the
+// order of the ids.
+const shares = 256
+
+// fullness is the dominant share of a host: the largest of the shares of memory, disk and promised CPU that
+// are booked, in 1/256.
+func (h *Host) fullness() int64 {
+	return max(share(h.MemoryBooked, h.MemoryBytes), share(h.DiskBooked, h.DiskBytes), share(h.CPUBooked, h.promisable()))
+}
+
+// promisable is how much of the CPU can be promised before the host counts as oversubscribed, in thousandths.
+func (h *Host) promisable() int64 {
+	if h.CPUFactor == 0 {
+		return h.CPUMilli * DefaultCPUFactor / 100
+	}
+	return h.CPUMilli * h.CPUFactor / 100
 }
 
 func share(booked, have int64) int64 {
-	if have < 256 {
-		return 256
+	if have < shares {
+		return shares
 	}
-	return min(booked/(have/256), 256)
+	return max(min(booked/(have/shares), shares), 0)
 }

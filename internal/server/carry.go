@@ -117,44 +117,42 @@ func (s *Server) carryOut(deployment string, actions []rollout.Action, now time.
 // returns those together with the refusal of the rest.
 func (s *Server) place(deployment string, starts []rollout.Action, now time.Time) (planned []fleet.PlannedStart, refusal error) {
 	var (
-		owner *fleet.Deployment
-		hosts []string
-		err   error
+		owner  *fleet.Deployment
+		places []scheduler.Placement
 	)
+	ordinals := make([]int, 0, len(starts))
+	for _, a := range starts {
+		ordinals = append(ordinals, a.Ordinal)
+	}
 	s.ledger.read(func(st *fleet.State) {
 		owner = st.Deployment(deployment)
 		if starts[0].Side == rollout.Previous {
 			owner = st.Deployment(owner.Previous)
 		}
-		hosts, err = s.schedule(st, owner.Environment, st.Release(owner.Release), len(starts), now)
-		refused := (*scheduler.Refusal)(nil)
-		if errors.As(err, &refused) && refused.Placed > 0 {
-			refusal = err
-			hosts, err = s.schedule(st, owner.Environment, st.Release(owner.Release), refused.Placed, now)
-		}
+		places, refusal = s.schedule(st, owner.Environment, st.Release(owner.Release), ordinals, now)
 	})
-	if err != nil {
-		return nil, err
-	}
-	for n, host := range hosts {
+	for _, p := range places {
 		id, err := s.newID(owner.App)
 		if err != nil {
 			return nil, err
 		}
 		planned = append(planned, fleet.PlannedStart{
-			Instance: id, Ordinal: starts[n].Ordinal, Host: host, Deployment: owner.ID, Release: string(owner.Release),
+			Instance: id, Ordinal: p.Ordinal, Host: p.Host, Deployment: owner.ID, Release: string(owner.Release),
 		})
 	}
 	return planned, refusal
 }
 
-// schedule asks the scheduler for places for n instances of a release.
-func (s *Server) schedule(st *fleet.State, environment string, r *fleet.Release, n int, now time.Time) ([]string, error) {
-	return s.placesFor(st, environment, r.Manifest, architectures(r), n, now)
+// schedule asks the scheduler for places for instances of a release.
+func (s *Server) schedule(st *fleet.State, environment string, r *fleet.Release, ordinals []int, now time.Time) ([]scheduler.Placement, error) {
+	return s.placesFor(st, environment, r.Manifest, architectures(r), ordinals, now)
 }
 
-// placesFor asks the scheduler for places for n instances of a manifest, on hosts of the architectures.
-func (s *Server) placesFor(st *fleet.State, environment string, m *manifest.Manifest, architectures []string, n int, now time.Time) ([]string, error) {
+// zoneLabel is the label of a host that says what fails together with it.
+const zoneLabel = "zone"
+
+// placesFor asks the scheduler for places for instances of a manifest, on hosts of the architectures.
+func (s *Server) placesFor(st *fleet.State, environment string, m *manifest.Manifest, architectures []string, ordinals []int, now time.Time) ([]scheduler.Placement, error) {
 	running := map[string]int{}
 	for _, i := range st.Instances(environment, m.Name) {
 		running[i.Host]++
@@ -164,15 +162,25 @@ func (s *Server) placesFor(st *fleet.State, environment string, m *manifest.Mani
 		b := st.Booking(h.ID)
 		on, _ := s.observed.connected(h.ID, now)
 		hosts = append(hosts, scheduler.Host{
-			ID: h.ID, Architecture: h.Architecture, Connected: on, AppInstances: running[h.ID],
+			ID: h.ID, Architecture: h.Architecture, Zone: h.Labels[zoneLabel], Labels: h.Labels, Connected: on,
 			MemoryBytes: h.MemoryBytes, MemoryBooked: scheduler.Footprints(len(b.Instances), b.MemoryBytes),
 			DiskBytes: h.DiskBytes, DiskBooked: b.DiskBytes, CPUMilli: h.CPUMilli, CPUBooked: b.CPUMilli,
 		})
 	}
 	res := m.Resources
 	return scheduler.Place(scheduler.Request{
-		Instances: n, MemoryBytes: res.MemoryBytes, DiskBytes: res.DiskBytes, CPUMilli: res.CPUMilli, Architectures: architectures,
+		Ordinals: ordinals, MemoryBytes: res.MemoryBytes, DiskBytes: res.DiskBytes, CPUMilli: res.CPUMilli,
+		Architectures: architectures, Running: running,
 	}, hosts)
+}
+
+// firstOrdinals are those of n instances.
+func firstOrdinals(n int) []int {
+	all := make([]int, n)
+	for i := range all {
+		all[i] = i
+	}
+	return all
 }
 
 // architectures that the release has an image for and its manifest allows.

@@ -67,7 +67,7 @@ func (c *control) CheckManifest(ctx context.Context, req *connect.Request[pb.Che
 		if app := st.App(env.Name, m.Name); app != nil {
 			out.Count = uint32(app.Count)
 		}
-		_, err := c.placesFor(st, env.Name, m, candidates(st, m, req.Msg.GetArchitectures()), 1, c.now())
+		_, err := c.placesFor(st, env.Name, m, candidates(st, m, req.Msg.GetArchitectures()), firstOrdinals(1), c.now())
 		out.HasRoom = err == nil
 		if err != nil {
 			out.NoRoom = err.Error()

@@ -63,11 +63,13 @@ func (s *Server) propose(st *fleet.State, environment string, r *fleet.Release, 
 		}
 	}
 	need := max(min(p.count, r.Manifest.Rollout.MaxParallel), p.count-serving)
-	hosts, err := s.schedule(st, environment, r, need, now)
+	places, err := s.schedule(st, environment, r, firstOrdinals(need), now)
 	if err != nil {
 		return nil, err
 	}
-	p.hosts = hosts
+	for _, place := range places {
+		p.hosts = append(p.hosts, place.Host)
+	}
 	return p, nil
 }
 
