@@ -68,6 +68,9 @@ type Options struct {
 	// Images is the host's store; Source gives the blobs of a repository ("host/name").
 	Images *image.Store
 	Source func(repository string) image.Source
+	// LeaseOwner may be set, to one word, for an agent that shares the store with another agent: each gives up
+	// leases of its own only.
+	LeaseOwner string
 	// ScrubRate is how many bytes a second of the store are read again in the background; 0 for not at all.
 	ScrubRate int64
 	// Scratch makes the writable disk of an attempt, of size bytes, at path.
@@ -118,7 +121,7 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	keeper, err := openKeeper(opts.Images, opts.imagesPath(), time.Now)
+	keeper, err := openKeeper(opts.Images, opts.LeaseOwner, opts.imagesPath(), time.Now)
 	if err != nil {
 		return nil, err
 	}

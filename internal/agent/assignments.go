@@ -114,7 +114,10 @@ func (a *Agent) act(ctx context.Context, msg *pinnacev1.WatchAssignmentsResponse
 		if inst == nil {
 			inst = a.startInstance(ctx, asg, releases[asg.Release])
 		}
-		if asg.Stop {
+		switch {
+		case asg.StopNow:
+			inst.requestKill()
+		case asg.Stop:
 			inst.requestStop()
 		}
 	}

@@ -18,7 +18,7 @@ import (
 
 // The kinds of the agent's leases in the image store.
 const (
-	leaseOwner      = "agent"
+	leaseOwner      = "agent"      // unless the agent has a name of its own
 	leaseInstance   = "instance"   // an instance that has not ended for good
 	leaseDeployment = "deployment" // what ran here, to go back to
 )
@@ -37,6 +37,7 @@ const (
 // back asks no registry. The record of what ran is the agent's own.
 type keeper struct {
 	images *image.Store
+	owner  string // of its leases
 	path   string
 	now    func() time.Time
 
@@ -54,8 +55,11 @@ type ranImage struct {
 	Used        time.Time `json:"used_at"`          // when it last was known to run
 }
 
-func openKeeper(images *image.Store, path string, now func() time.Time) (*keeper, error) {
-	k := &keeper{images: images, path: path, now: now}
+func openKeeper(images *image.Store, owner, path string, now func() time.Time) (*keeper, error) {
+	if owner == "" {
+		owner = leaseOwner
+	}
+	k := &keeper{images: images, owner: owner, path: path, now: now}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return k, nil
@@ -72,7 +76,7 @@ func openKeeper(images *image.Store, path string, now func() time.Time) (*keeper
 // hold keeps the image of an instance from now on.
 func (k *keeper) hold(ctx context.Context, i *instance) error {
 	p := i.workload.release.Platform
-	spec := image.LeaseSpec{Owner: leaseOwner, Kind: leaseInstance, Name: i.id}
+	spec := image.LeaseSpec{Owner: k.owner, Kind: leaseInstance, Name: i.id}
 	_, err := k.images.Lease(ctx, spec, p.ManifestDigest, p.ImageManifest, p.ImageConfig)
 	return err
 }
@@ -143,7 +147,7 @@ func (k *keeper) keep(ctx context.Context) error {
 		return err
 	}
 	for _, l := range leases {
-		if l.Owner != leaseOwner || l.Kind != leaseDeployment {
+		if l.Owner != k.owner || l.Kind != leaseDeployment {
 			continue
 		}
 		spec, ok := want[l.Name+" "+l.Image]
@@ -168,7 +172,7 @@ func (r ranImage) name() string { return r.Environment + "/" + r.App }
 
 // retain says how long an image is kept, given the newer ones that are; ok is false for not at all.
 func (k *keeper) retain(r ranImage, newer []ranImage) (spec image.LeaseSpec, ok bool) {
-	spec = image.LeaseSpec{Owner: leaseOwner, Kind: leaseDeployment, Name: r.name()}
+	spec = image.LeaseSpec{Owner: k.owner, Kind: leaseDeployment, Name: r.name()}
 	good, all, last := 0, 0, r.Used
 	for _, n := range newer {
 		if n.sameApp(r) {
@@ -205,7 +209,7 @@ func (k *keeper) releaseIf(gone func(instance string) bool) error {
 		return err
 	}
 	for _, l := range leases {
-		if l.Owner == leaseOwner && l.Kind == leaseInstance && gone(l.Name) {
+		if l.Owner == k.owner && l.Kind == leaseInstance && gone(l.Name) {
 			err = errors.Join(err, k.images.Release(l.ID))
 		}
 	}

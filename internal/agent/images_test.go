@@ -185,7 +185,7 @@ func TestRetention(t *testing.T) {
 	defer store.Close()
 	now := time.Now()
 	clock := func() time.Time { return now }
-	k, err := openKeeper(store, filepath.Join(dir, "ran.json"), clock)
+	k, err := openKeeper(store, "", filepath.Join(dir, "ran.json"), clock)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,7 +244,7 @@ func TestRetention(t *testing.T) {
 		t.Errorf("after a week: %s, want %s", got, want)
 	}
 	// The record survives the agent.
-	if k, err = openKeeper(store, filepath.Join(dir, "ran.json"), clock); err != nil {
+	if k, err = openKeeper(store, "", filepath.Join(dir, "ran.json"), clock); err != nil {
 		t.Fatal(err)
 	}
 	now = now.Add(25 * 24 * time.Hour)
@@ -262,7 +262,7 @@ func TestRetention(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "ran.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openKeeper(store, filepath.Join(dir, "ran.json"), clock); err == nil || !strings.Contains(err.Error(), "ran.json") {
+	if _, err := openKeeper(store, "", filepath.Join(dir, "ran.json"), clock); err == nil || !strings.Contains(err.Error(), "ran.json") {
 		t.Errorf("a damaged record: %v", err)
 	}
 }

@@ -36,6 +36,8 @@ type instance struct {
 
 	stopOnce sync.Once
 	stopc    chan struct{} // closed when the instance is to stop for good
+	killOnce sync.Once
+	killc    chan struct{} // closed when it is to stop at once; then stopc is, too
 	done     chan struct{} // closed when nothing of the instance runs any more
 	unwanted bool          // guarded by agent.mu: no assignment names it any more
 	adopted  *attempt      // that which an earlier agent had made, if there is one; set before run
@@ -52,6 +54,7 @@ func newInstance(a *Agent, asg *pinnacev1.Assignment, w *workload) *instance {
 		workload:   w,
 		log:        a.Log.With("instance", asg.Instance),
 		stopc:      make(chan struct{}),
+		killc:      make(chan struct{}),
 		done:       make(chan struct{}),
 		status:     pinnacev1.InstanceReport{Instance: asg.Instance, State: statePlaced},
 	}
@@ -59,6 +62,12 @@ func newInstance(a *Agent, asg *pinnacev1.Assignment, w *workload) *instance {
 
 // requestStop asks for the end of the instance; more calls do nothing.
 func (i *instance) requestStop() { i.stopOnce.Do(func() { close(i.stopc) }) }
+
+// requestKill asks for the end of the instance without the time that a stop gives it.
+func (i *instance) requestKill() {
+	i.killOnce.Do(func() { close(i.killc) })
+	i.requestStop()
+}
 
 func (i *instance) stopRequested() bool { return isClosed(i.stopc) }
 

@@ -124,7 +124,7 @@ func (r *routes) listeners(m *member) []proxy.Listener {
 	for _, name := range slices.Sorted(maps.Keys(m.ports)) {
 		port := m.ports[name]
 		if port.Expose == manifest.ExposeNone {
-			continue
+			continue // but a route may lead there
 		}
 		for _, app := range r.apps(m.environment) {
 			if app.App != m.app {
@@ -135,10 +135,9 @@ func (r *routes) listeners(m *member) []proxy.Listener {
 				add(listenerID(port, "internal", m.environment, m.app, at.String()), m.netns, at, port)
 			}
 		}
-		if isRawPublic(port) {
-			at := addrPort(r.agent.PublicAddress, port.PublicPort)
-			add(listenerID(port, "public", at.String()), "", at, port)
-		}
+	}
+	for _, p := range r.public(m) {
+		add(listenerID(p.Port, "public", p.at.String()), "", p.at, p.Port)
 	}
 	slices.SortFunc(out, func(a, b proxy.Listener) int { return cmp.Compare(a.ID, b.ID) })
 	return out
@@ -166,19 +165,52 @@ func (m *member) backends(port int) []proxy.Backend {
 	return []proxy.Backend{b}
 }
 
-// publicPorts are the ports of the host that the member needs, as "80" or "53 (udp)".
-func (m *member) publicPorts() []string {
-	var ports []string
-	for _, port := range m.ports {
-		if isRawPublic(port) {
-			name := strconv.Itoa(port.PublicPort)
-			if port.Protocol == manifest.ProtocolUDP {
-				name += " (udp)"
+// publicPort is a port of a member that is reached from outside.
+type publicPort struct {
+	manifest.Port
+	at netip.AddrPort // of this host
+}
+
+// public are the ports of a member that are reached from outside: where its environment says, and those of which it
+// says nothing where their manifest says. It is called with mu held.
+func (r *routes) public(m *member) []publicPort {
+	var out []publicPort
+	routed := map[string]bool{}
+	for _, app := range r.apps(m.environment) {
+		if app.App != m.app {
+			continue
+		}
+		for _, route := range app.Routes {
+			port, ok := m.ports[route.Port]
+			addr, err := netip.ParseAddr(route.Address)
+			if !ok || err != nil || route.PublicPort == 0 || route.PublicPort > 65535 {
+				continue // a port of another release, or nowhere
 			}
-			ports = append(ports, name)
+			routed[route.Port] = true
+			out = append(out, publicPort{port, addrPort(addr, int(route.PublicPort))})
 		}
 	}
-	return ports
+	for _, name := range slices.Sorted(maps.Keys(m.ports)) {
+		if port := m.ports[name]; isRawPublic(port) && !routed[name] {
+			out = append(out, publicPort{port, addrPort(r.agent.PublicAddress, port.PublicPort)})
+		}
+	}
+	return out
+}
+
+// collides tells whether two ports cannot both be listened on.
+func (p publicPort) collides(o publicPort) bool {
+	a, b := p.at.Addr(), o.at.Addr()
+	return p.Protocol == o.Protocol && p.at.Port() == o.at.Port() && (a == b || a.IsUnspecified() || b.IsUnspecified())
+}
+
+// String is the port as people write it: "80" or "53 (udp)".
+func (p publicPort) String() string {
+	text := strconv.Itoa(int(p.at.Port()))
+	if p.Protocol == manifest.ProtocolUDP {
+		text += " (udp)"
+	}
+	return text
 }
 
 func isRawPublic(p manifest.Port) bool {

@@ -159,10 +159,13 @@ func (r *routes) join(t *attempt) error {
 	if t.adopted && t.routed != "" {
 		m.state = t.routed // connections go through it
 	}
-	for _, port := range m.publicPorts() {
+	for _, mine := range r.public(m) {
 		for _, other := range r.members {
-			if slices.Contains(other.publicPorts(), port) && (other.environment != m.environment || other.app != m.app) {
-				return fmt.Errorf("public port %s is taken by app %s of environment %s", port, other.app, other.environment)
+			if other.environment == m.environment && other.app == m.app {
+				continue
+			}
+			if slices.ContainsFunc(r.public(other), mine.collides) {
+				return fmt.Errorf("public port %s is taken by app %s of environment %s", mine, other.app, other.environment)
 			}
 		}
 	}

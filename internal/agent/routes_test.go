@@ -2,6 +2,7 @@ package agent
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
@@ -102,5 +103,69 @@ func TestUIDs(t *testing.T) {
 	a.giveUID(700)
 	if three := a.takeUID("api-3"); three != 700 {
 		t.Errorf("got %d, want the one that was given back", three)
+	}
+}
+
+// TestRoutesOfTheEnvironment: where an environment says how a port is reached, the manifest's own say does not count.
+func TestRoutesOfTheEnvironment(t *testing.T) {
+	l := newLab(t)
+	l.runs("api", l.serves(&answer{}, 8080, 9090, 9091, 443))
+	l.start()
+	l.server.assign(func(set *pinnacev1.WatchAssignmentsResponse) {
+		set.Environments = append(set.Environments, &pinnacev1.AssignedEnvironment{Name: "dev", Apps: []*pinnacev1.AssignedApp{{
+			App: "api", VirtualAddress: "10.101.0.2", Routes: []*pinnacev1.AssignedRoute{
+				{Port: "web", Address: "127.0.0.1", PublicPort: 8081},
+				{Port: "tls", Address: "127.0.0.1", PublicPort: 8443},
+				{Port: "hidden", Address: "127.0.0.1", PublicPort: 9091},
+				{Port: "gone", Address: "127.0.0.1", PublicPort: 1},
+				{Port: "inside", Address: "nowhere", PublicPort: 2},
+				{Port: "inside", Address: "127.0.0.1", PublicPort: 65536 + 80},
+			},
+		}}})
+	})
+	l.deploy("api-1", l.app("api", webPort,
+		`ports.tls = { port = 443, expose = "public", edge = "sni" }`,
+		`ports.hidden = { port = 9091, expose = "none" }`,
+		`ports.inside = { port = 9090 }`,
+	))
+	var public []string
+	l.proxy.do(func() {
+		for _, ln := range l.proxy.config.Listeners {
+			if ln.Netns == "" {
+				public = append(public, ln.Address.String()+" "+strings.Join(backends(ln), " "))
+			}
+		}
+	})
+	slices.Sort(public)
+	want := []string{
+		"127.0.0.1:8081 api-1 10.100.0.2:8080 active", "127.0.0.1:8443 api-1 10.100.0.2:443 active", "127.0.0.1:9091 api-1 10.100.0.2:9091 active",
+	}
+	if !slices.Equal(public, want) {
+		t.Errorf("got %q, want %q", public, want)
+	}
+}
+
+// TestOneRouteOneApp: an instance whose route is another app's does not start, at the same address or at one that
+// includes it.
+func TestOneRouteOneApp(t *testing.T) {
+	for _, address := range []string{"127.0.0.1", "0.0.0.0"} {
+		t.Run(address, func(t *testing.T) {
+			l := newLab(t)
+			l.runs("api", l.serves(&answer{}, 8080))
+			l.runs("other", l.serves(&answer{}, 8080))
+			l.start()
+			route := func(app, at string) *pinnacev1.AssignedApp {
+				return &pinnacev1.AssignedApp{App: app, Routes: []*pinnacev1.AssignedRoute{{Port: "web", Address: at, PublicPort: 8081}}}
+			}
+			l.server.assign(func(set *pinnacev1.WatchAssignmentsResponse) {
+				set.Environments = []*pinnacev1.AssignedEnvironment{{Name: "dev", Apps: []*pinnacev1.AssignedApp{route("api", "127.0.0.1"), route("other", address)}}}
+			})
+			l.deploy("api-1", l.app("api", webPort))
+			l.assign("dev", "other-1", l.app("other", webPort, `restart = "never"`))
+			want := "public port 8081 is taken by app api of environment dev"
+			if end := l.awaitEnd("other-1").End; end.Kind != causeStartFailed || end.Detail != want {
+				t.Errorf("got %v, want %q", end, want)
+			}
+		})
 	}
 }

@@ -63,6 +63,8 @@ func (t *attempt) drain(ctx context.Context, patience time.Duration) bool {
 			return true
 		case <-deadline.C:
 			return false
+		case <-t.killc:
+			return false
 		case <-ctx.Done():
 			return false
 		case <-tick.C:
@@ -77,6 +79,9 @@ func (t *attempt) signal(ctx context.Context) *pinnacev1.Cause {
 	hurried := min(timeout, t.agent.timing.stopOnExit)
 	if ctx.Err() != nil {
 		timeout = hurried
+	}
+	if isClosed(t.killc) {
+		timeout = 0
 	}
 	t.grace = timeout
 	t.setState(stateStopping, "stopping, for %s at most", timeout)
@@ -94,8 +99,8 @@ func (t *attempt) signal(ctx context.Context) *pinnacev1.Cause {
 	return cause
 }
 
-// guestStop has the guest stop the workload within timeout, or within hurried from the moment at which ctx is
-// done.
+// guestStop has the guest stop the workload within timeout, within hurried from the moment at which ctx is done, or at
+// once from the moment at which the instance is to be killed.
 func (t *attempt) guestStop(ctx context.Context, timeout, hurried time.Duration) error {
 	patient, giveUp := context.WithCancel(context.WithoutCancel(ctx))
 	defer giveUp()
@@ -107,6 +112,8 @@ func (t *attempt) guestStop(ctx context.Context, timeout, hurried time.Duration)
 	select {
 	case err := <-stopped:
 		return err
+	case <-t.killc:
+		hurried = 0
 	case <-ctx.Done():
 	}
 	if leaving(ctx) {

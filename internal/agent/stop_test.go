@@ -144,6 +144,53 @@ func TestStopKillsTheStubborn(t *testing.T) {
 	}
 }
 
+// TestStopNow: an instance that is to be killed is, whether it has been told to stop before or not.
+func TestStopNow(t *testing.T) {
+	for name, first := range map[string]bool{"at once": false, "after a stop": true} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			l.runs("api", playing(guesttest.Workload{Stubborn: true}))
+			l.start()
+			l.deploy("api-1", l.app("api", `stop = { timeout = "15m", drain = "0s" }`))
+			if first {
+				l.stop("api-1")
+				l.await("api-1", "is told to stop", func(r *pinnacev1.InstanceReport) bool { return r.Message == "stopping, for 15m0s at most" })
+			}
+			l.stopNow("api-1")
+			r := l.awaitEnd("api-1")
+			if end := r.End; end.Kind != causeSignalled || end.Signal != "SIGKILL" || !end.Planned || !r.Final || end.Detail != "killed at once, as was asked" {
+				t.Errorf("got %v", r)
+			}
+		})
+	}
+}
+
+// TestStopNowWhileItDrains: nobody waits for connections any more.
+func TestStopNowWhileItDrains(t *testing.T) {
+	l := newLab(t)
+	l.runs("api", l.serves(&answer{}, 8080))
+	l.start()
+	l.deploy("api-1", l.app("api", webPort, `stop.drain = "5m"`))
+	l.proxy.do(func() { l.proxy.open["api-1"] = 1 })
+	l.stop("api-1")
+	l.await("api-1", "drains", func(r *pinnacev1.InstanceReport) bool { return strings.HasPrefix(r.Message, "draining 1") })
+	l.stopNow("api-1")
+	if r := l.awaitEnd("api-1"); !r.End.Planned || !r.Final {
+		t.Errorf("got %v", r)
+	}
+}
+
+// stopNow asks for the end of an instance at once.
+func (l *lab) stopNow(instance string) {
+	l.server.assign(func(set *pinnacev1.WatchAssignmentsResponse) {
+		for _, a := range set.Assignments {
+			if a.Instance == instance {
+				a.StopNow = true
+			}
+		}
+	})
+}
+
 // TestStopBeforeReady: checks that go on failing do not say that an instance has started which is stopping.
 func TestStopBeforeReady(t *testing.T) {
 	l := newLab(t)

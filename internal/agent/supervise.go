@@ -232,7 +232,9 @@ func (t *attempt) causeOf(exit guest.Exit) *pinnacev1.Cause {
 	case exit.Signal != "":
 		cause.Kind, cause.Signal = causeSignalled, exit.Signal
 	}
-	if exit.Killed {
+	if exit.Killed && t.grace == 0 {
+		cause.Detail = "killed at once, as was asked"
+	} else if exit.Killed {
 		cause.Detail = fmt.Sprintf("killed, because it had not stopped within %s", t.grace)
 	}
 	if t.judge != nil {

@@ -464,7 +464,9 @@ type Assignment struct {
 	// with another version is a change of that bundle: what becomes of it says the manifest's on_change.
 	Secrets []*AssignedSecret `protobuf:"bytes,9,rep,name=secrets,proto3" json:"secrets,omitempty"`
 	// volumes say which volume of the host each of the manifest's is, each once.
-	Volumes       []*AssignedVolume `protobuf:"bytes,10,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	Volumes []*AssignedVolume `protobuf:"bytes,10,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// stop_now is a stop without its signal and its time: the instance is killed.
+	StopNow       bool `protobuf:"varint,16,opt,name=stop_now,json=stopNow,proto3" json:"stop_now,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -567,6 +569,13 @@ func (x *Assignment) GetVolumes() []*AssignedVolume {
 		return x.Volumes
 	}
 	return nil
+}
+
+func (x *Assignment) GetStopNow() bool {
+	if x != nil {
+		return x.StopNow
+	}
+	return false
 }
 
 // AssignedSecret is one version of a secret bundle. It must never be written to a disk or a log as it is.
@@ -835,8 +844,10 @@ type AssignedApp struct {
 	VirtualAddress   string          `protobuf:"bytes,2,opt,name=virtual_address,json=virtualAddress,proto3" json:"virtual_address,omitempty"`
 	VirtualAddressV6 string          `protobuf:"bytes,3,opt,name=virtual_address_v6,json=virtualAddressV6,proto3" json:"virtual_address_v6,omitempty"`
 	Ports            []*AssignedPort `protobuf:"bytes,4,rep,name=ports,proto3" json:"ports,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// routes say where ports of the app are reached from outside, instead of what their manifest says.
+	Routes        []*AssignedRoute `protobuf:"bytes,8,rep,name=routes,proto3" json:"routes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AssignedApp) Reset() {
@@ -897,6 +908,77 @@ func (x *AssignedApp) GetPorts() []*AssignedPort {
 	return nil
 }
 
+func (x *AssignedApp) GetRoutes() []*AssignedRoute {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+// AssignedRoute leads from an address of the host to a port of an app, whatever the manifest's edge of it is: as it is,
+// without a look into what passes.
+type AssignedRoute struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// port is the name of the port in the manifest.
+	Port string `protobuf:"bytes,1,opt,name=port,proto3" json:"port,omitempty"`
+	// address is the host's, IPv4 or IPv6.
+	Address       string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	PublicPort    uint32 `protobuf:"varint,3,opt,name=public_port,json=publicPort,proto3" json:"public_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignedRoute) Reset() {
+	*x = AssignedRoute{}
+	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignedRoute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignedRoute) ProtoMessage() {}
+
+func (x *AssignedRoute) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignedRoute.ProtoReflect.Descriptor instead.
+func (*AssignedRoute) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *AssignedRoute) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *AssignedRoute) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *AssignedRoute) GetPublicPort() uint32 {
+	if x != nil {
+		return x.PublicPort
+	}
+	return 0
+}
+
 type AssignedPort struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -912,7 +994,7 @@ type AssignedPort struct {
 
 func (x *AssignedPort) Reset() {
 	*x = AssignedPort{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +1006,7 @@ func (x *AssignedPort) String() string {
 func (*AssignedPort) ProtoMessage() {}
 
 func (x *AssignedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1019,7 @@ func (x *AssignedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedPort.ProtoReflect.Descriptor instead.
 func (*AssignedPort) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AssignedPort) GetName() string {
@@ -1011,7 +1093,7 @@ type InstanceReport struct {
 
 func (x *InstanceReport) Reset() {
 	*x = InstanceReport{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1023,7 +1105,7 @@ func (x *InstanceReport) String() string {
 func (*InstanceReport) ProtoMessage() {}
 
 func (x *InstanceReport) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1036,7 +1118,7 @@ func (x *InstanceReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceReport.ProtoReflect.Descriptor instead.
 func (*InstanceReport) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *InstanceReport) GetInstance() string {
@@ -1121,7 +1203,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1133,7 +1215,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1146,7 +1228,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ReportRequest) GetHost() string {
@@ -1180,7 +1262,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1274,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1287,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReportResponse) GetHead() *LogHead {
@@ -1227,7 +1309,7 @@ type LogRequest struct {
 
 func (x *LogRequest) Reset() {
 	*x = LogRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1239,7 +1321,7 @@ func (x *LogRequest) String() string {
 func (*LogRequest) ProtoMessage() {}
 
 func (x *LogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1252,7 +1334,7 @@ func (x *LogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRequest.ProtoReflect.Descriptor instead.
 func (*LogRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LogRequest) GetId() string {
@@ -1293,7 +1375,7 @@ type SendLogsRequest struct {
 
 func (x *SendLogsRequest) Reset() {
 	*x = SendLogsRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[17]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1387,7 @@ func (x *SendLogsRequest) String() string {
 func (*SendLogsRequest) ProtoMessage() {}
 
 func (x *SendLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[17]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1400,7 @@ func (x *SendLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendLogsRequest.ProtoReflect.Descriptor instead.
 func (*SendLogsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SendLogsRequest) GetRequest() string {
@@ -1343,7 +1425,7 @@ type SendLogsResponse struct {
 
 func (x *SendLogsResponse) Reset() {
 	*x = SendLogsResponse{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[18]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1355,7 +1437,7 @@ func (x *SendLogsResponse) String() string {
 func (*SendLogsResponse) ProtoMessage() {}
 
 func (x *SendLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[18]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1368,7 +1450,7 @@ func (x *SendLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendLogsResponse.ProtoReflect.Descriptor instead.
 func (*SendLogsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 var File_pinnace_v1_agent_proto protoreflect.FileDescriptor
@@ -1412,7 +1494,7 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\vassignments\x18\x03 \x03(\v2\x16.pinnace.v1.AssignmentR\vassignments\x127\n" +
 	"\breleases\x18\x04 \x03(\v2\x1b.pinnace.v1.AssignedReleaseR\breleases\x12C\n" +
 	"\fenvironments\x18\x05 \x03(\v2\x1f.pinnace.v1.AssignedEnvironmentR\fenvironments\x129\n" +
-	"\flog_requests\x18\x06 \x03(\v2\x16.pinnace.v1.LogRequestR\vlogRequests\"\x9f\x03\n" +
+	"\flog_requests\x18\x06 \x03(\v2\x16.pinnace.v1.LogRequestR\vlogRequests\"\xba\x03\n" +
 	"\n" +
 	"Assignment\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12 \n" +
@@ -1427,7 +1509,8 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\x04vars\x18\b \x03(\v2 .pinnace.v1.Assignment.VarsEntryR\x04vars\x124\n" +
 	"\asecrets\x18\t \x03(\v2\x1a.pinnace.v1.AssignedSecretR\asecrets\x124\n" +
 	"\avolumes\x18\n" +
-	" \x03(\v2\x1a.pinnace.v1.AssignedVolumeR\avolumes\x1a7\n" +
+	" \x03(\v2\x1a.pinnace.v1.AssignedVolumeR\avolumes\x12\x19\n" +
+	"\bstop_now\x18\x10 \x01(\bR\astopNow\x1a7\n" +
 	"\tVarsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbd\x01\n" +
@@ -1450,12 +1533,18 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\bplatform\x18\x06 \x01(\v2\x1b.pinnace.v1.ReleasePlatformR\bplatform\"V\n" +
 	"\x13AssignedEnvironment\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12+\n" +
-	"\x04apps\x18\x02 \x03(\v2\x17.pinnace.v1.AssignedAppR\x04apps\"\xa6\x01\n" +
+	"\x04apps\x18\x02 \x03(\v2\x17.pinnace.v1.AssignedAppR\x04apps\"\xd9\x01\n" +
 	"\vAssignedApp\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12'\n" +
 	"\x0fvirtual_address\x18\x02 \x01(\tR\x0evirtualAddress\x12,\n" +
 	"\x12virtual_address_v6\x18\x03 \x01(\tR\x10virtualAddressV6\x12.\n" +
-	"\x05ports\x18\x04 \x03(\v2\x18.pinnace.v1.AssignedPortR\x05ports\"\xc6\x01\n" +
+	"\x05ports\x18\x04 \x03(\v2\x18.pinnace.v1.AssignedPortR\x05ports\x121\n" +
+	"\x06routes\x18\b \x03(\v2\x19.pinnace.v1.AssignedRouteR\x06routes\"^\n" +
+	"\rAssignedRoute\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\tR\x04port\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1f\n" +
+	"\vpublic_port\x18\x03 \x01(\rR\n" +
+	"publicPort\"\xc6\x01\n" +
 	"\fAssignedPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
@@ -1515,7 +1604,7 @@ func file_pinnace_v1_agent_proto_rawDescGZIP() []byte {
 	return file_pinnace_v1_agent_proto_rawDescData
 }
 
-var file_pinnace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_pinnace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_pinnace_v1_agent_proto_goTypes = []any{
 	(*HostFacts)(nil),                // 0: pinnace.v1.HostFacts
 	(*JoinRequest)(nil),              // 1: pinnace.v1.JoinRequest
@@ -1529,58 +1618,60 @@ var file_pinnace_v1_agent_proto_goTypes = []any{
 	(*AssignedRelease)(nil),          // 9: pinnace.v1.AssignedRelease
 	(*AssignedEnvironment)(nil),      // 10: pinnace.v1.AssignedEnvironment
 	(*AssignedApp)(nil),              // 11: pinnace.v1.AssignedApp
-	(*AssignedPort)(nil),             // 12: pinnace.v1.AssignedPort
-	(*InstanceReport)(nil),           // 13: pinnace.v1.InstanceReport
-	(*ReportRequest)(nil),            // 14: pinnace.v1.ReportRequest
-	(*ReportResponse)(nil),           // 15: pinnace.v1.ReportResponse
-	(*LogRequest)(nil),               // 16: pinnace.v1.LogRequest
-	(*SendLogsRequest)(nil),          // 17: pinnace.v1.SendLogsRequest
-	(*SendLogsResponse)(nil),         // 18: pinnace.v1.SendLogsResponse
-	nil,                              // 19: pinnace.v1.HostFacts.LabelsEntry
-	nil,                              // 20: pinnace.v1.Assignment.VarsEntry
-	nil,                              // 21: pinnace.v1.AssignedSecret.ValuesEntry
-	(*ReleasePlatform)(nil),          // 22: pinnace.v1.ReleasePlatform
-	(*Stage)(nil),                    // 23: pinnace.v1.Stage
-	(*Booted)(nil),                   // 24: pinnace.v1.Booted
-	(*timestamppb.Timestamp)(nil),    // 25: google.protobuf.Timestamp
-	(*Cause)(nil),                    // 26: pinnace.v1.Cause
-	(*StreamLogsResponse)(nil),       // 27: pinnace.v1.StreamLogsResponse
+	(*AssignedRoute)(nil),            // 12: pinnace.v1.AssignedRoute
+	(*AssignedPort)(nil),             // 13: pinnace.v1.AssignedPort
+	(*InstanceReport)(nil),           // 14: pinnace.v1.InstanceReport
+	(*ReportRequest)(nil),            // 15: pinnace.v1.ReportRequest
+	(*ReportResponse)(nil),           // 16: pinnace.v1.ReportResponse
+	(*LogRequest)(nil),               // 17: pinnace.v1.LogRequest
+	(*SendLogsRequest)(nil),          // 18: pinnace.v1.SendLogsRequest
+	(*SendLogsResponse)(nil),         // 19: pinnace.v1.SendLogsResponse
+	nil,                              // 20: pinnace.v1.HostFacts.LabelsEntry
+	nil,                              // 21: pinnace.v1.Assignment.VarsEntry
+	nil,                              // 22: pinnace.v1.AssignedSecret.ValuesEntry
+	(*ReleasePlatform)(nil),          // 23: pinnace.v1.ReleasePlatform
+	(*Stage)(nil),                    // 24: pinnace.v1.Stage
+	(*Booted)(nil),                   // 25: pinnace.v1.Booted
+	(*timestamppb.Timestamp)(nil),    // 26: google.protobuf.Timestamp
+	(*Cause)(nil),                    // 27: pinnace.v1.Cause
+	(*StreamLogsResponse)(nil),       // 28: pinnace.v1.StreamLogsResponse
 }
 var file_pinnace_v1_agent_proto_depIdxs = []int32{
-	19, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
+	20, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
 	0,  // 1: pinnace.v1.JoinRequest.host:type_name -> pinnace.v1.HostFacts
 	3,  // 2: pinnace.v1.JoinResponse.head:type_name -> pinnace.v1.LogHead
 	6,  // 3: pinnace.v1.WatchAssignmentsResponse.assignments:type_name -> pinnace.v1.Assignment
 	9,  // 4: pinnace.v1.WatchAssignmentsResponse.releases:type_name -> pinnace.v1.AssignedRelease
 	10, // 5: pinnace.v1.WatchAssignmentsResponse.environments:type_name -> pinnace.v1.AssignedEnvironment
-	16, // 6: pinnace.v1.WatchAssignmentsResponse.log_requests:type_name -> pinnace.v1.LogRequest
-	20, // 7: pinnace.v1.Assignment.vars:type_name -> pinnace.v1.Assignment.VarsEntry
+	17, // 6: pinnace.v1.WatchAssignmentsResponse.log_requests:type_name -> pinnace.v1.LogRequest
+	21, // 7: pinnace.v1.Assignment.vars:type_name -> pinnace.v1.Assignment.VarsEntry
 	7,  // 8: pinnace.v1.Assignment.secrets:type_name -> pinnace.v1.AssignedSecret
 	8,  // 9: pinnace.v1.Assignment.volumes:type_name -> pinnace.v1.AssignedVolume
-	21, // 10: pinnace.v1.AssignedSecret.values:type_name -> pinnace.v1.AssignedSecret.ValuesEntry
-	22, // 11: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
+	22, // 10: pinnace.v1.AssignedSecret.values:type_name -> pinnace.v1.AssignedSecret.ValuesEntry
+	23, // 11: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
 	11, // 12: pinnace.v1.AssignedEnvironment.apps:type_name -> pinnace.v1.AssignedApp
-	12, // 13: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
-	23, // 14: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
-	24, // 15: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
-	25, // 16: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
-	26, // 17: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
-	13, // 18: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
-	3,  // 19: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
-	27, // 20: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
-	1,  // 21: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
-	4,  // 22: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
-	14, // 23: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
-	17, // 24: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
-	2,  // 25: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
-	5,  // 26: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
-	15, // 27: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
-	18, // 28: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
-	25, // [25:29] is the sub-list for method output_type
-	21, // [21:25] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	13, // 13: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
+	12, // 14: pinnace.v1.AssignedApp.routes:type_name -> pinnace.v1.AssignedRoute
+	24, // 15: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
+	25, // 16: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
+	26, // 17: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
+	27, // 18: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
+	14, // 19: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
+	3,  // 20: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
+	28, // 21: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
+	1,  // 22: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
+	4,  // 23: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
+	15, // 24: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
+	18, // 25: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
+	2,  // 26: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
+	5,  // 27: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
+	16, // 28: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
+	19, // 29: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
+	26, // [26:30] is the sub-list for method output_type
+	22, // [22:26] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_agent_proto_init() }
@@ -1596,7 +1687,7 @@ func file_pinnace_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_agent_proto_rawDesc), len(file_pinnace_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
