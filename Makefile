@@ -131,8 +131,13 @@ bare: ## make demo and make test in a bare Debian (as root; needs debootstrap)
 	test/bare.sh
 
 .PHONY: kernel
-kernel: ## unpack a guest kernel into DATA_DIR/kernels, installing nothing
+kernel: ## unpack Debian's cloud kernel, the default, into DATA_DIR/kernels, installing nothing
 	scripts/get-kernel.sh $(DATA_DIR)
+
+.PHONY: kernel-built
+kernel-built: ## build a guest kernel that boots in half the time from Debian's source; "pinnace kernel use" chooses it
+	@scripts/deps.sh kernel
+	scripts/build-kernel.sh $(DATA_DIR)
 
 .PHONY: erofs-utils
 erofs-utils: ## unpack a new fsck.erofs into DATA_DIR/erofs-utils, installing nothing

@@ -6,6 +6,7 @@
 #   scripts/deps.sh demo          the same, and what the demo runs
 #   scripts/deps.sh test          the same, and what the end-to-end tests run
 #   scripts/deps.sh bench         the same as build, and what benchmarks compare with
+#   scripts/deps.sh kernel        the same as build, and what scripts/build-kernel.sh needs
 #
 # It changes nothing else: Debian 12 has a Go that is too old to fetch the one go.mod names, so there it
 # is taken from the backports suite through a private list of sources that is gone when the script ends.
@@ -65,7 +66,22 @@ bench)
 	need npm npm "fetches what the application in that image is made of"
 	need unshare util-linux "runs the tools that pulls are compared with among mounts of their own"
 	;;
-*) die "usage: scripts/deps.sh build|demo|test|bench" ;;
+kernel)
+	need gcc gcc "compiles the kernel"
+	need make make "runs its build"
+	need flex flex "makes parsers for its build"
+	need bison bison "makes parsers for its build"
+	need bc bc "computes constants for its build"
+	need perl perl "runs scripts of its build"
+	need lz4 lz4 "compresses the kernel"
+	need xz xz-utils "unpacks the source"
+	need dpkg-deb dpkg "unpacks the source's package"
+	[ -e /usr/include/gelf.h ] || {
+		say "libelf-dev is missing: a tool of the build reads ELF files"
+		missing="$missing libelf-dev"
+	}
+	;;
+*) die "usage: scripts/deps.sh build|demo|test|bench|kernel" ;;
 esac
 if [ "$want" = test ]; then
 	need debootstrap debootstrap "makes a base for images that were not written for Pinnace"
