@@ -135,6 +135,7 @@ func (t *attempt) machinePID() int {
 // rejoin takes everything into this process's hands that another had made for the attempt.
 func (t *attempt) rejoin(ctx context.Context) error {
 	t.onCleanUp(func(context.Context) error { return os.RemoveAll(t.dir) })
+	t.onCleanUp(func(context.Context) error { return t.removeScratch() })
 	rec, err := vm.ReadRecord(t.dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && t.keptEnd != nil:
@@ -299,9 +300,7 @@ func (a *Agent) endRecorded(ctx context.Context, dir string) error {
 
 // removeLeftOvers removes what belongs to no attempt that was taken over.
 func (a *Agent) removeLeftOvers(ctx context.Context) error {
-	if s, ok := a.Driver.(interface {
-		Sweep(ctx context.Context, root string) (int, error)
-	}); ok {
+	if s, ok := a.Driver.(vm.Sweeper); ok {
 		if _, err := s.Sweep(ctx, a.machinesDir()); err != nil {
 			return fmt.Errorf("remove what the driver left: %w", err)
 		}
@@ -323,6 +322,9 @@ func (a *Agent) removeLeftOvers(ctx context.Context) error {
 			}
 		}
 	}
+	if err := a.removeDisks(); err != nil {
+		return fmt.Errorf("remove the disks of an earlier run: %w", err)
+	}
 	dirs, err := filepath.Glob(filepath.Join(a.machinesDir(), "*"))
 	if err != nil {
 		return err
@@ -330,6 +332,26 @@ func (a *Agent) removeLeftOvers(ctx context.Context) error {
 	for _, dir := range append(dirs, a.Dir, a.instancesDir(), a.RunDir) {
 		if err := durable.RemoveTemps(dir); err != nil {
 			return fmt.Errorf("remove files that an earlier run did not finish: %w", err)
+		}
+	}
+	return nil
+}
+
+// removeDisks removes the scratch disks of machines that were not taken over. What else is there is none of ours.
+func (a *Agent) removeDisks() error {
+	paths, err := filepath.Glob(filepath.Join(a.disksDir(), "*"+scratchSuffix))
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, path := range paths {
+		instance, number, _ := strings.Cut(strings.TrimSuffix(filepath.Base(path), scratchSuffix), ".")
+		if inst := a.instances[instance]; inst != nil && fmt.Sprint(inst.adopted.number) == number {
+			continue
+		}
+		if err := os.Remove(path); err != nil {
+			return err
 		}
 	}
 	return nil

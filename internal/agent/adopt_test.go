@@ -308,9 +308,13 @@ func TestTakeOverOfAStart(t *testing.T) {
 			l.start()
 			l.assign("dev", "api-1", l.app("api"))
 			l.await("api-1", "is at "+tt.stage, func(r *pinnacev1.InstanceReport) bool { return r.Message == tt.stage })
+			l.kernel = "cc"
 			l.next()
 			close(let)
 			r := l.awaitState("api-1", stateReady)
+			if got := r.Booted.GetKernelSha256(); got != "aa" {
+				t.Errorf("it runs kernel %q, want that of the agent that started it", got)
+			}
 			if r.Attempt != tt.attempt || len(l.driver.Started()) != 1 {
 				t.Errorf("got attempt %d with %d machines", r.Attempt, len(l.driver.Started()))
 			}

@@ -55,8 +55,8 @@ type Proxy interface {
 type Options struct {
 	// Host are the facts that the server gets to know; Host.Id names the agent everywhere.
 	Host *pinnacev1.HostFacts
-	// Dir holds what must survive a reboot: attempt numbers and logs. RunDir holds what must not: the
-	// directories of the machines that run. The agent owns both.
+	// Dir holds what must survive a reboot, attempt numbers and logs, and the scratch disks of the machines that run.
+	// RunDir holds what must not: the directories of those machines. The agent owns both.
 	Dir, RunDir string
 	// VolumesDir holds the volumes of this host, and may be empty for the directory "volumes" in Dir.
 	VolumesDir string
@@ -112,7 +112,7 @@ type Agent struct {
 // New makes an Agent. It takes over the machines that an earlier run of the agent has left, however that ended, and ends
 // those that are not proven to be its own.
 func New(ctx context.Context, opts Options) (*Agent, error) {
-	for _, dir := range []string{opts.Dir, opts.instancesDir(), opts.RunDir, opts.machinesDir()} {
+	for _, dir := range []string{opts.Dir, opts.instancesDir(), opts.disksDir(), opts.RunDir, opts.machinesDir()} {
 		if err := durable.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make the agent's directory: %w", err)
 		}
@@ -148,6 +148,7 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 }
 
 func (o *Options) instancesDir() string { return filepath.Join(o.Dir, "instances") }
+func (o *Options) disksDir() string     { return filepath.Join(o.Dir, "disks") }
 func (o *Options) machinesDir() string  { return filepath.Join(o.RunDir, "vm") }
 
 // cgroupParent is above the cgroups of this agent's machines, and of no other agent's on the same machine.

@@ -52,10 +52,11 @@ type attempt struct {
 	dir        string
 	machine    vm.Machine
 	guest      *guest.Host
-	nonce      string        // of the boot, once init has said hello
-	protocol   int           // that init speaks, likewise
-	session    chan struct{} // closed when the conversation with the guest is over
-	sessionErr error         // why it is; set before session is closed
+	boots      *pinnacev1.Booted // what the machine runs
+	nonce      string            // of the boot, once init has said hello
+	protocol   int               // that init speaks, likewise
+	session    chan struct{}     // closed when the conversation with the guest is over
+	sessionErr error             // why it is; set before session is closed
 	endSession func()
 	bootedAt   time.Time     // when init said hello
 	startedAt  time.Time     // when the workload's process ran

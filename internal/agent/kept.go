@@ -33,6 +33,8 @@ type kept struct {
 	// Nonce names the boot, and Protocol is the version that its init speaks; empty before init's hello.
 	Nonce    string `json:"nonce,omitempty"`
 	Protocol int    `json:"protocol,omitempty"`
+	// Boots is what its machine runs, in protojson; absent before there is one.
+	Boots json.RawMessage `json:"boots,omitempty"`
 	// BootedAt and StartedAt are when init said hello and when the workload ran.
 	BootedAt  time.Time `json:"booted_at"`
 	StartedAt time.Time `json:"started_at"`
@@ -75,6 +77,13 @@ func (t *attempt) keep() error {
 			return fmt.Errorf("keep what is known of the attempt: %w", err)
 		}
 		*part.to = b
+	}
+	if t.boots != nil {
+		b, err := protojson.Marshal(t.boots)
+		if err != nil {
+			return fmt.Errorf("keep what the attempt runs: %w", err)
+		}
+		rec.Boots = b
 	}
 	if t.end != nil {
 		b, err := protojson.Marshal(t.end)
@@ -137,6 +146,12 @@ func (a *Agent) readKept(dir string) (*attempt, error) {
 	t.bootedAt, t.startedAt, t.ending, t.routed = rec.BootedAt, rec.StartedAt, rec.Ending, rec.Route
 	t.stages = report.Stages
 	proto.Merge(&t.status, &report)
+	if rec.Boots != nil {
+		t.boots = &pinnacev1.Booted{}
+		if err := lenient.Unmarshal(rec.Boots, t.boots); err != nil {
+			return nil, fmt.Errorf("read what it runs in %s: %w", path, err)
+		}
+	}
 	if rec.End != nil {
 		t.keptEnd = &pinnacev1.Cause{}
 		if err := lenient.Unmarshal(rec.End, t.keptEnd); err != nil {

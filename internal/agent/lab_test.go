@@ -49,6 +49,7 @@ type lab struct {
 	timing timing
 
 	scrubRate int64
+	kernel    string // hash of the kernel that agents have from now on
 
 	agent *Agent
 	end   func() // ends the agent and waits until it has
@@ -73,7 +74,7 @@ func newLab(t testing.TB) *lab {
 				c["StopSignal"] = "SIGINT"
 			}).Build(),
 		play: map[string]vmtest.Guest{}, running: map[string]int{},
-		timing: labTiming(),
+		timing: labTiming(), kernel: "aa",
 	}
 	l.source = l.image
 	l.driver = vmtest.NewFake(l.boot)
@@ -99,6 +100,9 @@ func newLab(t testing.TB) *lab {
 		}
 		if left, err := os.ReadDir(filepath.Join(l.dir, "run", "vm")); err == nil && len(left) > 0 {
 			t.Errorf("machines left directories: %v", left)
+		}
+		if left, err := os.ReadDir(filepath.Join(l.dir, "data", "disks")); err == nil && len(left) > 0 {
+			t.Errorf("machines left disks: %v", left)
 		}
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -168,7 +172,7 @@ func (l *lab) make() error {
 		Server: pinnacev1connect.NewAgentServiceClient(&http.Client{Transport: transport}, l.server.http.URL),
 		Driver: driver, Images: l.store, Network: l.net, Proxy: l.proxy,
 		Kernel: &kernel.Kernel{
-			Release: "6.12", Path: filepath.Join(l.dir, "vmlinuz"), SHA256: "aa", Initramfs: filepath.Join(l.dir, "initramfs"), InitramfsSHA256: "bb",
+			Release: "6.12", Path: filepath.Join(l.dir, "vmlinuz"), SHA256: l.kernel, Initramfs: filepath.Join(l.dir, "initramfs"), InitramfsSHA256: "bb",
 		},
 		Source: func(string) image.Source { return l }, ScrubRate: l.scrubRate,
 		Scratch: func(_ context.Context, path string, size int64) error {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -53,13 +55,28 @@ func (t *attempt) attach(ctx context.Context) (string, error) {
 
 func (t *attempt) makeDisks(ctx context.Context) (string, error) {
 	size := t.workload.manifest.Resources.DiskBytes
+	t.onCleanUp(func(context.Context) error { return t.removeScratch() })
 	if err := t.agent.Scratch(ctx, t.scratchPath(), size); err != nil {
 		return "", fmt.Errorf("make the scratch disk: %w", err)
 	}
 	return "scratch " + mib(size), nil
 }
 
-func (t *attempt) scratchPath() string { return filepath.Join(t.dir, "scratch.ext4") }
+// scratchPath is on the file system whose room the server knows, which RunDir, often memory, is not.
+func (t *attempt) scratchPath() string {
+	return filepath.Join(t.agent.disksDir(), fmt.Sprintf("%s.%d%s", t.id, t.number, scratchSuffix))
+}
+
+// scratchSuffix ends the names of scratch disks; before it come the instance and the number of the attempt.
+const scratchSuffix = ".scratch"
+
+func (t *attempt) removeScratch() error {
+	err := os.Remove(t.scratchPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
 
 // startMachine starts the microVM and begins the conversation with its init.
 func (t *attempt) startMachine(ctx context.Context) (string, error) {
@@ -67,6 +84,10 @@ func (t *attempt) startMachine(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if t.boots, err = t.booted(ctx); err != nil {
+		return "", err
+	}
+	t.keepOrSay()
 	m, err := t.agent.Driver.Start(ctx, t.machineSpec(set))
 	if err != nil {
 		return "", err
@@ -144,15 +165,18 @@ func (t *attempt) awaitHello(ctx context.Context) (string, error) {
 		return "", err
 	}
 	t.bootedAt, t.nonce, t.protocol = time.Now(), hello.Nonce, hello.Version
-	booted, err := t.booted(ctx)
-	if err != nil {
-		return "", err
+	if t.boots == nil { // it was begun by an agent that did not keep that
+		if t.boots, err = t.booted(ctx); err != nil {
+			return "", err
+		}
 	}
-	t.set(func(r *pinnacev1.InstanceReport) { r.Booted = booted })
+	boots := t.boots
+	t.set(func(r *pinnacev1.InstanceReport) { r.Booted = boots })
 	return "Linux " + hello.Kernel, nil
 }
 
-// booted are the facts of what this attempt runs, for the event log.
+// booted are the facts of what a machine that is started now runs, for the event log. They are kept with the attempt:
+// an agent that takes it over may have another kernel or driver.
 func (t *attempt) booted(ctx context.Context) (*pinnacev1.Booted, error) {
 	can, err := t.agent.Driver.Probe(ctx)
 	if err != nil {

@@ -19,10 +19,16 @@ func NeedGuests(t testing.TB) kernel.Source {
 	if os.Getenv("PINNACE_E2E") != "1" {
 		t.Skip("boots real guests, which takes long: set PINNACE_E2E=1")
 	}
+	NeedQEMU(t)
+	return NeedKernel(t)
+}
+
+// NeedQEMU skips the test unless QEMU is installed.
+func NeedQEMU(t testing.TB) {
+	t.Helper()
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		t.Skip("needs QEMU: apt-get install qemu-system-x86")
 	}
-	return NeedKernel(t)
 }
 
 // NeedKernel skips the test unless there is a kernel to boot guests with, and returns it.
