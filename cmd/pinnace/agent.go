@@ -30,7 +30,6 @@ import (
 	"github.com/pinnacehq/pinnace/internal/registry"
 	"github.com/pinnacehq/pinnace/internal/vm"
 	"github.com/pinnacehq/pinnace/internal/vm/holder"
-	"github.com/pinnacehq/pinnace/internal/vm/qemu"
 )
 
 // agentRole is the agent of this host.
@@ -40,7 +39,7 @@ type agentRole struct {
 	hostID        string
 	labels        map[string]string
 	kernels       string
-	qemu, accel   string
+	drivers       driverFlags
 	uplink        string
 	prefix        string
 	publicAddress string
@@ -99,8 +98,7 @@ func (r *agentRole) add(cmd *cobra.Command) {
 	flags.StringVar(&r.hostID, "host-id", "", "name of this host (default: its host name)")
 	flags.StringToStringVar(&r.labels, "label", nil, "labels of this host, NAME=VALUE")
 	flags.Var((*dirFlag)(&r.kernels), "kernels", "where guest kernels are (default: DATA_DIR/kernels)")
-	flags.StringVar(&r.qemu, "qemu", qemu.DefaultBinary, "the QEMU program")
-	flags.StringVar(&r.accel, "accel", "auto", "auto, kvm or tcg (emulation in software: for development only)")
+	r.drivers.add(cmd)
 	flags.StringVar(&r.uplink, "uplink", "host", `where guests reach the outside through: host, none, or the path of a network namespace`)
 	flags.StringVar(&r.prefix, "net-prefix", network.DefaultPrefix, "how the names of this agent's network devices begin")
 	flags.StringVar(&r.publicAddress, "public-address", "0.0.0.0", "address of this host that public ports are bound on")
@@ -113,7 +111,7 @@ func (r *agentRole) add(cmd *cobra.Command) {
 }
 
 // run acts for the server until ctx is done. ready, when not nil, gets what this host runs VMs with.
-func (r *agentRole) run(ctx context.Context, ready func(vm.Capabilities)) (err error) {
+func (r *agentRole) run(ctx context.Context, ready func(*machines)) (err error) {
 	if err := needRoot(); err != nil {
 		return err
 	}
@@ -128,7 +126,7 @@ func (r *agentRole) run(ctx context.Context, ready func(vm.Capabilities)) (err e
 		}
 		defer func() { err = errors.Join(err, held.Unlock()) }()
 	}
-	can, err := r.prepareMachines(ctx, &opts)
+	with, err := r.prepareMachines(ctx, &opts)
 	if err != nil {
 		return err
 	}
@@ -172,7 +170,7 @@ func (r *agentRole) run(ctx context.Context, ready func(vm.Capabilities)) (err e
 		return err
 	}
 	if ready != nil {
-		ready(can)
+		ready(with)
 	}
 	ran = true
 	return a.Run(ctx)
@@ -275,54 +273,68 @@ func (r *agentRole) facts() (*pinnacev1.HostFacts, error) {
 	}, nil
 }
 
-// prepareMachines finds the kernel, builds the initramfs and sees what the driver can do.
-func (r *agentRole) prepareMachines(ctx context.Context, opts *agent.Options) (vm.Capabilities, error) {
+// prepareMachines finds the kernel, builds the initramfs and sees what a driver can do.
+func (r *agentRole) prepareMachines(ctx context.Context, opts *agent.Options) (*machines, error) {
+	if err := r.drivers.check(); err != nil {
+		return nil, err
+	}
 	for _, dir := range []string{"boot", "scratch", "probe"} {
 		if err := durable.RemoveTemps(filepath.Join(opts.Dir, dir)); err != nil {
-			return vm.Capabilities{}, fmt.Errorf("remove what an earlier run did not finish: %w", err)
+			return nil, fmt.Errorf("remove what an earlier run did not finish: %w", err)
 		}
 	}
-	k, err := r.kernel(filepath.Join(opts.Dir, "boot"))
+	b := bootFiles{
+		dir: filepath.Join(opts.Dir, "boot"), cache: filepath.Join(opts.Dir, "probe"), jails: filepath.Join(opts.Dir, "jails"), log: r.log,
+	}
+	var err error
+	if b.source, b.kernel, err = r.kernel(b.dir); err != nil {
+		return nil, err
+	}
+	if b.holder, err = installHolder(b.dir); err != nil {
+		return nil, err
+	}
+	m, err := r.drivers.choose(ctx, b)
 	if err != nil {
-		return vm.Capabilities{}, err
+		return nil, err
 	}
-	opts.Kernel = k
-	holderProgram, err := installHolder(filepath.Join(opts.Dir, "boot"))
-	if err != nil {
-		return vm.Capabilities{}, err
+	r.log.Info("microVMs", "driver", m.can.Driver, "version", m.can.Version, "accelerator", m.can.Accelerator, "kernel", m.kernel.Release, "why", m.why)
+	if m.can.Accelerator == "tcg" {
+		r.log.Warn("VMs are emulated in software: slow, and no security boundary; for development only", "why", m.can.Reason)
 	}
-	driver, err := r.driver(k, holderProgram, filepath.Join(opts.Dir, "probe"))
-	if err != nil {
-		return vm.Capabilities{}, err
-	}
-	opts.Driver = driver
-	can, err := driver.Probe(ctx)
-	if err != nil {
-		return vm.Capabilities{}, fail(exitInvalid, "pinnace doctor says what this host can do", "%w", err)
-	}
-	if can.Accelerator == "tcg" {
-		r.log.Warn("VMs are emulated in software: slow, and no security boundary; for development only", "why", can.Reason)
-	}
-	opts.Host.Driver, opts.Host.Accelerator = can.Driver, can.Accelerator
+	opts.Driver, opts.Kernel = m.driver, m.kernel
+	opts.Host.Driver, opts.Host.Accelerator = m.can.Driver, m.can.Accelerator
 	opts.Scratch = vm.NewScratch(filepath.Join(opts.Dir, "scratch")).Make
-	return can, nil
+	return m, nil
 }
 
-// kernel finds the newest fit kernel and builds its initramfs.
-func (r *agentRole) kernel(cacheDir string) (*kernel.Kernel, error) {
+// kernelsDir is where guest kernels are.
+func (r *agentRole) kernelsDir() string {
+	if r.kernels != "" {
+		return r.kernels
+	}
+	return filepath.Join(r.dirs.data, "kernels")
+}
+
+// kernel finds the kernel that was chosen, or else the newest fit one, and builds its initramfs.
+func (r *agentRole) kernel(cacheDir string) (kernel.Source, *kernel.Kernel, error) {
+	src, err := kernel.Choose(r.kernelsDir())
+	if err != nil {
+		return kernel.Source{}, nil, fail(exitInvalid, kernelHint(err), "%w", err)
+	}
 	init, err := initbin.Init()
 	if err != nil {
-		return nil, fail(exitInvalid, "", "%w", err)
+		return kernel.Source{}, nil, fail(exitInvalid, "", "%w", err)
 	}
-	dir := r.kernels
-	if dir == "" {
-		dir = filepath.Join(r.dirs.data, "kernels")
+	k, err := src.Prepare(cacheDir, init)
+	return src, k, err
+}
+
+// kernelHint says what to do about an error of kernel.Choose.
+func kernelHint(err error) string {
+	if errors.Is(err, kernel.ErrNoKernel) && !errors.Is(err, kernel.ErrChosen) {
+		return "scripts/get-kernel.sh fetches one, without installing it"
 	}
-	src, err := kernel.Find(dir)
-	if err != nil {
-		return nil, fail(exitInvalid, "scripts/get-kernel.sh fetches one, without installing it", "%w", err)
-	}
-	return src.Prepare(cacheDir, init)
+	return "pinnace kernel ls shows those that are there; pinnace kernel use chooses another"
 }
 
 // installHolder writes the program that holds monitors into dir and returns its path. Holders that run from a file of
@@ -346,13 +358,6 @@ func installHolder(dir string) (string, error) {
 		}
 	}
 	return path, durable.WriteFile(path, program, 0o755)
-}
-
-func (r *agentRole) driver(k *kernel.Kernel, holderProgram, cacheDir string) (vm.Driver, error) {
-	return qemu.New(qemu.Options{
-		Holder: holderProgram, Binary: r.qemu, Accel: qemu.Accel(r.accel), Kernel: k.Path, Initramfs: k.Initramfs,
-		CacheDir: cacheDir, Log: r.log,
-	})
 }
 
 func (r *agentRole) network() (*network.Manager, error) {

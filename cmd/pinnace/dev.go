@@ -16,7 +16,6 @@ import (
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
-	"github.com/pinnacehq/pinnace/internal/vm"
 )
 
 // devRole is everything on one machine.
@@ -96,7 +95,7 @@ func (c *cli) runDev(ctx context.Context, r *devRole, level slog.Level) (err err
 		endServer()
 		return errors.Join(err, group.Wait())
 	}
-	agentErr := r.agent.run(agentCtx, func(can vm.Capabilities) { c.greet(r, can) })
+	agentErr := r.agent.run(agentCtx, func(with *machines) { c.greet(r, with) })
 	endServer()
 	return errors.Join(agentErr, group.Wait())
 }
@@ -135,7 +134,8 @@ func (c *cli) firstStart(ctx context.Context, r *devRole) error {
 }
 
 // greet says that all is up, and what to do next.
-func (c *cli) greet(r *devRole, can vm.Capabilities) {
+func (c *cli) greet(r *devRole, with *machines) {
+	can := with.can
 	accel := can.Accelerator
 	if can.Accelerator != "kvm" {
 		accel += ": " + can.Reason
@@ -145,6 +145,9 @@ func (c *cli) greet(r *devRole, can vm.Capabilities) {
 	c.say("  API       http://%s", r.server.listen)
 	c.say("  registry  %s", r.registry.listen)
 	c.say("  microVMs  %s %s (%s)", can.Driver, can.Version, accel)
+	if with.why != "" {
+		c.say("            %s", with.why)
+	}
 	c.say("  data      %s", r.dirs.data)
 	c.say("next, in another terminal:")
 	c.say("  pinnace init && buildah push --tls-verify=false IMAGE docker://127.0.0.1:%s/app:v1", port)

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/pinnacehq/pinnace/internal/kernel"
 	"github.com/pinnacehq/pinnace/internal/vm"
 	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
 )
@@ -88,12 +87,12 @@ func (c *cli) examine(ctx context.Context, r *agentRole) []finding {
 		return append(findings, finding{Name: "temp", Detail: err.Error(), Fix: "make room in " + os.TempDir()})
 	}
 	defer func() { _ = os.RemoveAll(cache) }()
-	k, f := r.examineKernel(cache)
+	b, f := r.examineKernel(cache)
 	findings = append(findings, f)
-	if k == nil {
+	if !f.OK {
 		return findings
 	}
-	return append(findings, r.examineDriver(ctx, k, cache)...)
+	return append(findings, r.examineDriver(ctx, b)...)
 }
 
 func examineRoot() finding {
@@ -147,28 +146,24 @@ func examineOutliving() finding {
 	return f
 }
 
-func (r *agentRole) examineKernel(cache string) (*kernel.Kernel, finding) {
+func (r *agentRole) examineKernel(cache string) (bootFiles, finding) {
 	f := finding{Name: "kernel"}
-	k, err := r.kernel(cache)
-	if err == nil {
-		f.OK, f.Detail = true, "Linux "+k.Release
-		return k, f
+	b := bootFiles{dir: cache, cache: filepath.Join(cache, "probe"), jails: filepath.Join(cache, "jails"), log: r.log}
+	var err error
+	if b.source, b.kernel, err = r.kernel(cache); err == nil {
+		f.OK, f.Detail = true, "Linux "+b.kernel.Release
+		return b, f
 	}
 	f.Detail = err.Error()
 	if known, ok := errors.AsType[*failure](err); ok {
 		f.Fix = known.hint
 	}
-	return nil, f
+	return b, f
 }
 
-func (r *agentRole) examineDriver(ctx context.Context, k *kernel.Kernel, cache string) []finding {
-	f := finding{Name: "qemu"}
-	driver, err := r.driver(k, "", filepath.Join(cache, "probe"))
-	if err != nil {
-		f.Detail = err.Error()
-		return []finding{f}
-	}
-	can, err := driver.Probe(ctx)
+func (r *agentRole) examineDriver(ctx context.Context, b bootFiles) []finding {
+	f := finding{Name: "driver"}
+	m, err := r.drivers.choose(ctx, b)
 	if err != nil {
 		f.Detail = err.Error()
 		if missing, ok := errors.AsType[*vm.MissingError](err); ok {
@@ -176,13 +171,13 @@ func (r *agentRole) examineDriver(ctx context.Context, k *kernel.Kernel, cache s
 		}
 		return []finding{f}
 	}
-	f.OK, f.Detail = true, can.Driver+" "+can.Version
-	accel := finding{Name: "accelerator", OK: true, Detail: can.Accelerator}
-	if can.Accelerator != "kvm" {
-		accel.Detail = fmt.Sprintf("%s, for development only: slow, and no security boundary. No KVM: %s", can.Accelerator, can.Reason)
+	f.OK, f.Detail = true, m.can.Driver+" "+m.can.Version
+	accel := finding{Name: "accelerator", OK: true, Detail: m.can.Accelerator}
+	if m.can.Accelerator != "kvm" {
+		accel.Detail = fmt.Sprintf("%s, for development only: slow, and no security boundary. No KVM: %s", m.can.Accelerator, m.can.Reason)
 	}
 	findings := []finding{f, accel}
-	for _, w := range can.Weaknesses {
+	for _, w := range m.can.Weaknesses {
 		findings = append(findings, finding{Name: "protection", OK: true, Detail: "off: " + w})
 	}
 	return findings

@@ -17,9 +17,17 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/pinnacehq/pinnace/internal/sandbox"
+	"github.com/pinnacehq/pinnace/internal/vm/firecracker/firecrackertest"
+	"github.com/pinnacehq/pinnace/internal/vm/holder"
 )
 
+// TestMain is also the command line, the holder of monitors, and the stand-in for Firecracker, when it is started as
+// one of them.
 func TestMain(m *testing.M) {
+	holder.Enter()
+	if code, ok := firecrackertest.Main(firecrackerGuests); ok {
+		os.Exit(code)
+	}
 	if sandbox.Possible() {
 		confined()
 	}
@@ -42,6 +50,7 @@ func TestScript(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status": status,
 			"server": scriptServer,
+			"kernel": scriptKernel,
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)

@@ -61,34 +61,51 @@ var options = []option{
 // archOption is set in the config of kernels for that GOARCH.
 var archOption = map[string]string{"amd64": "X86_64", "arm64": "ARM64"}
 
-// Check says whether the kernel can boot a guest on this machine. Its error names everything that is
-// missing, and what the guest would need it for.
+// An UnfitError says why a kernel cannot boot a guest on this machine.
+type UnfitError struct {
+	Release string
+	// Problems are all that is wrong, each for people; those of build options begin with the option's name.
+	Problems []string
+	err      error // the one behind the only problem, or nil
+}
+
+func (e *UnfitError) Error() string {
+	return "kernel " + e.Release + ": " + strings.Join(e.Problems, ", ")
+}
+func (e *UnfitError) Unwrap() error { return e.err }
+
+func (s Source) unfit(format string, args ...any) error {
+	err := fmt.Errorf(format, args...)
+	return &UnfitError{Release: s.Release, Problems: []string{err.Error()}, err: errors.Unwrap(err)}
+}
+
+// Check says whether the kernel can boot a guest on this machine. Its error is a *UnfitError and names everything that
+// is missing, and what the guest would need it for.
 func (s Source) Check() error { return s.check(runtime.GOARCH) }
 
 func (s Source) check(arch string) error {
 	v := version(s.Release)
 	if len(v) == 0 {
-		return fmt.Errorf("kernel %s: the folder's name is not a kernel release such as 6.12.95+deb13-cloud-%s", s.Release, arch)
+		return s.unfit("the folder's name is not a kernel release such as 6.12.95+deb13-cloud-%s", arch)
 	}
 	if slices.Compare(v, oldest[:]) < 0 {
-		return fmt.Errorf("kernel %s is too old: guests need %d.%d or newer, whose EROFS can mount images", s.Release, oldest[0], oldest[1])
+		return s.unfit("it is too old: guests need %d.%d or newer, whose EROFS can mount images", oldest[0], oldest[1])
 	}
 	config, err := s.readConfig()
 	if err != nil {
 		return err
 	}
 	if want := archOption[arch]; want != "" && config[want] != "y" {
-		return fmt.Errorf("kernel %s is not for this machine's architecture, %s (CONFIG_%s is not set)", s.Release, arch, want)
+		return s.unfit("it is not for this machine's architecture, %s (CONFIG_%s is not set)", arch, want)
 	}
-	if err := checkOptions(config, arch); err != nil {
-		return fmt.Errorf("kernel %s: %w", s.Release, err)
+	if missing := missingOptions(config, arch); len(missing) > 0 {
+		return &UnfitError{Release: s.Release, Problems: missing}
 	}
 	return s.checkImage(arch)
 }
 
-// checkOptions reports all options that are missing, not only the first.
-func checkOptions(config map[string]string, arch string) error {
-	var missing []string
+// missingOptions are all options that are missing, not only the first.
+func missingOptions(config map[string]string, arch string) (missing []string) {
 	for _, o := range options {
 		if o.optional || (o.arch != "" && o.arch != arch) {
 			continue
@@ -101,10 +118,7 @@ func checkOptions(config map[string]string, arch string) error {
 			missing = append(missing, fmt.Sprintf("CONFIG_%s is not set (for %s)", o.name, o.purpose))
 		}
 	}
-	if len(missing) > 0 {
-		return errors.New(strings.Join(missing, ", "))
-	}
-	return nil
+	return missing
 }
 
 // checkImage compares the release in the image's own header with the folder's name: with modules of
@@ -115,14 +129,14 @@ func (s Source) checkImage(arch string) error {
 	}
 	image, err := readFile(s.Image(), maxImage)
 	if err != nil {
-		return fmt.Errorf("kernel %s: %w", s.Release, err)
+		return s.unfit("%w", err)
 	}
 	h, err := parseBzImage(image)
 	if err != nil {
-		return fmt.Errorf("kernel %s: %w", s.Release, err)
+		return s.unfit("%w", err)
 	}
 	if release, _, _ := strings.Cut(h.version, " "); release != s.Release {
-		return fmt.Errorf("kernel %s: the image in that folder is of release %q", s.Release, release)
+		return s.unfit("the image in that folder is of release %q", release)
 	}
 	return nil
 }
@@ -132,7 +146,7 @@ func (s Source) checkImage(arch string) error {
 func (s Source) readConfig() (map[string]string, error) {
 	b, err := readFile(s.configPath(), maxConfig)
 	if err != nil {
-		return nil, fmt.Errorf("kernel %s: its build configuration is needed to know what it can do: %w", s.Release, err)
+		return nil, s.unfit("its build configuration is needed to know what it can do: %w", err)
 	}
 	config := map[string]string{}
 	lines := bufio.NewScanner(bytes.NewReader(b))
@@ -143,7 +157,7 @@ func (s Source) readConfig() (map[string]string, error) {
 		}
 	}
 	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("kernel %s: read config: %w", s.Release, err)
+		return nil, s.unfit("read config: %w", err)
 	}
 	return config, nil
 }

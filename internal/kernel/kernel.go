@@ -7,6 +7,8 @@
 //	<dir>/<release>/config     what the kernel was built with
 //	<dir>/<release>/modules/   what a package has under lib/modules/<release>; may be absent when
 //	                           everything that a guest needs is built in
+//	<dir>/<release>/origin     where it came from; may be absent
+//	<dir>/chosen               the release that new VMs boot; absent for the newest that is fit
 //
 // The package neither downloads kernels nor installs them, and it starts no VM.
 package kernel
@@ -73,8 +75,9 @@ func List(dir string) ([]Source, error) {
 	return found, nil
 }
 
-// Find returns the newest kernel under dir that can boot a guest on this machine. Its error wraps
-// ErrNoKernel and says what is wrong with every kernel that is there.
+// Find returns the newest kernel under dir that can boot a guest on this machine. One that was built here is taken only
+// when there is no other: nobody but its maker sees to its security updates. The error wraps ErrNoKernel and says what
+// is wrong with every kernel that is there.
 func Find(dir string) (Source, error) {
 	all, err := List(dir)
 	if err != nil {
@@ -83,6 +86,7 @@ func Find(dir string) (Source, error) {
 	if len(all) == 0 {
 		return Source{}, fmt.Errorf("%w in %s: %s", ErrNoKernel, dir, hint)
 	}
+	slices.SortStableFunc(all, func(a, b Source) int { return boolInt(a.Origin().Built) - boolInt(b.Origin().Built) })
 	var reasons []string
 	for _, s := range all {
 		err := s.Check()
@@ -92,6 +96,13 @@ func Find(dir string) (Source, error) {
 		reasons = append(reasons, err.Error())
 	}
 	return Source{}, fmt.Errorf("%w fit for use in %s: %s: %s", ErrNoKernel, dir, strings.Join(reasons, "; "), hint)
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // version returns the leading numbers of a release: 6, 12, 95 of 6.12.95+deb12-cloud-amd64. It is empty

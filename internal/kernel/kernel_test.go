@@ -58,7 +58,7 @@ func TestFindSaysWhyNoneFits(t *testing.T) {
 	if !errors.Is(err, ErrNoKernel) {
 		t.Fatalf("got %v", err)
 	}
-	for _, want := range []string{"6.1.0-50-cloud-amd64 is too old", "6.6", "CONFIG_OVERLAY_FS", "get-kernel.sh"} {
+	for _, want := range []string{"6.1.0-50-cloud-amd64: it is too old", "6.6", "CONFIG_OVERLAY_FS", "get-kernel.sh"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is missing in: %v", want, err)
 		}
@@ -79,7 +79,7 @@ func TestCheckRefuses(t *testing.T) {
 			}
 			f.files = nil
 		}, ""},
-		{"too old", func(f *fake) { f.release = "6.5.13-test" }, "6.5.13-test is too old: guests need 6.6"},
+		{"too old", func(f *fake) { f.release = "6.5.13-test" }, "6.5.13-test: it is too old: guests need 6.6"},
 		{"no release", func(f *fake) { f.release = "mine" }, "not a kernel release"},
 		{"no EROFS", func(f *fake) { f.config["EROFS_FS"] = "" }, "CONFIG_EROFS_FS is not set (for images)"},
 		{"two missing", func(f *fake) { f.config["VIRTIO_BLK"] = ""; delete(f.config, "MEMCG") }, "CONFIG_MEMCG"},

@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/pinnacehq/pinnace/internal/vm/firecracker/firecrackertest"
 )
 
 // Set by TestMain.
@@ -20,7 +22,11 @@ var (
 	skip     string // why nothing can be tested here
 )
 
+// TestMain is also the stand-in for Firecracker and its jailer, when it is started by their names.
 func TestMain(m *testing.M) {
+	if code, ok := firecrackertest.Main(firecrackerGuests); ok {
+		os.Exit(code)
+	}
 	os.Exit(run(m))
 }
 

@@ -320,6 +320,9 @@ type instance struct {
 	} `json:"last_end"`
 	Booted *struct {
 		ImageManifestDigest string `json:"image_manifest_digest"`
+		Driver              string `json:"driver"`
+		DriverVersion       string `json:"driver_version"`
+		KernelSHA256        string `json:"kernel_sha256"`
 	} `json:"booted"`
 }
 

@@ -92,7 +92,10 @@ type Driver struct {
 	host    *host // guarded by probing; nil until the first successful probe
 }
 
-var _ vm.Driver = (*Driver)(nil)
+var (
+	_ vm.Driver  = (*Driver)(nil)
+	_ vm.Sweeper = (*Driver)(nil)
+)
 
 // host is what the driver found on this host.
 type host struct {

@@ -21,8 +21,8 @@ var oldest = version{number: [3]int{1, 15, 1}}
 // whyOldest names them.
 const whyOldest = "older ones let a guest's root write outside its memory (CVE-2026-5747), or a link in a jail overwrite files of the host (CVE-2026-1386)"
 
-// installHint says how to get a program that Debian does not have.
-const installHint = "unpack a release of 1.15.1 or newer from https://github.com/firecracker-microvm/firecracker/releases " +
+// InstallHint says how to get Firecracker and its jailer, which Debian does not have.
+const InstallHint = "unpack a release of 1.15.1 or newer from https://github.com/firecracker-microvm/firecracker/releases " +
 	"and put firecracker and jailer into PATH"
 
 // A version is what Firecracker calls itself.
@@ -80,7 +80,7 @@ func findProgram(ctx context.Context, name string) (path string, v version, err 
 		path, err = filepath.Abs(path)
 	}
 	if err != nil {
-		return "", version{}, &vm.MissingError{Program: name, Hint: installHint, Err: err}
+		return "", version{}, &vm.MissingError{Program: name, Hint: InstallHint, Err: err}
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -88,7 +88,7 @@ func findProgram(ctx context.Context, name string) (path string, v version, err 
 	cmd.Env = []string{}
 	out, err := cmd.Output()
 	if err != nil {
-		return "", version{}, &vm.MissingError{Program: path, Hint: installHint, Err: err}
+		return "", version{}, &vm.MissingError{Program: path, Hint: InstallHint, Err: err}
 	}
 	if v, err = parseVersion(string(out)); err != nil {
 		return "", version{}, fmt.Errorf("%s does not look like a program of Firecracker: %w", path, err)
@@ -108,7 +108,7 @@ func (d *Driver) findPrograms(ctx context.Context, h *host) error {
 	}
 	switch {
 	case v.olderThan(oldest):
-		return fmt.Errorf("%s is version %v, and %v is the oldest that may run guests: %s; %s", binary, v, oldest, whyOldest, installHint)
+		return fmt.Errorf("%s is version %v, and %v is the oldest that may run guests: %s; %s", binary, v, oldest, whyOldest, InstallHint)
 	case v != jv:
 		return fmt.Errorf("%s is version %v and %s is version %v: they have to be of one release", binary, v, jailer, jv)
 	case !jailerName.MatchString(filepath.Base(binary)):

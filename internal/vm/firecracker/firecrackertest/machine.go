@@ -19,6 +19,12 @@ import (
 // which ends when it returns.
 type Guest func(ctx context.Context, m *Machine) vmtest.End
 
+// RealInit is the name of the guest that is played for an initramfs with pinnace-init in it.
+const RealInit = "pinnace-init"
+
+// cpioMagic is how archives in the format that the kernel takes begin.
+const cpioMagic = "070701"
+
 // A Machine is what a played guest has of its machine.
 type Machine struct {
 	// Console is the serial console. What does not fit is lost.

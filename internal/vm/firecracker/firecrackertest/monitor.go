@@ -252,18 +252,23 @@ func (m *monitor) start() error {
 	return nil
 }
 
-// findGuest chooses the guest by the first line of the initramfs.
+// findGuest chooses the guest by the first line of the initramfs. One that is an archive, as machines really boot, stands for
+// the guest RealInit.
 func (m *monitor) findGuest(initrd string) (Guest, error) {
 	f, err := os.Open(inJail(initrd))
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	line, err := bufio.NewReader(f).ReadString('\n')
-	if err != nil {
-		return nil, fmt.Errorf("read the initramfs: %w", err)
+	in := bufio.NewReader(f)
+	name := RealInit
+	if magic, _ := in.Peek(len(cpioMagic)); string(magic) != cpioMagic {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			return nil, fmt.Errorf("read the initramfs: %w", err)
+		}
+		name, _ = strings.CutPrefix(strings.TrimSpace(line), "guest ")
 	}
-	name, _ := strings.CutPrefix(strings.TrimSpace(line), "guest ")
 	guest, ok := m.guests[name]
 	if !ok {
 		return nil, fmt.Errorf("the test has no guest %q", name)
