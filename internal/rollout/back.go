@@ -20,9 +20,14 @@ func (r *reading) back() []Action {
 			restored++
 		}
 	}
-	actions := r.stopSurplus(0, New, Other)
-	if restored < want {
-		actions = r.stopAllButReady(want - restored)
+	actions := r.stopSurplus(0, Task)
+	switch {
+	case restored >= want || r.Strategy == Recreate:
+		actions = append(actions, r.stopSurplus(0, New, Other)...)
+	case r.StopFirst:
+		actions = append(actions, r.freeOrdinals(Previous, want, want)...)
+	default:
+		actions = append(actions, r.stopAllButReady(want-restored)...)
 	}
 	if restored >= want && len(actions) == 0 {
 		return r.finishBack()
@@ -33,12 +38,18 @@ func (r *reading) back() []Action {
 	if r.due(r.Back.Since.Add(r.Deadline)) {
 		return finish(Mixed, r.stuck(fmt.Sprintf("it did not come up within %s", r.Deadline)))
 	}
+	if r.Strategy == Recreate && r.runs(New, Other) {
+		return actions
+	}
 	// Nobody is served well by a slow way back: all that are missing start at once.
 	for o, missing := 0, want-len(taken); missing > 0; o++ {
-		if !taken[o] {
+		switch {
+		case taken[o]:
+			continue
+		case !r.StopFirst || !r.occupied(o):
 			actions = append(actions, Action{Kind: Start, Side: Previous, Ordinal: o})
-			missing--
 		}
+		missing--
 	}
 	return actions
 }
@@ -46,7 +57,12 @@ func (r *reading) back() []Action {
 // restored reports whether a previous instance is what it was before the deployment. One that the
 // deployment never touched is, however well it does.
 func (r *reading) restored(i Instance) bool {
-	return (serves(i) && !i.Restored) || r.held(i)
+	return r.untouched(i) || r.held(i)
+}
+
+// untouched tells whether a previous instance has run since before the deployment.
+func (r *reading) untouched(i Instance) bool {
+	return i.Side == Previous && serves(i) && !i.Restored
 }
 
 // stopAllButReady stops new and other instances except for keep that are ready.
@@ -61,7 +77,7 @@ func (r *reading) stopAllButReady(keep int) []Action {
 }
 
 func (r *reading) finishBack() []Action {
-	waiting, _ := r.ending(New, Other)
+	waiting, _ := r.ending(New, Other, Task)
 	if waiting > 0 && !r.due(r.Back.Since.Add(r.Deadline)) {
 		return nil
 	}
@@ -72,5 +88,5 @@ func (r *reading) finishBack() []Action {
 }
 
 func (r *reading) stuck(reason string) string {
-	return fmt.Sprintf("%s; going back failed too: %s; %s", r.Back.Reason, reason, r.census())
+	return fmt.Sprintf("%s; going back failed too: %s; %s", r.Back.Reason, reason, r.headcount())
 }

@@ -8,36 +8,193 @@ import (
 
 // forward brings the new side in, one step of at most MaxParallel instances at a time.
 func (r *reading) forward() []Action {
-	var held, inFlight int
-	taken := map[int]bool{}
-	for _, i := range r.Instances {
-		if i.Side != New || (!serves(i) && !i.Completed) {
-			continue
-		}
-		taken[i.Ordinal] = true
-		if r.held(i) {
-			held++
-		} else {
-			inFlight++
+	if r.Count > 0 {
+		if actions, wait := r.runBefore(); wait {
+			return actions
 		}
 	}
-	actions := r.stopSurplus(max(r.Count-held, 0), Previous, Other)
-	if held >= r.Count && len(actions) == 0 && !r.serving(Previous, Other) {
+	side := r.census(New)
+	actions := r.makeRoom(side)
+	if side.held >= r.Count && len(actions) == 0 && !r.serving(Previous, Other) {
 		return r.finishForward()
 	}
 	if reason := r.failure(New); reason != "" {
 		return r.fail(reason)
 	}
 	if r.due(r.Since.Add(r.Deadline)) {
-		return r.fail(r.overdue(held))
+		return r.fail(r.overdue(side.held))
 	}
-	for o := 0; o < r.Count && inFlight < r.MaxParallel; o++ {
-		if !taken[o] {
+	if len(actions) == 1 && actions[0].Kind == Switch {
+		return actions
+	}
+	return append(actions, r.bringIn(side)...)
+}
+
+// census is what there is of the new side.
+type census struct {
+	held, inFlight int
+	taken          map[int]bool // the ordinals that it has
+}
+
+func (r *reading) census(side Side) census {
+	c := census{taken: map[int]bool{}}
+	for _, i := range r.Instances {
+		if i.Side != side || (!serves(i) && !i.Completed) {
+			continue
+		}
+		c.taken[i.Ordinal] = true
+		if r.held(i) {
+			c.held++
+		} else {
+			c.inFlight++
+		}
+	}
+	return c
+}
+
+// runBefore has the one-off run that must succeed first. wait is false once it has, or when there is none.
+func (r *reading) runBefore() (actions []Action, wait bool) {
+	if r.Before == nil {
+		return nil, false
+	}
+	// It is the first thing that happens: what it failed for is told without anything else having been touched.
+	back := func(format string, args ...any) ([]Action, bool) {
+		return []Action{{Kind: TurnBack, Reason: "rollout.before: " + fmt.Sprintf(format, args...)}}, true
+	}
+	for _, i := range r.Instances {
+		switch {
+		case i.Side != Task:
+		case i.Completed:
+			return nil, false
+		case i.Ended:
+			return back("%s", i.LastEnd)
+		case i.StartFailed:
+			return back("%s", i.LastEnd)
+		case !i.StartedAt.IsZero() && i.Reachable && r.due(i.StartedAt.Add(r.Before.Timeout)):
+			return back("did not end within its timeout (%s)", r.Before.Timeout)
+		case r.due(r.Since.Add(r.Deadline)):
+			return back("did not end before the deadline of %s", r.Deadline)
+		default:
+			return nil, true
+		}
+	}
+	if r.Blocked != nil && r.due(r.Blocked.Since.Add(r.BootTimeout)) {
+		return back("%s", r.Blocked.Reason)
+	}
+	return []Action{{Kind: Start, Side: Task}}, true
+}
+
+// makeRoom stops what the new side has replaced, or what has to go before the new side can come.
+func (r *reading) makeRoom(side census) []Action {
+	switch {
+	case r.Count == 0 || r.Strategy == Recreate:
+		return r.stopSurplus(0, Previous, Other)
+	case r.Strategy == BlueGreen && side.held < r.Count:
+		return nil
+	case r.Strategy == BlueGreen && !r.Switched:
+		return []Action{{Kind: Switch}}
+	case r.Strategy == Canary && side.held < r.canaries():
+		return nil
+	case r.StopFirst && side.held < r.Count:
+		return r.freeOrdinals(New, r.Count, r.MaxParallel)
+	default:
+		return r.stopSurplus(max(r.Count-side.held, 0), Previous, Other)
+	}
+}
+
+// canaries is how many instances a canary begins with. Where nothing serves there is nothing to be compared with.
+func (r *reading) canaries() int {
+	if !r.HasPrevious {
+		return 0
+	}
+	return min(max(r.Canary, 1), r.Count)
+}
+
+// bringIn starts what is missing of the new side, as far as it may be started now.
+func (r *reading) bringIn(side census) []Action {
+	most := r.MaxParallel - side.inFlight
+	switch {
+	case r.Strategy == Recreate && r.runs(Previous, Other):
+		return nil
+	case r.Strategy == Recreate:
+		most = r.Count
+	case r.Strategy == Canary && side.held < r.canaries():
+		most = min(most, r.canaries()-side.held-side.inFlight)
+	}
+	var actions []Action
+	for o := 0; o < r.Count && len(actions) < most; o++ {
+		if !side.taken[o] && (!r.StopFirst || !r.occupied(o)) {
 			actions = append(actions, Action{Kind: Start, Side: New, Ordinal: o})
-			inFlight++
 		}
 	}
 	return actions
+}
+
+// freeOrdinals stops instances of other sides than the one that comes, so that its own can start. It keeps to
+// MaxParallel ordinals below count that are without a ready instance, and to moves that are under way.
+func (r *reading) freeOrdinals(comes Side, count, moves int) []Action {
+	var (
+		down   = map[int]bool{} // nothing of it is ready
+		moving = 0              // ordinals under way from one side to the other
+		goes   = map[int][]Instance{}
+	)
+	for o := range count {
+		down[o] = true
+	}
+	for _, i := range r.Instances {
+		switch {
+		case i.Ordinal >= count || i.Side == Task:
+		case i.Side == comes && r.held(i), i.Side != comes && serves(i) && i.Ready, i.Side == comes && r.untouched(i):
+			down[i.Ordinal] = false
+		case i.Side == comes && serves(i):
+			moving++
+		case i.Side != comes && i.Stopping && !i.Ended:
+			moving++
+		}
+		if i.Side != comes && i.Side != Task && serves(i) {
+			goes[i.Ordinal] = append(goes[i.Ordinal], i)
+		}
+	}
+	downs := 0
+	for o := range count {
+		if down[o] {
+			downs++
+		}
+	}
+	var actions []Action
+	for o := range count {
+		if len(goes[o]) == 0 || moving >= moves || (!down[o] && downs >= r.MaxParallel) {
+			continue
+		}
+		for _, i := range goes[o] {
+			actions = append(actions, Action{Kind: Stop, Side: i.Side, Ordinal: o, Instance: i.ID})
+		}
+		moving++
+		if !down[o] {
+			downs++
+		}
+	}
+	return actions
+}
+
+// occupied tells whether an instance has not let go of the ordinal and its volumes.
+func (r *reading) occupied(ordinal int) bool {
+	for _, i := range r.Instances {
+		if i.Ordinal == ordinal && i.Side != Task && !i.Ended {
+			return true
+		}
+	}
+	return false
+}
+
+// runs tells whether the sides have an instance that has not ended.
+func (r *reading) runs(sides ...Side) bool {
+	for _, i := range r.Instances {
+		if is(i, sides) && !i.Ended {
+			return true
+		}
+	}
+	return false
 }
 
 // finishForward waits for the previous side to end, and succeeds. A host that is away cannot keep a
@@ -83,7 +240,7 @@ func unconfirmed(n int) string {
 func (r *reading) stopSurplus(keep int, sides ...Side) []Action {
 	replaced := map[int]bool{}
 	for _, i := range r.Instances {
-		if !is(i, sides) && r.held(i) {
+		if !is(i, sides) && i.Side != Task && r.held(i) {
 			replaced[i.Ordinal] = true
 		}
 	}
@@ -170,7 +327,7 @@ func (r *reading) fail(reason string) []Action {
 	case r.Count == 0:
 		return finish(Failed, reason)
 	case r.Pause:
-		return finish(Mixed, fmt.Sprintf("%s; left as it is (on_failure = \"pause\"): %s", reason, r.census()))
+		return finish(Mixed, fmt.Sprintf("%s; left as it is (on_failure = \"pause\"): %s", reason, r.headcount()))
 	default:
 		return []Action{{Kind: TurnBack, Reason: reason}}
 	}
@@ -180,9 +337,9 @@ func finish(o Outcome, reason string) []Action {
 	return []Action{{Kind: Finish, Outcome: o, Reason: reason}}
 }
 
-// census says what runs, in words.
-func (r *reading) census() string {
-	var n [3]int
+// headcount says what runs, in words.
+func (r *reading) headcount() string {
+	var n [sides]int
 	for _, i := range r.Instances {
 		if serves(i) {
 			n[i.Side]++

@@ -5,9 +5,11 @@
 // named; nothing is remembered between two calls, so a server that was killed goes on from its log and the
 // reports of the agents. It does not choose hosts (package scheduler) and starts nothing itself.
 //
-// A rolling deployment starts first: an instance of the previous side is stopped only for one of the new
-// side that has been ready for the hold time, so the number of ready instances never falls below the count
-// because of the rollout. It turns back, or pauses, at the first sign that the new side does not come up.
+// Deployments start first: an instance of the previous side is stopped only for one of the new side that has
+// been ready for the hold time, so the number of ready instances never falls below the count because of the
+// rollout. With volumes, which have one holder at a time, they stop first, and the number never falls below the
+// count less max_parallel. Only a recreate stops everything before it starts anything. A deployment turns back, or
+// pauses, at the first sign that the new side does not come up.
 package rollout
 
 import (
@@ -29,6 +31,25 @@ const (
 	Previous
 	// Other is what an earlier deployment left behind that ended mixed; it goes in every case.
 	Other
+	// Task is the one-off that runs before the new side is brought in: it serves nobody, and is not counted.
+	Task
+	sides
+)
+
+// Strategy is how the new side takes over.
+type Strategy int
+
+// The strategies.
+const (
+	// Rolling replaces one step of at most MaxParallel instances after the other.
+	Rolling Strategy = iota
+	// Canary starts Canary instances beside all of the previous side, and goes on as Rolling when they have held.
+	Canary
+	// BlueGreen starts the whole new side beside the previous one. It gets no connections before all of it has held:
+	// then it gets all of them at once (Switch), and the previous side goes.
+	BlueGreen
+	// Recreate stops the whole previous side before it starts the new one: the two never run together.
+	Recreate
 )
 
 // View is what is known of a deployment. All times are the caller's.
@@ -39,6 +60,19 @@ type View struct {
 	PreviousCount int
 	// HasPrevious is false for the first deployment of an app: there is nothing to go back to.
 	HasPrevious bool
+
+	Strategy Strategy
+	// Canary is how many instances Canary begins with, at least 1.
+	Canary int
+	// Switched is set once a BlueGreen deployment's new side gets the connections.
+	Switched bool
+	// StopFirst is set for instances with volumes: one of an ordinal starts when those before it have ended. It means
+	// something to Rolling; Canary and BlueGreen can't have volumes, and Recreate stops first anyway.
+	StopFirst bool
+	// Before is set when a Task has to succeed before anything else happens.
+	Before *Before
+	// Paused is set while somebody wants nothing to be done.
+	Paused bool
 
 	MaxParallel                 int
 	BootTimeout, Hold, Deadline time.Duration
@@ -56,6 +90,12 @@ type View struct {
 	Blocked *Blocked
 
 	Instances []Instance
+}
+
+// Before is the one-off of a deployment. It is the instance on side Task.
+type Before struct {
+	// Timeout is for how long it may run.
+	Timeout time.Duration
 }
 
 // Back says when and why a deployment was turned back.
@@ -114,6 +154,8 @@ const (
 	TurnBack
 	// Finish ends the deployment with Outcome because of Reason.
 	Finish
+	// Switch gives the connections to the new side of a BlueGreen deployment.
+	Switch
 )
 
 // Outcome is how a deployment ended.
@@ -142,10 +184,10 @@ type Action struct {
 }
 
 // Next returns what is due at now, and when to call again if nothing changes before; the zero time means
-// that only a change can bring the deployment on. TurnBack and Finish come alone. Starts come in the order
-// of their ordinals and stops in the order of the instances in the view.
+// that only a change can bring the deployment on. TurnBack, Finish and Switch come alone. Starts come in the order
+// of their ordinals, and stops in that of the instances in the view or, where they make room, of their ordinals.
 func Next(v View, now time.Time) ([]Action, time.Time) {
-	if v.Away {
+	if v.Away || v.Paused {
 		return nil, time.Time{}
 	}
 	r := reading{View: v, now: now}

@@ -3,6 +3,8 @@ package rollout
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +19,10 @@ type world struct {
 	now  time.Time
 	fate map[string]*fate
 	next int
+	// partitioned has the time until which the host of an instance is away.
+	partitioned map[string]time.Time
+	partitions  int  // how often hosts go away, in 1000 seconds
+	aborts      bool // somebody turns it back, or pauses it for a while
 	// outcome is empty until Finish.
 	outcome Outcome
 	reason  string
@@ -32,6 +38,7 @@ type fate struct {
 	stopAfter  time.Duration
 	stoppedAt  time.Time
 	flaky      bool
+	completes  bool // its end is a success
 }
 
 func (w *world) note(format string, args ...any) {
@@ -64,7 +71,110 @@ func (w *world) start(side Side, ordinal int, quality release) {
 	w.view.Instances = append(w.view.Instances, Instance{
 		ID: id, Ordinal: ordinal, Side: side, Reachable: true, StartedAt: w.now.Add(time.Second), Restored: side == Previous && w.view.Back != nil,
 	})
+	if side == Task {
+		w.fateOfTask(f)
+	}
+	w.checkStart(side, ordinal)
 	w.note("start %s ordinal %d side %d", id, ordinal, side)
+}
+
+// fateOfTask has most tasks succeed, some fail, and some never end.
+func (w *world) fateOfTask(f *fate) {
+	*f = fate{born: w.now, readyAfter: -1, stopAfter: f.stopAfter, completes: w.rng.IntN(10) > 0}
+	if f.completes {
+		f.failEvery, f.final = time.Duration(1+w.rng.IntN(20))*time.Second, true
+		f.completes = w.rng.IntN(4) > 0
+	}
+}
+
+// checkStart has what must never run at the same time.
+func (w *world) checkStart(side Side, ordinal int) {
+	for _, i := range w.view.Instances[:len(w.view.Instances)-1] {
+		switch {
+		case i.Side == Task && side == New && !i.Completed:
+			w.fail("%d starts before the task has succeeded", ordinal)
+		case i.Ended || i.Side == Task || side == Task:
+		case w.view.StopFirst && i.Ordinal == ordinal:
+			w.fail("ordinal %d has two holders, %s is one", ordinal, i.ID)
+		case w.view.Strategy == Recreate && (i.Side == New) != (side == New):
+			w.fail("%s runs beside the other side", i.ID)
+		}
+	}
+	if canaries := min(w.view.Canary, w.view.Count); side == New && w.view.Strategy == Canary && w.view.HasPrevious && w.held() < canaries {
+		if n := w.left()[New]; n > canaries {
+			w.fail("%d instances beside the previous side, of which %d are canaries", n, canaries)
+		}
+	}
+}
+
+// held counts the instances of the new side that have been ready for long enough.
+func (w *world) held() (n int) {
+	for _, i := range w.view.Instances {
+		if i.Side == New && serves(i) && i.Ready && !w.now.Before(i.ReadySince.Add(w.view.Hold)) {
+			n++
+		}
+	}
+	return n
+}
+
+// checkMotion has what is under way, of a release that comes up well.
+func (w *world) checkMotion() {
+	moving := map[int]bool{}
+	for _, i := range w.view.Instances {
+		switch {
+		case i.Side == Task && serves(i) && i.Reachable && w.now.After(i.StartedAt.Add(w.view.Before.Timeout+time.Second)) && !w.view.Paused:
+			w.fail("the task runs for longer than it may")
+		case i.Side == New && serves(i) && (!i.Ready || w.now.Sub(i.ReadySince) < w.view.Hold), i.Side == Previous && i.Stopping && !i.Ended && i.Ordinal < w.view.Count:
+			moving[i.Ordinal] = true
+		}
+	}
+	if w.view.StopFirst && w.view.Strategy == Rolling && len(moving) > w.view.MaxParallel && w.held() < w.view.Count {
+		w.fail("%d ordinals are under way, max_parallel is %d", len(moving), w.view.MaxParallel)
+	}
+}
+
+// checkStop has what must not be stopped yet.
+func (w *world) checkStop(side Side) {
+	held := w.held()
+	switch {
+	case side != Previous || w.view.Back != nil || w.view.Count == 0:
+	case w.view.Strategy == Canary && held < min(w.view.Canary, w.view.Count):
+		w.fail("stops a previous instance with %d canaries", held)
+	case w.view.Strategy == BlueGreen && !w.view.Switched:
+		w.fail("stops a previous instance before the switch")
+	}
+}
+
+// disturb has hosts go away and come back, and people intervene.
+func (w *world) disturb() {
+	for k := range w.view.Instances {
+		i := &w.view.Instances[k]
+		until, away := w.partitioned[i.ID]
+		switch {
+		case away && !w.now.Before(until):
+			delete(w.partitioned, i.ID)
+			i.Reachable = true
+		case !away && w.partitions > 0 && w.rng.IntN(1000) < w.partitions:
+			w.partitioned[i.ID] = w.now.Add(time.Duration(w.rng.IntN(60)) * time.Second)
+			i.Reachable, i.Ready, i.ReadySince = false, false, time.Time{}
+			w.note("host of %s is away", i.ID)
+		}
+	}
+	if !w.aborts {
+		return
+	}
+	switch w.rng.IntN(60) {
+	case 0:
+		if w.view.Back == nil && w.view.Count > 0 && !w.view.Paused {
+			w.view.Back = &Back{Reason: "aborted", Since: w.now}
+			w.note("aborted")
+		}
+	case 1:
+		w.view.Paused = !w.view.Paused
+		w.note("paused: %v", w.view.Paused)
+	case 2, 3, 4:
+		w.view.Paused = false
+	}
 }
 
 // tick lets one second pass for every instance.
@@ -73,7 +183,7 @@ func (w *world) tick() {
 	for k := range w.view.Instances {
 		i := &w.view.Instances[k]
 		f := w.fate[i.ID]
-		if i.Ended {
+		if i.Ended || !i.Reachable { // nothing is heard of one that is away
 			continue
 		}
 		age := w.now.Sub(f.born)
@@ -86,7 +196,7 @@ func (w *world) tick() {
 			i.Ends++
 			i.LastEnd = "exited with 1"
 			i.Ready, i.ReadySince = false, time.Time{}
-			i.Ended = f.final
+			i.Ended, i.Completed = f.final, f.final && f.completes
 			f.born = w.now
 			w.note("%s ended, final %v", i.ID, f.final)
 			continue
@@ -117,6 +227,7 @@ func (w *world) stop(id string) (wasReady bool) {
 			if i.Stopping || i.Ended {
 				w.fail("%s is asked to stop again", id)
 			}
+			w.checkStop(i.Side)
 			i.Stopping = true
 			w.fate[id].stoppedAt = w.now
 			w.note("stop %s side %d ready %v", id, i.Side, i.Ready)
@@ -135,7 +246,7 @@ func (w *world) act(good, bad release) {
 	}
 	stoppedReady := false
 	for _, a := range actions {
-		if (a.Kind == TurnBack || a.Kind == Finish) && len(actions) != 1 {
+		if (a.Kind == TurnBack || a.Kind == Finish || a.Kind == Switch) && len(actions) != 1 {
 			w.fail("%v does not come alone", actions)
 		}
 		switch a.Kind {
@@ -153,11 +264,23 @@ func (w *world) act(good, bad release) {
 		case Finish:
 			w.outcome, w.reason = a.Outcome, a.Reason
 			w.note("finish %s: %s", a.Outcome, a.Reason)
+		case Switch:
+			if w.view.Switched || w.view.Strategy != BlueGreen || w.held() < w.view.Count {
+				w.fail("switches with %d ready", w.held())
+			}
+			w.view.Switched = true
+			w.note("switch")
 		}
 	}
 	want := w.view.Count
 	if w.view.Back != nil {
 		want = w.view.PreviousCount
+	}
+	switch {
+	case w.view.Strategy == Recreate:
+		want = 0
+	case w.view.StopFirst:
+		want -= w.view.MaxParallel
 	}
 	if stoppedReady && w.ready() < want {
 		w.fail("stopped a ready instance with %d of %d left", w.ready(), want)
@@ -169,12 +292,15 @@ func (w *world) act(good, bad release) {
 		}
 	}
 	// A held instance that turned unready is in flight again, so a flaky release may exceed the limit.
-	if w.view.Back == nil && inFlight > w.view.MaxParallel && bad.flaky == 0 && bad.crash == 0 {
+	if w.view.Back == nil && inFlight > w.view.MaxParallel && bad.flaky == 0 && bad.crash == 0 && w.partitions == 0 && w.view.Strategy != Recreate {
 		w.fail("%d instances in flight, max_parallel is %d", inFlight, w.view.MaxParallel)
+	}
+	if w.view.Back == nil && bad == (release{}) && w.partitions == 0 {
+		w.checkMotion()
 	}
 }
 
-func (w *world) left() (n [3]int) {
+func (w *world) left() (n [sides]int) {
 	for _, i := range w.view.Instances {
 		if serves(i) {
 			n[i.Side]++
@@ -187,16 +313,27 @@ func newWorld(t *testing.T, seed uint64) *world {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	count := 1 + rng.IntN(5)
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
-	w := &world{t: t, rng: rng, now: now, fate: map[string]*fate{}, view: View{
+	w := &world{t: t, rng: rng, now: now, fate: map[string]*fate{}, partitioned: map[string]time.Time{}, view: View{
 		Count: count, PreviousCount: count, HasPrevious: rng.IntN(10) > 0,
 		MaxParallel: 1 + rng.IntN(3), BootTimeout: 40 * time.Second, Hold: time.Duration(rng.IntN(8)) * time.Second, Deadline: 10 * time.Minute,
 		Pause: rng.IntN(6) == 0, Since: now,
 	}}
+	switch w.view.Strategy = Strategy(rng.IntN(4)); w.view.Strategy {
+	case Rolling, Recreate:
+		w.view.StopFirst = rng.IntN(2) == 0
+	case Canary:
+		w.view.Canary = 1 + rng.IntN(3)
+	case BlueGreen:
+	}
+	if rng.IntN(4) == 0 {
+		w.view.Before = &Before{Timeout: 30 * time.Second}
+	}
 	if w.view.HasPrevious {
 		for o := range count {
 			w.start(Previous, o, release{})
 		}
 		for o := range rng.IntN(2) {
+			o += count * btoi(w.view.StopFirst) // which has an ordinal of its own
 			w.start(Other, o, release{flaky: 50})
 		}
 		for range 30 {
@@ -209,10 +346,37 @@ func newWorld(t *testing.T, seed uint64) *world {
 	return w
 }
 
+// mayTurnBack is false where on_failure = "pause" leaves a failing rollout where it is.
+func (w *world) mayTurnBack() bool {
+	return !w.view.Pause || w.view.Back.Reason == "aborted" || strings.HasPrefix(w.view.Back.Reason, "rollout.before")
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// TestSimulation has every kind of deployment under crashes, slow boots, hosts that go away and people who
+// intervene. PINNACE_ROLLOUTS is how many; a deployment is known by its number.
 func TestSimulation(t *testing.T) {
-	outcomes := map[Outcome]int{}
-	for seed := range uint64(3000) {
+	type ending struct {
+		strategy  Strategy
+		stopFirst bool
+		outcome   Outcome
+	}
+	outcomes, endings := map[Outcome]int{}, map[ending]int{}
+	rollouts := uint64(4000)
+	if n, err := strconv.ParseUint(os.Getenv("PINNACE_ROLLOUTS"), 10, 64); err == nil {
+		rollouts = n
+	}
+	for seed := range rollouts {
 		w := newWorld(t, seed)
+		w.aborts = w.rng.IntN(4) == 0
+		if w.rng.IntN(4) == 0 {
+			w.partitions = 1 + w.rng.IntN(30)
+		}
 		good, bad := release{}, release{}
 		switch w.rng.IntN(4) {
 		case 0:
@@ -226,34 +390,41 @@ func TestSimulation(t *testing.T) {
 			if step > 3000 {
 				w.fail("seed %d does not end", seed)
 			}
+			w.disturb()
 			w.tick()
 			w.act(good, bad)
 		}
 		outcomes[w.outcome]++
+		endings[ending{w.view.Strategy, w.view.StopFirst, w.outcome}]++
 		n := w.left()
 		switch w.outcome {
 		case Succeeded:
-			if n != [3]int{New: w.view.Count} {
+			if n != [sides]int{New: w.view.Count} {
 				w.fail("succeeded with %v", n)
 			}
 		case RolledBack:
-			if n != [3]int{Previous: w.view.PreviousCount} || w.view.Pause {
+			if n != [sides]int{Previous: w.view.PreviousCount} || !w.mayTurnBack() {
 				w.fail("rolled back with %v", n)
 			}
 		case Failed:
-			if n != [3]int{} || w.view.HasPrevious {
+			if n != [sides]int{} || w.view.HasPrevious {
 				w.fail("failed with %v", n)
 			}
 		case Mixed:
-			if w.reason == "" || (good == release{} && !w.view.Pause) {
+			if w.reason == "" || (good == release{} && !w.view.Pause && w.partitions == 0) {
 				w.fail("mixed although the previous side could be restored: %s", w.reason)
 			}
 		}
 	}
-	t.Log(outcomes)
+	t.Log(outcomes, endings)
 	for _, o := range []Outcome{Succeeded, RolledBack, Failed, Mixed} {
-		if outcomes[o] == 0 {
-			t.Errorf("no run ended %s", o)
+		for s := Rolling; s <= Recreate; s++ {
+			if endings[ending{s, false, o}] == 0 {
+				t.Errorf("no run with strategy %d ended %s", s, o)
+			}
+		}
+		if endings[ending{Rolling, true, o}] == 0 || endings[ending{Recreate, true, o}] == 0 {
+			t.Errorf("no run with volumes ended %s", o)
 		}
 	}
 }
@@ -270,7 +441,7 @@ func TestSimulatedStop(t *testing.T) {
 			w.tick()
 			w.act(release{}, release{})
 		}
-		if w.outcome != Succeeded || w.left() != [3]int{} {
+		if w.outcome != Succeeded || w.left() != [sides]int{} {
 			w.fail("ended %s with %v", w.outcome, w.left())
 		}
 	}
