@@ -114,6 +114,14 @@ type PlannedStart struct {
 	Host       string `json:"host"`
 	Deployment string `json:"deployment"`
 	Release    string `json:"release"`
+	// Task marks the one-off of rollout.before, which serves nobody.
+	Task bool `json:"task,omitempty"`
+}
+
+// DeploymentSwitched says that connections are led to the new instances of a blue-green deployment, and no longer
+// to the previous ones.
+type DeploymentSwitched struct {
+	Deployment string `json:"deployment"`
 }
 
 // InstanceStarted says that the VM of an attempt was started, and from what.
@@ -182,6 +190,7 @@ func (*ReleaseCreated) EventType() string       { return "release.created" }
 func (*ReleaseSourced) EventType() string       { return "release.sourced" }
 func (*DeploymentStarted) EventType() string    { return "deployment.started" }
 func (*DeploymentTurnedBack) EventType() string { return "deployment.turned-back" }
+func (*DeploymentSwitched) EventType() string   { return "deployment.switched" }
 func (*DeploymentFinished) EventType() string   { return "deployment.finished" }
 func (*InstancesPlanned) EventType() string     { return "instances.planned" }
 func (*InstanceStarted) EventType() string      { return "instance.started" }
@@ -194,6 +203,7 @@ func (*ReleaseCreated) EventVersion() uint16       { return 1 }
 func (*ReleaseSourced) EventVersion() uint16       { return 1 }
 func (*DeploymentStarted) EventVersion() uint16    { return 1 }
 func (*DeploymentTurnedBack) EventVersion() uint16 { return 1 }
+func (*DeploymentSwitched) EventVersion() uint16   { return 1 }
 func (*DeploymentFinished) EventVersion() uint16   { return 1 }
 func (*InstancesPlanned) EventVersion() uint16     { return 1 }
 func (*InstanceStarted) EventVersion() uint16      { return 1 }
