@@ -113,6 +113,8 @@ func (a *Agent) act(ctx context.Context, msg *pinnacev1.WatchAssignmentsResponse
 		a.mu.Unlock()
 		if inst == nil {
 			inst = a.startInstance(ctx, asg, releases[asg.Release])
+		} else {
+			inst.assign(asg)
 		}
 		switch {
 		case asg.StopNow:
@@ -216,5 +218,17 @@ func newWorkload(asg *pinnacev1.Assignment, rel *pinnacev1.AssignedRelease) (*wo
 	if err != nil {
 		return nil, fmt.Errorf("read the manifest of release %s: %w", asg.Release, err)
 	}
+	if len(asg.Task) > 0 {
+		m = taskOf(m, asg.Task)
+	}
 	return &workload{manifest: m, release: rel, vars: asg.Vars}, nil
+}
+
+// taskOf is the manifest of a one-off: that of the release, with another command, which runs once and serves nobody.
+func taskOf(m *manifest.Manifest, command []string) *manifest.Manifest {
+	task := *m
+	task.Entrypoint, task.Command = command, nil
+	task.Restart = manifest.RestartNever
+	task.Ports, task.Volumes, task.Health = nil, nil, manifest.Health{}
+	return &task
 }

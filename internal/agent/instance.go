@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
@@ -41,8 +42,10 @@ type instance struct {
 	done     chan struct{} // closed when nothing of the instance runs any more
 	unwanted bool          // guarded by agent.mu: no assignment names it any more
 	adopted  *attempt      // that which an earlier agent had made, if there is one; set before run
+	updated  chan struct{} // has room for one: latest is another than it was
 
 	mu     sync.Mutex
+	latest *pinnacev1.Assignment    // guarded by mu; the assignment as it came last
 	status pinnacev1.InstanceReport // guarded by mu; what reports read
 }
 
@@ -56,8 +59,33 @@ func newInstance(a *Agent, asg *pinnacev1.Assignment, w *workload) *instance {
 		stopc:      make(chan struct{}),
 		killc:      make(chan struct{}),
 		done:       make(chan struct{}),
+		updated:    make(chan struct{}, 1),
+		latest:     asg,
 		status:     pinnacev1.InstanceReport{Instance: asg.Instance, State: statePlaced},
 	}
+}
+
+// assign takes over an assignment of the instance that came later. What in it may change takes effect while the
+// instance runs.
+func (i *instance) assign(asg *pinnacev1.Assignment) {
+	i.mu.Lock()
+	same := proto.Equal(i.latest, asg)
+	i.latest = asg
+	i.mu.Unlock()
+	if same {
+		return
+	}
+	select {
+	case i.updated <- struct{}{}:
+	default:
+	}
+}
+
+// assigned is the assignment as it came last.
+func (i *instance) assigned() *pinnacev1.Assignment {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.latest
 }
 
 // requestStop asks for the end of the instance; more calls do nothing.

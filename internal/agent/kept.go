@@ -71,7 +71,7 @@ func (t *attempt) keep() error {
 	for _, part := range []struct {
 		to   *json.RawMessage
 		from proto.Message
-	}{{&rec.Assignment, t.assignment}, {&rec.Release, t.workload.release}, {&rec.Report, t.report()}} {
+	}{{&rec.Assignment, t.assigned()}, {&rec.Release, t.workload.release}, {&rec.Report, t.report()}} {
 		b, err := protojson.Marshal(part.from)
 		if err != nil {
 			return fmt.Errorf("keep what is known of the attempt: %w", err)

@@ -329,12 +329,14 @@ func (l *lab) app(name string, more ...string) *pinnacev1.AssignedRelease {
 }
 
 // assign places an instance. Its app has the address 10.101.0.N in its environment, where N is that of its name.
-func (l *lab) assign(env, instance string, rel *pinnacev1.AssignedRelease) {
+func (l *lab) assign(env, instance string, rel *pinnacev1.AssignedRelease, change ...func(*pinnacev1.Assignment)) {
 	app := instance[:strings.LastIndex(instance, "-")]
 	l.server.assign(func(set *pinnacev1.WatchAssignmentsResponse) {
-		set.Assignments = append(set.Assignments, &pinnacev1.Assignment{
-			Instance: instance, Environment: env, App: app, Release: rel.Id, Deployment: "dep-1",
-		})
+		asg := &pinnacev1.Assignment{Instance: instance, Environment: env, App: app, Release: rel.Id, Deployment: "dep-1"}
+		for _, c := range change {
+			c(asg)
+		}
+		set.Assignments = append(set.Assignments, asg)
 		set.Releases = append(set.Releases, rel)
 		var in *pinnacev1.AssignedEnvironment
 		for _, e := range set.Environments {

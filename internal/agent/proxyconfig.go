@@ -78,7 +78,7 @@ func (r *routes) names(env string) (map[string][]netip.Addr, []netip.Addr) {
 // outranks tells which of two members with the same ordinal has its name, as there are during a rollout: the
 // one that gets connections, the newer one when both do.
 func (m *member) outranks(other *member) bool {
-	if active := m.state == routeActive; active != (other.state == routeActive) {
+	if active := m.gets() == routeActive; active != (other.gets() == routeActive) {
 		return active
 	}
 	return m.joined > other.joined
@@ -154,7 +154,7 @@ func listenerID(port manifest.Port, parts ...string) string {
 // backends is the member as a backend at one of its ports, or nothing while it gets no connections.
 func (m *member) backends(port int) []proxy.Backend {
 	b := proxy.Backend{ID: m.instance, Netns: m.netns, Address: addrPort(m.address, port)}
-	switch m.state {
+	switch m.gets() {
 	case routeActive:
 		b.State = proxy.Active
 	case routeDraining:

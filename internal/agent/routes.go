@@ -34,6 +34,7 @@ type member struct {
 	address                    netip.Addr
 	ports                      map[string]manifest.Port
 	state                      routeState
+	parked                     bool   // new connections go to others for now
 	joined                     uint64 // orders the members by when they joined
 }
 
@@ -154,7 +155,7 @@ func (r *routes) join(t *attempt) error {
 	m := &member{
 		instance: t.id, environment: t.assignment.Environment, app: t.assignment.App, ordinal: t.assignment.Ordinal,
 		netns: t.attachment.Netns, address: t.attachment.IPv4.Addr(), ports: t.workload.manifest.Ports, state: routeNone,
-		joined: r.joins,
+		parked: t.assigned().GetParked(), joined: r.joins,
 	}
 	if t.adopted && t.routed != "" {
 		m.state = t.routed // connections go through it
@@ -194,6 +195,30 @@ func (r *routes) set(ctx context.Context, instance string, state routeState) err
 		return nil
 	}
 	return r.sync(ctx).of(m.environment)
+}
+
+// park says whether an instance that could be given new connections is passed over, and returns when the proxy acts on
+// it. The connections that it has stay.
+func (r *routes) park(ctx context.Context, instance string, parked bool) error {
+	r.mu.Lock()
+	m := r.members[instance]
+	same := m == nil || m.parked == parked
+	if !same {
+		m.parked = parked
+	}
+	r.mu.Unlock()
+	if same {
+		return nil
+	}
+	return r.sync(ctx).of(m.environment)
+}
+
+// gets is what connections a member gets.
+func (m *member) gets() routeState {
+	if m.parked && m.state == routeActive {
+		return routeDraining
+	}
+	return m.state
 }
 
 func (r *routes) state(instance string) routeState {

@@ -44,6 +44,8 @@ func (t *attempt) supervise(ctx context.Context) *pinnacev1.Cause {
 				health.end()
 				return t.endFor(ctx, ending{Kind: endingDead, Why: verdict.why}, drain)
 			}
+		case <-t.updated:
+			t.follow(ctx)
 		case <-bootDeadline.C:
 			health.end()
 			return t.endFor(ctx, ending{Kind: endingLate, Why: health.lastFailure()}, 0)
@@ -58,6 +60,14 @@ func (t *attempt) supervise(ctx context.Context) *pinnacev1.Cause {
 			// The agent itself ends: there is nobody left to keep connections for.
 			return t.endFor(ctx, ending{Kind: endingPlanned}, 0)
 		}
+	}
+}
+
+// follow does what a later assignment of the instance says.
+func (t *attempt) follow(ctx context.Context) {
+	t.keepOrSay()
+	if err := t.agent.routes.park(ctx, t.id, t.assigned().GetParked()); err != nil {
+		t.log.Warn("change the routing", "parked", t.assigned().GetParked(), "err", err)
 	}
 }
 

@@ -465,6 +465,13 @@ type Assignment struct {
 	Secrets []*AssignedSecret `protobuf:"bytes,9,rep,name=secrets,proto3" json:"secrets,omitempty"`
 	// volumes say which volume of the host each of the manifest's is, each once.
 	Volumes []*AssignedVolume `protobuf:"bytes,10,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// parked says that no new connections are led to the instance, though it may be ready: the others of a blue-green
+	// deployment are not, or have taken over. It changes while the instance runs.
+	Parked bool `protobuf:"varint,11,opt,name=parked,proto3" json:"parked,omitempty"`
+	// task is the command of a one-off, without a shell. It is run with the image, variables and secrets of the
+	// release in place of its own command, once, without ports, health checks and volumes. Empty for an instance that
+	// serves.
+	Task []string `protobuf:"bytes,12,rep,name=task,proto3" json:"task,omitempty"`
 	// stop_now is a stop without its signal and its time: the instance is killed.
 	StopNow       bool `protobuf:"varint,16,opt,name=stop_now,json=stopNow,proto3" json:"stop_now,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -567,6 +574,20 @@ func (x *Assignment) GetSecrets() []*AssignedSecret {
 func (x *Assignment) GetVolumes() []*AssignedVolume {
 	if x != nil {
 		return x.Volumes
+	}
+	return nil
+}
+
+func (x *Assignment) GetParked() bool {
+	if x != nil {
+		return x.Parked
+	}
+	return false
+}
+
+func (x *Assignment) GetTask() []string {
+	if x != nil {
+		return x.Task
 	}
 	return nil
 }
@@ -1494,7 +1515,7 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\vassignments\x18\x03 \x03(\v2\x16.pinnace.v1.AssignmentR\vassignments\x127\n" +
 	"\breleases\x18\x04 \x03(\v2\x1b.pinnace.v1.AssignedReleaseR\breleases\x12C\n" +
 	"\fenvironments\x18\x05 \x03(\v2\x1f.pinnace.v1.AssignedEnvironmentR\fenvironments\x129\n" +
-	"\flog_requests\x18\x06 \x03(\v2\x16.pinnace.v1.LogRequestR\vlogRequests\"\xba\x03\n" +
+	"\flog_requests\x18\x06 \x03(\v2\x16.pinnace.v1.LogRequestR\vlogRequests\"\xe6\x03\n" +
 	"\n" +
 	"Assignment\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12 \n" +
@@ -1509,7 +1530,9 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\x04vars\x18\b \x03(\v2 .pinnace.v1.Assignment.VarsEntryR\x04vars\x124\n" +
 	"\asecrets\x18\t \x03(\v2\x1a.pinnace.v1.AssignedSecretR\asecrets\x124\n" +
 	"\avolumes\x18\n" +
-	" \x03(\v2\x1a.pinnace.v1.AssignedVolumeR\avolumes\x12\x19\n" +
+	" \x03(\v2\x1a.pinnace.v1.AssignedVolumeR\avolumes\x12\x16\n" +
+	"\x06parked\x18\v \x01(\bR\x06parked\x12\x12\n" +
+	"\x04task\x18\f \x03(\tR\x04task\x12\x19\n" +
 	"\bstop_now\x18\x10 \x01(\bR\astopNow\x1a7\n" +
 	"\tVarsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
