@@ -58,6 +58,9 @@ func (s Source) prepare(cacheDir string, init []byte) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
+	for i := range modules {
+		modules[i].data = lean(modules[i].data, config["MODULE_SIG_FORCE"] == "y")
+	}
 	initramfs := build(init, modules)
 	k := &Kernel{Release: s.Release, Path: s.Image(), SHA256: hash(image), InitramfsSHA256: hash(initramfs)}
 	k.Initramfs = filepath.Join(cacheDir, "initramfs-"+k.InitramfsSHA256+".cpio")

@@ -224,7 +224,9 @@ func TestPrepareRefuses(t *testing.T) {
 }
 
 // TestRealKernel runs everything on the kernels that scripts/get-kernel.sh made.
-func TestRealKernel(t *testing.T) {
+// realKernel is the newest kernel of those that there are here, or skips the test.
+func realKernel(t *testing.T) Source {
+	t.Helper()
 	dir := os.Getenv("PINNACE_KERNELS")
 	if dir == "" {
 		t.Skip("needs a real kernel: set PINNACE_KERNELS to the kernels folder of scripts/get-kernel.sh")
@@ -233,6 +235,11 @@ func TestRealKernel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return s
+}
+
+func TestRealKernel(t *testing.T) {
+	s := realKernel(t)
 	start := time.Now()
 	k, err := s.Prepare(t.TempDir(), fakeInit)
 	if err != nil {
