@@ -195,6 +195,9 @@ func (Resume) frameType() Type     { return TypeResume }
 
 // Encode appends the frame of m to dst. It fails only when the frame would be longer than its reader allows.
 func Encode(dst []byte, m Message) ([]byte, error) {
+	if line, ok := m.(Line); ok && line.plain() {
+		return appendLine(dst, line), nil
+	}
 	body, err := json.Marshal(m)
 	if err != nil {
 		return dst, fmt.Errorf("encode %T: %w", m, err)
