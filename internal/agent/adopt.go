@@ -255,6 +255,7 @@ func (t *attempt) goOn(ctx context.Context) *pinnacev1.Cause {
 		t.log.Warn("the guest does not answer", "err", err)
 		return t.sessionOver(ctx)
 	}
+	t.log.Debug("the guest of a machine that was taken over answers")
 	return t.supervise(ctx)
 }
 

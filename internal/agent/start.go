@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
@@ -165,6 +166,7 @@ func (t *attempt) awaitHello(ctx context.Context) (string, error) {
 		return "", err
 	}
 	t.bootedAt, t.nonce, t.protocol = time.Now(), hello.Nonce, hello.Version
+	t.log.Debug("init has said hello", "guest_ms", marks(hello.Marks))
 	if t.boots == nil { // it was begun by an agent that did not keep that
 		if t.boots, err = t.booted(ctx); err != nil {
 			return "", err
@@ -215,6 +217,16 @@ func (t *attempt) configure(ctx context.Context) (string, error) {
 		return "", err
 	}
 	t.startedAt = time.Now()
+	t.log.Debug("init has run the workload", "guest_ms", marks(started.Marks))
 	t.setState(stateStarted, "waiting to become ready")
 	return fmt.Sprintf("process %d in the guest", started.PID), nil
+}
+
+// marks are the moments of a boot as init has noted them, "NAME=MS NAME=MS …".
+func marks(all []guest.Mark) string {
+	words := make([]string, len(all))
+	for i, m := range all {
+		words[i] = fmt.Sprintf("%s=%d", m.Name, m.MS)
+	}
+	return strings.Join(words, " ")
 }
