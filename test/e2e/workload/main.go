@@ -29,7 +29,11 @@ func main() {
 		fmt.Println("exiting as told, with", code)
 		os.Exit(code)
 	}
-	if err := serve(); err != nil {
+	run := serve
+	if len(os.Args) > 1 && endings[os.Args[1]] != nil {
+		run = endings[os.Args[1]]
+	}
+	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "workload:", err)
 		os.Exit(1)
 	}
