@@ -95,6 +95,11 @@ bench-proxy: ## the proxy against HAProxy, with one core each for them and for t
 	go test -c -o bin/proxy.test ./internal/proxy
 	cd internal/proxy && taskset -c 0 env PINNACE_BENCH_PROXY=1 ROUNDS=$(ROUNDS) ../../bin/proxy.test -test.run 'TestAgainstHAProxy$$' -test.v -test.timeout 30m
 
+BOOTS ?= 10
+.PHONY: bench-vm
+bench-vm: deps-test kernel build ## what a microVM costs, to a boot with an init that does nothing; fails below the gates
+	$(E2E) PINNACE_BENCH_VM=1 PINNACE_BENCH_BOOTS=$(BOOTS) go test -count=1 -timeout 60m -run 'TestBenchVM$$|TestBenchAdopt$$' ./test/e2e
+
 BENCH_DIR ?= /var/tmp/pinnace-bench
 .PHONY: bench-images
 bench-images: ## pull a 400 MB image by Pinnace and by other tools, in turn, and compare (as root)

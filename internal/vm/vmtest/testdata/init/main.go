@@ -3,6 +3,7 @@
 //
 //	echo TEXT    answers TEXT
 //	logs TEXT    writes TEXT to the log channel
+//	flood N SIZE writes N lines of 100 bytes to the log channel, SIZE bytes or one line more at a time, answers "ok"
 //	disks        answers "SERIAL SECTORS ro|rw" for every disk, in the order of devices, separated by ","
 //	macs         answers the addresses of the network devices but loopback, separated by ","
 //	sync NAME    writes a block to the disk of that serial or device name and flushes it, answers "ok"
@@ -15,6 +16,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -79,6 +81,8 @@ func do(verb, arg string, logs io.Writer) (string, error) {
 	case "logs":
 		_, err := fmt.Fprintln(logs, arg)
 		return "", err
+	case "flood":
+		return "ok", flood(arg, logs)
 	case "disks":
 		return disks()
 	case "macs":
@@ -94,6 +98,21 @@ func do(verb, arg string, logs io.Writer) (string, error) {
 		os.Exit(7) // "Attempted to kill init!"
 	}
 	return "", fmt.Errorf("unknown command %q", verb)
+}
+
+func flood(arg string, logs io.Writer) error {
+	var lines, size int
+	if _, err := fmt.Sscan(arg, &lines, &size); err != nil {
+		return err
+	}
+	line := append(bytes.Repeat([]byte("x"), 99), '\n')
+	batch := bytes.Repeat(line, (size+len(line)-1)/len(line))
+	for left := lines * len(line); left > 0; left -= len(batch) {
+		if _, err := logs.Write(batch[:min(left, len(batch))]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func loadModules(dir string) error {
