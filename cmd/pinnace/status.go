@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -119,7 +120,11 @@ func (c *cli) newInstances() *cobra.Command {
 			w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "INSTANCE\tORDINAL\tSTATE\tATTEMPT\tRELEASE\tHOST\tADDRESS\tPLACED\tMESSAGE")
 			for _, i := range res.Msg.Instances {
-				fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", i.Id, i.Ordinal, i.State, i.Attempt,
+				ordinal := strconv.Itoa(int(i.Ordinal))
+				if i.Task {
+					ordinal = "before"
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", i.Id, ordinal, i.State, i.Attempt,
 					shortRelease(i.Release), i.Host, printable(i.Address), clock(i.PlacedAt), printable(i.Message))
 			}
 			return w.Flush()

@@ -243,7 +243,7 @@ func Decode(typ string, version uint16, payload []byte) (Payload, error) {
 func blank(typ string) Payload {
 	all := []Payload{
 		&EnvironmentCreated{}, &HostJoined{}, &ReleaseCreated{}, &ReleaseSourced{}, &DeploymentStarted{}, &DeploymentTurnedBack{},
-		&DeploymentFinished{}, &InstancesPlanned{}, &InstanceStarted{}, &InstanceReady{}, &InstanceEnded{},
+		&DeploymentSwitched{}, &DeploymentFinished{}, &InstancesPlanned{}, &InstanceStarted{}, &InstanceReady{}, &InstanceEnded{},
 	}
 	for _, p := range all {
 		if p.EventType() == typ {

@@ -159,6 +159,17 @@ func (p *DeploymentTurnedBack) fold(s *State, e Event) error {
 	return nil
 }
 
+func (p *DeploymentSwitched) fold(s *State, _ Event) error {
+	d := s.deployments.get(p.Deployment)
+	if d == nil || d.State != Running || d.Switched || s.releases.get(string(d.Release)).Manifest.Rollout.Strategy != manifest.StrategyBlueGreen {
+		return fmt.Errorf("deployment %q is not one that can be switched", p.Deployment)
+	}
+	changed := *d
+	changed.Switched = true
+	s.putDeployment(&changed)
+	return nil
+}
+
 func (p *DeploymentFinished) fold(s *State, e Event) error {
 	d := s.active.get(p.Deployment)
 	if d == nil {

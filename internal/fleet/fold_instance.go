@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -47,12 +48,14 @@ func (s *State) place(planner *Deployment, p PlannedStart, e Event) error {
 		return fmt.Errorf("release %q is not that of deployment %s", p.Release, d.ID)
 	case p.Ordinal < 0:
 		return fmt.Errorf("ordinal %d", p.Ordinal)
+	case p.Task && (d != planner || r.Manifest.Rollout.Before == nil):
+		return errors.New("the release has nothing that runs before its rollout")
 	case s.hosts.get(p.Host) == nil:
 		return fmt.Errorf("host %q: %w", p.Host, ErrNotFound)
 	}
 	s.instances.put(p.Instance, &Instance{
 		ID: p.Instance, Environment: d.Environment, App: d.App, Ordinal: p.Ordinal, Host: p.Host, Release: release.ID(p.Release),
-		Deployment: d.ID, Planner: planner.ID, PlacedAt: e.At,
+		Deployment: d.ID, Planner: planner.ID, PlacedAt: e.At, Task: p.Task,
 	})
 	s.apps.change(appKey(d.Environment, d.App), func(a *App) { a.Instances = with(a.Instances, p.Instance) })
 	s.bookings.change(p.Host, func(b *Booking) {
@@ -127,6 +130,11 @@ func (p *InstanceEnded) fold(s *State, e Event) error {
 			i.Crashes += p.Count
 		}
 	})
+	if i.Task && i.Completed() {
+		d := *s.deployments.get(i.Deployment)
+		d.BeforeDone = true
+		s.putDeployment(&d)
+	}
 	if i.Final {
 		s.release(i)
 	}

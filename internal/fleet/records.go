@@ -96,12 +96,16 @@ type (
 		// Previous was live when it began, Before was the one started before it, whatever became of that,
 		// and Target is the record that a rollback restores.
 		Previous, Before, Target string
-		State                    DeploymentState
-		Reason                   string
-		Actor                    string
-		Seq                      uint64
-		StartedAt, TurnedAt      time.Time
-		EndedAt                  time.Time
+		// BeforeDone is true once rollout.before has succeeded.
+		BeforeDone bool
+		// Switched is true once connections are led to the new instances of a blue-green deployment.
+		Switched            bool
+		State               DeploymentState
+		Reason              string
+		Actor               string
+		Seq                 uint64
+		StartedAt, TurnedAt time.Time
+		EndedAt             time.Time
 	}
 
 	// Instance is one microVM-to-be, through all of its attempts.
@@ -114,6 +118,8 @@ type (
 		// differ for an instance that a rollout started on its way back.
 		Deployment, Planner string
 		PlacedAt            time.Time
+		// Task is true for the one-off of rollout.before, which serves nobody.
+		Task bool
 		// Stop is true once it was asked to stop.
 		Stop   bool
 		StopAt time.Time

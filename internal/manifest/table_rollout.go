@@ -7,9 +7,8 @@ func rolloutKeys() []Key {
 		{Path: "rollout", Type: Table, Effect: EffectNone, Doc: "How a new release takes the place of the old one."},
 		{
 			Path: "rollout.strategy", decides: true, Type: String, Default: `"rolling"`, Values: []string{StrategyRolling, StrategyCanary, StrategyBlueGreen, StrategyRecreate}, Effect: EffectNone,
-			Pending: []string{StrategyCanary, StrategyBlueGreen, StrategyRecreate},
-			Doc:     "How new instances take the place of old ones: some at a time (`rolling`), a few first to try them (`canary`), all of them beside the old ones (`blue-green`), or after the old ones have stopped (`recreate`). With a volume, `rolling` stops the old instance, moves the volume, and starts the new one, ordinal by ordinal; `canary` and `blue-green` are refused.",
-			ref:     func(s *scope) any { return &s.m.Rollout.Strategy },
+			Doc: "How new instances take the place of old ones: some at a time (`rolling`), a few first to try them (`canary`), all of them beside the old ones (`blue-green`), or after the old ones have stopped (`recreate`). With a volume, `rolling` stops the old instance, moves the volume, and starts the new one, ordinal by ordinal; `canary` and `blue-green` are refused.",
+			ref: func(s *scope) any { return &s.m.Rollout.Strategy },
 		},
 		{
 			Path: "rollout.max_parallel", Type: Integer, Default: `1`, Min: 1, Max: 100, Effect: EffectNone,
@@ -43,7 +42,7 @@ func rolloutKeys() []Key {
 			ref:  func(s *scope) any { return &s.m.Rollout.Canary },
 		},
 		{
-			Path: "rollout.before", Type: Table, Effect: EffectNone, Pending: []string{"*"}, present: beforePresence,
+			Path: "rollout.before", Type: Table, Effect: EffectNone, present: beforePresence,
 			Doc: "A one-off in a fresh VM with the same image, env and secrets, and no volumes. A non-zero exit aborts the rollout with nothing touched. Not run on a rollback.",
 		},
 		{

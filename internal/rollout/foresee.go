@@ -122,7 +122,7 @@ func (f *foreseen) wait() bool {
 		if until := i.ReadySince.Add(f.view.Hold); i.Side == New && serves(i) && i.Ready && until.After(f.now) {
 			f.now = until
 			for _, held := range all {
-				if held.Side == New && serves(held) && held.ReadySince == i.ReadySince {
+				if held.Side == New && serves(held) && held.ReadySince.Equal(i.ReadySince) {
 					f.add(StepHeld, held)
 				}
 			}

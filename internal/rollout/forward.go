@@ -91,7 +91,7 @@ func (r *reading) makeRoom(side census) []Action {
 		return r.stopSurplus(0, Previous, Other)
 	case r.Strategy == BlueGreen && side.held < r.Count:
 		return nil
-	case r.Strategy == BlueGreen && !r.Switched:
+	case r.Strategy == BlueGreen && !r.Switched && r.HasPrevious:
 		return []Action{{Kind: Switch}}
 	case r.Strategy == Canary && side.held < r.canaries():
 		return nil

@@ -6,6 +6,7 @@ import (
 
 	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/fleet"
+	"github.com/pinnacehq/pinnace/internal/manifest"
 )
 
 // assignments is everything that a host is to run, with what it needs for that: the manifests and images of
@@ -18,10 +19,14 @@ func (s *Server) assignments(host string) *pb.WatchAssignmentsResponse {
 		h := st.Host(host)
 		environments, releases := map[string]bool{}, map[string]bool{}
 		for _, i := range st.InstancesOn(host) {
-			out.Assignments = append(out.Assignments, &pb.Assignment{
+			asg := &pb.Assignment{
 				Instance: i.ID, Environment: i.Environment, App: i.App, Ordinal: uint32(i.Ordinal), Release: string(i.Release),
-				Deployment: i.Deployment, Stop: i.Stop, Vars: st.Deployment(i.Deployment).Vars,
-			})
+				Deployment: i.Deployment, Stop: i.Stop, Vars: st.Deployment(i.Deployment).Vars, Parked: parked(st, i),
+			}
+			if i.Task {
+				asg.Task = st.Release(i.Release).Manifest.Rollout.Before.Command
+			}
+			out.Assignments = append(out.Assignments, asg)
 			environments[i.Environment] = true
 			if !releases[string(i.Release)] {
 				releases[string(i.Release)] = true
@@ -37,6 +42,25 @@ func (s *Server) assignments(host string) *pb.WatchAssignmentsResponse {
 	slices.SortFunc(out.Assignments, func(a, b *pb.Assignment) int { return cmp.Compare(a.GetInstance(), b.GetInstance()) })
 	slices.SortFunc(out.Releases, func(a, b *pb.AssignedRelease) int { return cmp.Compare(a.GetId(), b.GetId()) })
 	return out
+}
+
+// parked reports whether an instance is passed over for new connections: in a blue-green deployment one side has all of
+// them. When such a deployment turns back, the previous side has them again, beside what is left of the new one.
+func parked(st *fleet.State, i *fleet.Instance) bool {
+	d := st.Deployment(st.App(i.Environment, i.App).Active)
+	if d == nil || d.Kind == fleet.KindStop || st.Release(d.Release).Manifest.Rollout.Strategy != manifest.StrategyBlueGreen {
+		return false
+	}
+	if i.Deployment == d.ID {
+		return !d.Switched && servesBefore(st, d)
+	}
+	return d.Switched && d.State == fleet.Running
+}
+
+// servesBefore reports whether there was something that served before the deployment.
+func servesBefore(st *fleet.State, d *fleet.Deployment) bool {
+	previous := st.Deployment(d.Previous)
+	return previous != nil && previous.Count > 0
 }
 
 func assignedRelease(r *fleet.Release, architecture string) *pb.AssignedRelease {

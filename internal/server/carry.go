@@ -22,8 +22,12 @@ func (s *Server) view(id string, now time.Time) *rollout.View {
 		settings := st.Release(d.Release).Manifest.Rollout
 		v = &rollout.View{
 			Count: d.Count, MaxParallel: settings.MaxParallel, BootTimeout: settings.BootTimeout, Hold: settings.Hold,
-			Deadline: settings.Deadline, Pause: settings.OnFailure == manifest.OnFailurePause,
+			Deadline: settings.Deadline, Pause: settings.OnFailure == manifest.OnFailurePause, Switched: d.Switched,
 			Since: s.watchedSince(d.StartedAt), Away: s.loop.attended.IsZero(), Blocked: s.loop.blocked[d.ID],
+		}
+		takeOver(v, st.Release(d.Release).Manifest, d.Kind)
+		if d.BeforeDone {
+			v.Before = nil
 		}
 		if previous := st.Deployment(d.Previous); previous != nil {
 			v.HasPrevious, v.PreviousCount = true, previous.Count
@@ -32,12 +36,31 @@ func (s *Server) view(id string, now time.Time) *rollout.View {
 			v.Back = &rollout.Back{Reason: d.Reason, Since: s.watchedSince(d.TurnedAt)}
 		}
 		for _, i := range slices.Concat(st.Instances(d.Environment, d.App), st.EndedInstances(d.Environment, d.App)) {
-			if !i.Final || i.Deployment == d.ID || i.Deployment == d.Previous {
+			if !i.Final || i.Deployment == d.ID || (i.Deployment == d.Previous && !i.Task) {
 				v.Instances = append(v.Instances, s.viewInstance(d, i, now))
 			}
 		}
 	})
 	return v
+}
+
+// takeOver has the new side of a deployment take over as its manifest says.
+func takeOver(v *rollout.View, m *manifest.Manifest, kind fleet.Kind) {
+	v.StopFirst = len(m.Volumes) > 0
+	switch m.Rollout.Strategy {
+	case manifest.StrategyCanary:
+		// What served before needs no trying out.
+		if v.Canary = m.Rollout.Canary; kind == fleet.KindDeploy {
+			v.Strategy = rollout.Canary
+		}
+	case manifest.StrategyBlueGreen:
+		v.Strategy = rollout.BlueGreen
+	case manifest.StrategyRecreate:
+		v.Strategy = rollout.Recreate
+	}
+	if m.Rollout.Before != nil && kind == fleet.KindDeploy {
+		v.Before = &rollout.Before{Timeout: m.Rollout.Before.Timeout}
+	}
 }
 
 // watchedSince is t, or when this server began to watch with a host to carry decisions out, if that is later.
@@ -50,10 +73,12 @@ func (s *Server) watchedSince(t time.Time) time.Time {
 
 func (s *Server) viewInstance(d *fleet.Deployment, i *fleet.Instance, now time.Time) rollout.Instance {
 	side := rollout.Other
-	switch i.Deployment {
-	case d.ID:
+	switch {
+	case i.Task && i.Deployment == d.ID:
+		side = rollout.Task
+	case i.Deployment == d.ID:
 		side = rollout.New
-	case d.Previous:
+	case i.Deployment == d.Previous:
 		side = rollout.Previous
 	}
 	seen := s.observed.instance(i.ID)
@@ -92,6 +117,8 @@ func (s *Server) carryOut(deployment string, actions []rollout.Action, now time.
 			plan.Stop = append(plan.Stop, a.Instance)
 		case rollout.TurnBack:
 			return []fleet.Payload{&fleet.DeploymentTurnedBack{Deployment: deployment, Reason: a.Reason}}, nil, nil
+		case rollout.Switch:
+			return []fleet.Payload{&fleet.DeploymentSwitched{Deployment: deployment}}, nil, nil
 		case rollout.Finish:
 			return []fleet.Payload{&fleet.DeploymentFinished{
 				Deployment: deployment, Outcome: fleet.DeploymentState(a.Outcome), Reason: a.Reason,
@@ -138,6 +165,7 @@ func (s *Server) place(deployment string, starts []rollout.Action, now time.Time
 		}
 		planned = append(planned, fleet.PlannedStart{
 			Instance: id, Ordinal: p.Ordinal, Host: p.Host, Deployment: owner.ID, Release: string(owner.Release),
+			Task: starts[0].Side == rollout.Task,
 		})
 	}
 	return planned, refusal
@@ -155,7 +183,9 @@ const zoneLabel = "zone"
 func (s *Server) placesFor(st *fleet.State, environment string, m *manifest.Manifest, architectures []string, ordinals []int, now time.Time) ([]scheduler.Placement, error) {
 	running := map[string]int{}
 	for _, i := range st.Instances(environment, m.Name) {
-		running[i.Host]++
+		if !i.Task {
+			running[i.Host]++
+		}
 	}
 	var hosts []scheduler.Host
 	for _, h := range st.Hosts() {

@@ -30,14 +30,16 @@ type fakeAgent struct {
 	freeze    chan struct{}
 	instances map[string]*fakeInstance
 	revision  uint64
+	parked    []string // instances that were parked and not any more, or the other way round, as "id true"
 	problems  []string
 }
 
 type fakeInstance struct {
-	agent *fakeAgent
-	fate  string
-	stop  chan struct{}
-	now   *pb.InstanceReport // guarded by agent.mu
+	agent  *fakeAgent
+	fate   string
+	parked bool // guarded by agent.mu
+	stop   chan struct{}
+	now    *pb.InstanceReport // guarded by agent.mu
 }
 
 func (p *plane) agent(id string) *fakeAgent {
@@ -126,6 +128,10 @@ func (a *fakeAgent) act(ctx context.Context, msg *pb.WatchAssignmentsResponse) {
 		if i == nil {
 			i = a.start(ctx, asg, releases[asg.GetRelease()])
 		}
+		if i.parked != asg.GetParked() {
+			i.parked = asg.GetParked()
+			a.parked = append(a.parked, fmt.Sprint(asg.GetInstance(), " ", i.parked))
+		}
 		if asg.GetStop() {
 			i.askToStop()
 		}
@@ -143,6 +149,9 @@ func (a *fakeAgent) start(ctx context.Context, asg *pb.Assignment, r *pb.Assigne
 	var config struct{ Fate string }
 	_ = json.Unmarshal(r.GetPlatform().GetImageConfig(), &config)
 	i := &fakeInstance{agent: a, fate: config.Fate, stop: make(chan struct{}), now: &pb.InstanceReport{Instance: asg.GetInstance(), State: statePlaced}}
+	if task := asg.GetTask(); len(task) > 0 {
+		i.fate = task[0]
+	}
 	a.instances[asg.GetInstance()] = i
 	freeze := a.freeze
 	a.done.Go(func() { i.run(ctx, freeze) })

@@ -102,7 +102,11 @@ func (s *Server) narrate(e entry) {
 		say(levelInfo, "", opening(d))
 	case *fleet.InstancesPlanned:
 		for _, i := range p.Start {
-			say(levelInfo, i.Instance, fmt.Sprintf("instance %s placed on %s", i.Instance, i.Host))
+			what := "instance"
+			if i.Task {
+				what = "rollout.before, as instance"
+			}
+			say(levelInfo, i.Instance, fmt.Sprintf("%s %s placed on %s", what, i.Instance, i.Host))
 		}
 		for _, id := range p.Stop {
 			say(levelInfo, id, fmt.Sprintf("instance %s is asked to stop", id))
@@ -115,6 +119,8 @@ func (s *Server) narrate(e entry) {
 		say(levelInfo, p.Instance, text)
 	case *fleet.InstanceEnded:
 		s.narrateEnd(e, p, say)
+	case *fleet.DeploymentSwitched:
+		say(levelInfo, "", fmt.Sprintf("all are ready: connections are led to %s", d.Release.Short()))
 	case *fleet.DeploymentTurnedBack:
 		say(levelError, "", "rolling back because "+p.Reason)
 	case *fleet.DeploymentFinished:

@@ -138,6 +138,8 @@ func (l *ledger) about(e entry) entry {
 		deployment = p.Deployment
 	case *fleet.DeploymentTurnedBack:
 		deployment = p.Deployment
+	case *fleet.DeploymentSwitched:
+		deployment = p.Deployment
 	case *fleet.DeploymentFinished:
 		deployment = p.Deployment
 	case *fleet.InstancesPlanned:
@@ -216,6 +218,8 @@ func (l *ledger) stream(p fleet.Payload) string {
 	case *fleet.DeploymentStarted:
 		return "deployment/" + p.Deployment
 	case *fleet.DeploymentTurnedBack:
+		return "deployment/" + p.Deployment
+	case *fleet.DeploymentSwitched:
 		return "deployment/" + p.Deployment
 	case *fleet.DeploymentFinished:
 		return "deployment/" + p.Deployment

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"connectrpc.com/connect"
 
 	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/fleet"
 	"github.com/pinnacehq/pinnace/internal/manifest"
+	"github.com/pinnacehq/pinnace/internal/rollout"
 )
 
 func (c *control) Plan(ctx context.Context, req *connect.Request[pb.PlanRequest]) (*connect.Response[pb.PlanResponse], error) {
@@ -70,29 +72,34 @@ func (p *proposal) steps() []*pb.Step {
 	add := func(action, instance string, ordinal int, host, format string, args ...any) {
 		steps = append(steps, &pb.Step{Action: action, Instance: instance, Ordinal: uint32(ordinal), Host: host, Text: fmt.Sprintf(format, args...)})
 	}
-	m := p.release.Manifest
-	var old []*fleet.Instance
-	for _, i := range p.running {
-		if i.Serves() {
-			old = append(old, i)
-		}
-	}
-	for o := range p.count {
-		host, where := "", "a host to be chosen then"
-		if o < len(p.hosts) {
-			host, where = p.hosts[o], p.hosts[o]
-		}
-		add("start", "", o, host, "start %s/%d of %s on %s", p.release.App, o, p.release.ID.Short(), where)
-		add("ready", "", o, host, "wait until %s/%d is ready, at most %s after its VM started", p.release.App, o, m.Rollout.BootTimeout)
-		if m.Rollout.Hold > 0 {
-			add("hold", "", o, host, "%s/%d must stay ready for %s", p.release.App, o, m.Rollout.Hold)
-		}
-		if len(old) > max(p.count-o-1, 0) {
-			gone := old[:len(old)-max(p.count-o-1, 0)]
-			for _, i := range gone {
-				add("stop", i.ID, i.Ordinal, i.Host, "stop %s of %s", i.ID, i.Release.Short())
+	m, started := p.release.Manifest, 0
+	hosts := map[int]string{} // of ordinals
+	for _, step := range rollout.Foresee(p.view()) {
+		name := fmt.Sprintf("%s/%d", p.release.App, step.Ordinal)
+		switch {
+		case step.Side == rollout.Task && step.Kind == rollout.StepStart:
+			add("before", "", 0, "", "run %s once, for at most %s; when it fails nothing is touched", strings.Join(m.Rollout.Before.Command, " "), m.Rollout.Before.Timeout)
+		case step.Side == rollout.Task:
+		case step.Kind == rollout.StepStart:
+			where := "a host to be chosen then"
+			if started < len(p.hosts) {
+				hosts[step.Ordinal], where = p.hosts[started], p.hosts[started]
 			}
-			old = old[len(gone):]
+			started++
+			add("start", "", step.Ordinal, hosts[step.Ordinal], "start %s of %s on %s", name, p.release.ID.Short(), where)
+		case step.Kind == rollout.StepReady:
+			add("ready", "", step.Ordinal, hosts[step.Ordinal], "wait until %s is ready, at most %s after its VM started", name, m.Rollout.BootTimeout)
+		case step.Kind == rollout.StepHeld:
+			add("hold", "", step.Ordinal, hosts[step.Ordinal], "%s must stay ready for %s", name, m.Rollout.Hold)
+		case step.Kind == rollout.StepSwitch:
+			add("switch", "", 0, "", "lead connections to %s, and no new ones to what served before", p.release.ID.Short())
+		default:
+			i := p.instance(step.Instance)
+			if step.Kind == rollout.StepStop {
+				add("stop", i.ID, i.Ordinal, i.Host, "stop %s of %s", i.ID, i.Release.Short())
+			} else {
+				add("ended", i.ID, i.Ordinal, i.Host, "wait until %s has ended", i.ID)
+			}
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.Ports)) {
@@ -101,6 +108,40 @@ func (p *proposal) steps() []*pb.Step {
 		}
 	}
 	return steps
+}
+
+// view is what package rollout needs to know of a deployment that would be started now.
+func (p *proposal) view() rollout.View {
+	m := p.release.Manifest
+	v := rollout.View{
+		Count: p.count, MaxParallel: m.Rollout.MaxParallel, BootTimeout: m.Rollout.BootTimeout, Hold: m.Rollout.Hold, Deadline: m.Rollout.Deadline,
+		HasPrevious: p.live != nil, Since: p.now,
+	}
+	takeOver(&v, m, p.kind)
+	if p.live != nil {
+		v.PreviousCount = p.live.Count
+	}
+	for _, i := range p.running {
+		side := rollout.Other
+		if p.live != nil && i.Deployment == p.live.ID {
+			side = rollout.Previous
+		}
+		old := rollout.Instance{ID: i.ID, Ordinal: i.Ordinal, Side: side, Stopping: i.Stop, Reachable: true, StartedAt: i.FirstStartedAt, EverReady: i.ReadyAttempt > 0}
+		if p.ready[i.ID] {
+			old.Ready, old.ReadySince = true, i.ReadyAt
+		}
+		v.Instances = append(v.Instances, old)
+	}
+	return v
+}
+
+func (p *proposal) instance(id string) *fleet.Instance {
+	for _, i := range p.running {
+		if i.ID == id {
+			return i
+		}
+	}
+	return nil
 }
 
 // codeOf is NotFound for what does not exist, and FailedPrecondition for what exists and does not fit.

@@ -28,13 +28,15 @@ type proposal struct {
 	// hosts are where the first instances would go.
 	hosts   []string
 	running []*fleet.Instance
+	ready   map[string]bool // of running
+	now     time.Time
 	token   string
 }
 
 // propose checks everything that can be known before something is started. An error is fit for the wire, or
 // becomes so in onWire.
 func (s *Server) propose(st *fleet.State, environment string, r *fleet.Release, target *fleet.Deployment, now time.Time) (*proposal, error) {
-	p := &proposal{environment: environment, release: r, kind: fleet.KindDeploy, count: 1, target: target, app: st.App(environment, r.App)}
+	p := &proposal{environment: environment, release: r, kind: fleet.KindDeploy, count: 1, target: target, app: st.App(environment, r.App), ready: map[string]bool{}, now: now}
 	if problems := r.Manifest.Unsupported(); problems.HasErrors() {
 		return nil, refuse(connect.CodeInvalidArgument, "release %s of %s is valid, but this version of Pinnace cannot run it:\n%s", r.ID.Short(), r.App, list(problems.Errors()))
 	}
@@ -43,7 +45,12 @@ func (s *Server) propose(st *fleet.State, environment string, r *fleet.Release, 
 	}
 	if p.app != nil {
 		p.count, p.live = p.app.Count, st.Deployment(p.app.Live)
-		p.running = st.Instances(environment, r.App)
+		for _, i := range st.Instances(environment, r.App) {
+			if !i.Task {
+				p.running = append(p.running, i)
+				p.ready[i.ID] = s.stateOf(i, s.observed.instance(i.ID), now) == stateReady
+			}
+		}
 		if active := st.Deployment(p.app.Active); active != nil {
 			return nil, &fleet.BusyError{Active: active}
 		}
@@ -55,14 +62,7 @@ func (s *Server) propose(st *fleet.State, environment string, r *fleet.Release, 
 	if err := st.PortConflict(environment, r); err != nil {
 		return nil, err
 	}
-	// Starting first needs room beside what runs; what the first step needs must be there now.
-	serving := 0
-	for _, i := range p.running {
-		if i.Serves() {
-			serving++
-		}
-	}
-	need := max(min(p.count, r.Manifest.Rollout.MaxParallel), p.count-serving)
+	need := p.firstStep()
 	places, err := s.schedule(st, environment, r, firstOrdinals(need), now)
 	if err != nil {
 		return nil, err
@@ -71,6 +71,25 @@ func (s *Server) propose(st *fleet.State, environment string, r *fleet.Release, 
 		p.hosts = append(p.hosts, place.Host)
 	}
 	return p, nil
+}
+
+// firstStep is how many instances must have room beside what runs for the deployment to begin, or to go on at all.
+func (p *proposal) firstStep() int {
+	serving := 0
+	for _, i := range p.running {
+		if i.Serves() {
+			serving++
+		}
+	}
+	m := p.release.Manifest
+	switch {
+	case m.Rollout.Strategy == manifest.StrategyBlueGreen:
+		return p.count
+	case m.Rollout.Strategy == manifest.StrategyRecreate, len(m.Volumes) > 0:
+		return max(p.count-serving, 0) // the others come in the place of those that go
+	default:
+		return max(min(p.count, m.Rollout.MaxParallel), p.count-serving)
+	}
 }
 
 // isLive reports whether the release serves with the settings that a deployment would have.
@@ -89,7 +108,7 @@ func (p *proposal) isLive(st *fleet.State) bool {
 		have++
 	}
 	for _, i := range st.EndedInstances(p.environment, p.release.App) {
-		if i.Deployment == p.live.ID && i.Completed() {
+		if i.Deployment == p.live.ID && i.Completed() && !i.Task {
 			have++
 		}
 	}

@@ -53,7 +53,7 @@ func (c *control) appStatus(st *fleet.State, app *fleet.App, now time.Time) *pb.
 		}
 	}
 	for _, i := range st.Instances(app.Environment, app.Name) {
-		if i.Serves() && c.stateOf(i, c.observed.instance(i.ID), now) == stateReady {
+		if i.Serves() && !i.Task && c.stateOf(i, c.observed.instance(i.ID), now) == stateReady {
 			out.Ready++
 		}
 	}
@@ -164,7 +164,7 @@ func findOrdinal(st *fleet.State, environment, name, ordinal string) (*fleet.Ins
 	var newest *fleet.Instance
 	for _, all := range [][]*fleet.Instance{st.Instances(environment, name), st.EndedInstances(environment, name)} {
 		for _, i := range all {
-			if i.Ordinal == n && (newest == nil || i.PlacedAt.After(newest.PlacedAt)) {
+			if i.Ordinal == n && !i.Task && (newest == nil || i.PlacedAt.After(newest.PlacedAt)) {
 				newest = i
 			}
 		}
@@ -199,7 +199,7 @@ func (s *Server) instanceProto(i *fleet.Instance, now time.Time) *pb.Instance {
 		Id: i.ID, Environment: i.Environment, App: i.App, Ordinal: uint32(i.Ordinal), Host: i.Host, Release: string(i.Release),
 		Deployment: i.Deployment, Attempt: max(r.GetAttempt(), i.StartedAttempt, i.EndedAttempt), State: s.stateOf(i, seen, now),
 		Address: r.GetAddress(), Stages: r.GetStages(), Message: r.GetMessage(),
-		PlacedAt: timestampOrNil(i.PlacedAt), ReadyAt: timestampOrNil(i.ReadyAt),
+		PlacedAt: timestampOrNil(i.PlacedAt), ReadyAt: timestampOrNil(i.ReadyAt), Task: i.Task,
 	}
 	if i.Booted != nil {
 		out.Booted = bootedProto(i.Booted)

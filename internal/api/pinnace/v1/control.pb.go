@@ -1306,7 +1306,7 @@ func (x *MissingSecret) GetKeys() []string {
 
 type Step struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// action is one of "start", "ready", "stop", "route", "hold".
+	// action is one of "before", "start", "ready", "hold", "switch", "stop", "ended", "route".
 	Action        string `protobuf:"bytes,1,opt,name=action,proto3" json:"action,omitempty"`
 	Instance      string `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
 	Ordinal       uint32 `protobuf:"varint,3,opt,name=ordinal,proto3" json:"ordinal,omitempty"`
@@ -2794,7 +2794,9 @@ type Instance struct {
 	ReadyAt  *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=ready_at,json=readyAt,proto3" json:"ready_at,omitempty"`
 	EndedAt  *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
 	// message is one line about what it is doing or waiting for.
-	Message       string `protobuf:"bytes,17,opt,name=message,proto3" json:"message,omitempty"`
+	Message string `protobuf:"bytes,17,opt,name=message,proto3" json:"message,omitempty"`
+	// task is true for the one-off of rollout.before.
+	Task          bool `protobuf:"varint,18,opt,name=task,proto3" json:"task,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2946,6 +2948,13 @@ func (x *Instance) GetMessage() string {
 		return x.Message
 	}
 	return ""
+}
+
+func (x *Instance) GetTask() bool {
+	if x != nil {
+		return x.Task
+	}
+	return false
 }
 
 type GetInstanceRequest struct {
@@ -3748,7 +3757,7 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x06driver\x18\t \x01(\tR\x06driver\x12%\n" +
 	"\x0edriver_version\x18\n" +
 	" \x01(\tR\rdriverVersion\x12 \n" +
-	"\vaccelerator\x18\v \x01(\tR\vaccelerator\"\xc6\x04\n" +
+	"\vaccelerator\x18\v \x01(\tR\vaccelerator\"\xda\x04\n" +
 	"\bInstance\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x10\n" +
@@ -3769,7 +3778,8 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\tplaced_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\bplacedAt\x125\n" +
 	"\bready_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\areadyAt\x125\n" +
 	"\bended_at\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x18\n" +
-	"\amessage\x18\x11 \x01(\tR\amessage\"R\n" +
+	"\amessage\x18\x11 \x01(\tR\amessage\x12\x12\n" +
+	"\x04task\x18\x12 \x01(\bR\x04task\"R\n" +
 	"\x12GetInstanceRequest\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\"G\n" +
