@@ -3,6 +3,7 @@ package vm
 import (
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 )
 
@@ -43,6 +44,9 @@ type Spec struct {
 	// Cgroup is the name of the machine's own cgroup below the mount point of the hierarchy that accounts
 	// memory, such as "pinnace/vm-x", or empty for the caller's. The driver makes and removes its last element.
 	Cgroup string
+	// Kept are files that stay open for as long as the machine runs, whatever becomes of the process that started it:
+	// locks on what the machine uses. After Start the caller closes its own.
+	Kept []*os.File
 	// Console is the file that gets the end of the console's output when the machine has ended, at most
 	// ConsoleLimit bytes, or empty.
 	Console string

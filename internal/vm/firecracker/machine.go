@@ -88,7 +88,7 @@ func (m *machine) prepare(h *host, o Options, spec vm.Spec, group *cgroup.Group)
 	cgroupVersion := 0
 	l := monitor.Launch{
 		Holder: o.Holder, Env: []string{}, UID: -1, GID: -1,
-		Kept: []*os.File{m.jail.owner}, Console: []*os.File{pipes[jailConsole]}, Complaints: []*os.File{pipes[jailLog]},
+		Kept: append([]*os.File{m.jail.owner}, spec.Kept...), Console: []*os.File{pipes[jailConsole]}, Complaints: []*os.File{pipes[jailLog]},
 		Ignored: []*os.File{pipes[jailMetrics]},
 	}
 	if group != nil {

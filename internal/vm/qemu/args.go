@@ -43,7 +43,9 @@ func arguments(o Options, h *host, s vm.Spec, accel Accel, f *files) []string {
 		a = append(a,
 			"-add-fd", fmt.Sprintf("fd=%d,set=%d", f.disks[i], f.disks[i]),
 			"-blockdev", blockdev(i, d, f.disks[i]),
-			"-device", fmt.Sprintf("virtio-blk-device,drive=disk%d,serial=%s", i, d.ID))
+			// The default would stop the machine when the host's disk is full, and nothing would say so. The guest
+			// gets the error, as from any other disk.
+			"-device", fmt.Sprintf("virtio-blk-device,drive=disk%d,serial=%s,werror=report,rerror=report", i, d.ID))
 	}
 	if s.NIC != nil {
 		a = append(a,

@@ -114,7 +114,7 @@ func (s *starting) prepareHere(binary string, args []string, kvm bool) (*monitor
 	if err := s.enter(&l, kvm); err != nil {
 		return nil, err
 	}
-	l.Files, l.Console = s.files.inherited, []*os.File{s.console}
+	l.Files, l.Kept, l.Console = s.files.inherited, s.spec.Kept, []*os.File{s.console}
 	return monitor.Prepare(l, s.result, devNull)
 }
 

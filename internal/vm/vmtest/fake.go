@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pinnacehq/pinnace/internal/vm"
 )
 
@@ -92,8 +94,13 @@ func (f *Fake) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
 		ports:  map[vm.Channel]*Port{vm.Control: newPort(), vm.Logs: newPort()},
 	}
 	g := &FakeGuest{Spec: spec, Control: m.ports[vm.Control], Logs: m.ports[vm.Logs], Console: &m.console}
+	if m.kept, err = dup(spec.Kept); err != nil {
+		cancel()
+		return nil, err
+	}
 	if err := m.record.Write(); err != nil {
 		cancel()
+		m.letGo()
 		return nil, err
 	}
 	f.mu.Lock()
@@ -180,6 +187,7 @@ type fakeMachine struct {
 	console vm.Console
 	ports   map[vm.Channel]*Port
 	kill    context.CancelFunc
+	kept    []*os.File
 
 	ended chan struct{}
 	exit  vm.Exit // set before ended is closed
@@ -212,7 +220,27 @@ func (m *fakeMachine) run(ctx context.Context, guest Guest, g *FakeGuest) {
 			m.exit.Stderr = err.Error()
 		}
 	}
+	m.letGo()
 	close(m.ended)
+}
+
+// dup returns what a process that inherits files has of them.
+func dup(files []*os.File) ([]*os.File, error) {
+	var all []*os.File
+	for _, f := range files {
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, os.NewFile(uintptr(fd), f.Name()))
+	}
+	return all, nil
+}
+
+func (m *fakeMachine) letGo() {
+	for _, f := range m.kept {
+		f.Close()
+	}
 }
 
 func (m *fakeMachine) unplug() {

@@ -41,6 +41,7 @@ func (s Suite) Run(t *testing.T) {
 	t.Run("ChannelsAreApart", s.testChannels)
 	t.Run("ChannelIsDialledAgain", s.testDialAgain)
 	t.Run("Disks", s.testDisks)
+	t.Run("Kept", s.testKept)
 	t.Run("WaitIsBounded", s.testWaitIsBounded)
 	t.Run("ManyAtOnce", s.testManyAtOnce)
 	t.Run("BadSpec", s.testBadSpec)

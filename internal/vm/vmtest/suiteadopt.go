@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pinnacehq/pinnace/internal/vm"
 )
 
@@ -146,4 +148,46 @@ func (s Suite) startFree(t *testing.T, spec vm.Spec) vm.Machine {
 		}
 	})
 	return m
+}
+
+// testKept: a lock that was given to a machine is held until that has ended, although whoever took it has let go.
+func (s Suite) testKept(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &whole); err != nil {
+		t.Fatal(err)
+	}
+	spec := s.Spec(t)
+	spec.Kept = []*os.File{f}
+	m := s.start(t, spec)
+	f.Close()
+	s.meet(t, m)
+	if !locked(t, path) {
+		t.Error("nobody holds the lock while the machine runs")
+	}
+	if err := m.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	s.wait(t, m)
+	if locked(t, path) {
+		t.Error("the lock outlived the machine")
+	}
+}
+
+func locked(t *testing.T, path string) bool {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	whole := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &whole); err != nil {
+		t.Fatal(err)
+	}
+	return whole.Type != unix.F_UNLCK
 }
