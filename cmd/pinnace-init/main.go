@@ -48,6 +48,8 @@ func main() {
 	b.Step("etc", b.BindEtc)
 	b.Step("clock", b.SetClock)
 	b.Step("user", b.ResolveUser)
+	b.Step("volumes", b.MountVolumes)
+	b.Step("secrets", b.PlaceSecrets)
 	b.Step("exec", b.StartWorkload)
 	b.Supervise()
 }

@@ -49,6 +49,45 @@ func (r *ExecResult) check() error {
 	return checkCode(r.Code)
 }
 
+func (b *Bundled) check() error {
+	b.Name, b.Error = text(b.Name, maxName), text(b.Error, maxText)
+	if b.Name == "" {
+		return errors.New("an answer for no bundle")
+	}
+	return nil
+}
+
+// check is the guest's: the keys become names of files.
+func (b *Bundle) check() error { return CheckSecrets(b.Values) }
+
+// CheckSecrets says what keeps values from being a bundle's: a key that can't be one, or too much of them.
+func CheckSecrets(values SecretValues) error {
+	bytes := 0
+	for key, value := range values {
+		if !validKey(key) {
+			return fmt.Errorf("%q cannot be the key of a secret", text(key, maxName))
+		}
+		bytes += len(key) + len(value)
+	}
+	if len(values) > MaxBundleKeys || bytes > MaxBundleBytes {
+		return fmt.Errorf("a bundle of %d keys and %d bytes, at most %d and %d are allowed", len(values), bytes, MaxBundleKeys, MaxBundleBytes)
+	}
+	return nil
+}
+
+// validKey tells whether a secret can have that key: [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}.
+func validKey(key string) bool {
+	for i, c := range []byte(key) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '_':
+		case (c == '.' || c == '-') && i > 0:
+		default:
+			return false
+		}
+	}
+	return key != "" && len(key) <= MaxSecretKey
+}
+
 func (l *Line) check() error {
 	switch {
 	case l.Seq == 0:

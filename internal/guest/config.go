@@ -6,6 +6,7 @@ const (
 	RoleLayer    = "layer"       // one layer's tar
 	RolePack     = "pack"        // a GPT disk with a layer's tar in each partition
 	RoleScratch  = "scratch"     // an ext4 file system, grown to its disk by the guest; without one the guest uses memory
+	RoleVolume   = "volume"      // an ext4 file system that outlives the VM, grown to its disk by the guest
 )
 
 // Disk is a virtio-blk device of the VM.
@@ -56,3 +57,37 @@ type Limits struct {
 	PIDs   int64  `json:"pids,omitempty"`
 	NoFile uint64 `json:"nofile,omitempty"`
 }
+
+// Volume says where a disk with the role of a volume is mounted.
+type Volume struct {
+	Name     string `json:"name"` // for messages
+	Disk     int    `json:"disk"` // index in Config.Disks
+	Path     string `json:"path"` // absolute; made when missing
+	ReadOnly bool   `json:"read_only,omitempty"`
+}
+
+// Formats of a Secret's files.
+const (
+	FormatDir    = "dir"    // Path is a directory with a file for each key
+	FormatJSON   = "json"   // Path is one file, a JSON object of strings, sorted by key
+	FormatDotenv = "dotenv" // Path is one file of KEY=value lines, sorted by key
+)
+
+// Secret says how a bundle of secrets appears to the workload. The values come in a Bundle of their own, so that a
+// Config holds nothing that must not be seen.
+type Secret struct {
+	Bundle  string   `json:"bundle"`
+	Version uint64   `json:"version"`          // that the workload is started with
+	Path    string   `json:"path,omitempty"`   // absolute; "": no files
+	Format  string   `json:"format,omitempty"` // with Path
+	Mode    uint32   `json:"mode,omitempty"`   // permission bits of the files
+	Owner   string   `json:"owner,omitempty"`  // user[:group], names or numbers of the image; "": the process's user
+	Env     []string `json:"env,omitempty"`    // keys that become variables of the process
+}
+
+// Bounds of a bundle.
+const (
+	MaxBundleBytes = 256 << 10 // of keys and values together
+	MaxBundleKeys  = 1024
+	MaxSecretKey   = 128 // bytes of a key
+)

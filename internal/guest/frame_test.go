@@ -74,7 +74,7 @@ func TestVectors(t *testing.T) {
 	}
 	for _, want := range []Type{
 		TypeHello, TypeStarted, TypeFailed, TypeExit, TypeHeartbeat, TypeExecResult, TypeLine,
-		TypeResumed, TypeConfig, TypeStop, TypeExec, TypeAckExit, TypeAttach, TypeAck, TypeResume,
+		TypeResumed, TypeConfig, TypeStop, TypeExec, TypeAckExit, TypeAttach, TypeAck, TypeResume, TypeBundle, TypeBundled,
 	} {
 		if !seen[want] {
 			t.Errorf("no vector for type %#x", want)

@@ -123,6 +123,12 @@ func (h *Host) handle(m Message) error {
 			delete(h.execs, m.ID)
 			answer <- m
 		}
+	case Bundled:
+		key := bundleKey{m.Name, m.Version}
+		if answer, ok := h.bundles[key]; ok {
+			delete(h.bundles, key)
+			answer <- m
+		}
 	case Heartbeat:
 	default:
 		return fmt.Errorf("%T does not belong on the control channel", m)

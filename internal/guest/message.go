@@ -17,6 +17,7 @@ const (
 	TypeExit       Type = 0x04 // guest, control: the workload's process has ended
 	TypeHeartbeat  Type = 0x05 // guest, control: every HeartbeatInterval
 	TypeExecResult Type = 0x06 // guest, control: answer to Exec
+	TypeBundled    Type = 0x0d // guest, control: answer to a Bundle that came after the Config
 	TypeLine       Type = 0x21 // guest, logs
 	TypeResumed    Type = 0x22 // guest, logs: answer to Resume
 
@@ -25,6 +26,7 @@ const (
 	TypeExec    Type = 0x43 // host, control
 	TypeAckExit Type = 0x44 // host, control: the report is safe, shut down
 	TypeAttach  Type = 0x45 // host, control: first frame of a session that goes on with another
+	TypeBundle  Type = 0x4d // host, control: one version of a bundle of secrets
 	TypeAck     Type = 0x61 // host, logs
 	TypeResume  Type = 0x62 // host, logs: first frame of a session that goes on with another
 )
@@ -122,6 +124,8 @@ type Config struct {
 	LayerSlots    []LayerSlot `json:"layer_slots,omitempty"` // in the order of the EROFS device table
 	Network       *Network    `json:"network,omitempty"`     // nil: loopback only
 	Process       Process     `json:"process"`
+	Volumes       []Volume    `json:"volumes,omitempty"`
+	Secrets       []Secret    `json:"secrets,omitempty"`              // their values come in Bundles, before the Config
 	MemoryReserve int64       `json:"memory_reserve_bytes,omitempty"` // kept from the workload for kernel and init; 0: the guest's default
 	Limits        Limits      `json:"limits"`
 }
@@ -141,6 +145,29 @@ type Exec struct {
 
 // AckExit says that the host has the report of the end (Exit or Failed) and the VM may shut down.
 type AckExit struct{}
+
+// Bundle is one version of a bundle of secrets. Before the Config it is what the workload is started with; afterwards it
+// takes the place of the version that is there, all of it at one moment, and Signal is sent to the workload's main
+// process. The version that is there already changes nothing.
+type Bundle struct {
+	Name    string       `json:"bundle"`
+	Version uint64       `json:"version"`
+	Values  SecretValues `json:"values"`
+	Signal  string       `json:"signal,omitempty"` // "": none
+}
+
+// SecretValues are secrets by their keys. What formats them, for a message or a log, gets nothing but their number.
+type SecretValues map[string][]byte
+
+// Format implements fmt.Formatter.
+func (v SecretValues) Format(to fmt.State, _ rune) { fmt.Fprintf(to, "%d secrets", len(v)) }
+
+// Bundled answers a Bundle that came after the Config, when it is in place and its signal was sent, or could not be.
+type Bundled struct {
+	Name    string `json:"bundle"`
+	Version uint64 `json:"version"`
+	Error   string `json:"error,omitempty"` // why the version before it is still in place
+}
 
 // Ack says that the host keeps all lines up to Seq; the guest forgets them.
 type Ack struct {
@@ -183,6 +210,8 @@ func (Failed) frameType() Type     { return TypeFailed }
 func (Exit) frameType() Type       { return TypeExit }
 func (Heartbeat) frameType() Type  { return TypeHeartbeat }
 func (ExecResult) frameType() Type { return TypeExecResult }
+func (Bundled) frameType() Type    { return TypeBundled }
+func (Bundle) frameType() Type     { return TypeBundle }
 func (Line) frameType() Type       { return TypeLine }
 func (Resumed) frameType() Type    { return TypeResumed }
 func (Config) frameType() Type     { return TypeConfig }
@@ -228,6 +257,10 @@ func Decode(t Type, body []byte) (Message, error) {
 		return decode[Heartbeat](body)
 	case TypeExecResult:
 		return decode[ExecResult](body)
+	case TypeBundled:
+		return decode[Bundled](body)
+	case TypeBundle:
+		return decode[Bundle](body)
 	case TypeLine:
 		return decode[Line](body)
 	case TypeResumed:

@@ -30,6 +30,8 @@ type Boot struct {
 	workload  *cgroup
 	processes *processes
 	user      user
+	secrets   []*secret
+	secretEnv []string // NAME=value
 	env       []string
 	workdir   string
 	main      *child

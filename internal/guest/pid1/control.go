@@ -23,6 +23,7 @@ type control struct {
 	configs chan arrivedConfig
 	stops   chan guest.Stop
 	execs   chan guest.Exec
+	bundles chan guest.Bundle
 	acked   chan struct{} // closed when the host has the report of the end
 
 	mu sync.Mutex // held while frames are written; guards what follows
@@ -33,6 +34,8 @@ type control struct {
 	// token is that of the last Attach, and empty when no host has attached.
 	token      string
 	configured bool
+	// first are the bundles that came before the configuration, by name.
+	first map[string]guest.Bundle
 }
 
 type arrivedConfig struct {
@@ -46,7 +49,9 @@ func newControl(port io.ReadWriter) *control {
 		configs: make(chan arrivedConfig, 1),
 		stops:   make(chan guest.Stop, 8),
 		execs:   make(chan guest.Exec, 16),
+		bundles: make(chan guest.Bundle, 16),
 		acked:   make(chan struct{}),
+		first:   map[string]guest.Bundle{},
 	}
 }
 
@@ -131,6 +136,8 @@ func (c *control) read() {
 			c.configured = true
 			c.mu.Unlock()
 			offer(c.configs, arrivedConfig{m, sinceBoot()})
+		case guest.Bundle:
+			c.bundle(m)
 		case guest.Stop:
 			offer(c.stops, m)
 		case guest.Exec:
@@ -141,6 +148,31 @@ func (c *control) read() {
 			c.acknowledge()
 		}
 	}
+}
+
+// bundle keeps what comes before the configuration, and hands on what comes after it.
+func (c *control) bundle(m guest.Bundle) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.configured {
+		c.first[m.Name] = m
+		return
+	}
+	if offer(c.bundles, m) {
+		return
+	}
+	if err := c.write(guest.Bundled{Name: m.Name, Version: m.Version, Error: "too many changes are waiting already"}); err != nil {
+		logf(logError, "%v", err)
+	}
+}
+
+// takeBundles returns the bundles that came before the configuration, and forgets them.
+func (c *control) takeBundles() map[string]guest.Bundle {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	first := c.first
+	c.first = nil
+	return first
 }
 
 func offer[T any](c chan<- T, v T) bool {

@@ -155,11 +155,12 @@ func checkErofs(node, uuid string) error {
 // ext4ResizeFS is EXT4_IOC_RESIZE_FS: _IOW('f', 16, __u64).
 const ext4ResizeFS = 0x40086610
 
-// growExt4 grows the mounted ext4 file system under dir to the size of its device. The host hands out small templates.
+// growExt4 grows the mounted ext4 file system under dir to the size of its device: scratch disks come with a small
+// template, and a volume may have been made larger.
 func growExt4(dir int, node string) error {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(dir, &st); err != nil {
-		return fmt.Errorf("look at scratch file system: %w", err)
+		return fmt.Errorf("look at the file system of %s: %w", node, err)
 	}
 	size, err := deviceSize(node)
 	if err != nil {
@@ -167,7 +168,7 @@ func growExt4(dir int, node string) error {
 	}
 	blocks := uint64(size) / uint64(st.Bsize)
 	if err := ioctl(dir, ext4ResizeFS, unsafe.Pointer(&blocks)); err != nil { //nolint:gosec // __u64
-		return fmt.Errorf("grow scratch file system to %d bytes: %w", size, err)
+		return fmt.Errorf("grow the file system of %s to %d bytes: %w", node, size, err)
 	}
 	return nil
 }

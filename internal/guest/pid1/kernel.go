@@ -166,6 +166,15 @@ func (b *Boot) SetKernelKnobs() error {
 	if files == 0 {
 		files = defaultNoFile
 	}
+	// A dump may hold secrets, and would lie on the scratch disk. A workload without any may ask for one.
+	mostCore := uint64(math.MaxUint64)
+	if len(b.config.Secrets) > 0 {
+		mostCore = 0
+	}
+	// PID 1 has them all in its memory.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("keep PID 1's memory from others: %w", err)
+	}
 	for _, l := range []struct {
 		resource int
 		name     string
@@ -174,7 +183,7 @@ func (b *Boot) SetKernelKnobs() error {
 	}{
 		{unix.RLIMIT_NOFILE, "open files", files, files},
 		{unix.RLIMIT_NPROC, "processes", math.MaxUint64, math.MaxUint64}, // the cgroup's pids.max is the limit
-		{unix.RLIMIT_CORE, "core files", 0, math.MaxUint64},              // a dump may hold secrets; the workload may ask for one
+		{unix.RLIMIT_CORE, "core files", 0, mostCore},
 	} {
 		if err := unix.Setrlimit(l.resource, &unix.Rlimit{Cur: l.soft, Max: l.hard}); err != nil {
 			return fmt.Errorf("limit %s to %d: %w", l.name, l.soft, err)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -62,6 +63,7 @@ type machine struct {
 	host    *guest.Host
 	session chan error    // gets why the session is over
 	cut     func()        // ends the session as a crash of the host's process would
+	kill    func()        // kills QEMU, and waits for its end
 	dir     string        // of the channels' sockets
 	scratch string        // file of the scratch disk
 	console *bytes.Buffer // read after ended
@@ -76,8 +78,8 @@ const mac = "52:54:00:12:34:56"
 
 const bootTimeout = 60 * time.Second
 
-// boot starts a VM with a scratch disk of 128 MiB made from a smaller template.
-func (l *lab) boot(t *testing.T) *machine {
+// boot starts a VM with a scratch disk of 128 MiB made from a smaller template, and files as volumes: volume0 and so on.
+func (l *lab) boot(t *testing.T, volumes ...string) *machine {
 	t.Helper()
 	dir := vmtest.Dir(t)
 	m := &machine{t: t, console: new(bytes.Buffer), ended: make(chan struct{}), scratch: filepath.Join(dir, "scratch")}
@@ -95,12 +97,17 @@ func (l *lab) boot(t *testing.T) *machine {
 		args = append(args, "-chardev", "socket,id="+name+",path="+dir+"/"+name+",server=on,wait=off",
 			"-device", "virtserialport,chardev="+name+",name="+name)
 	}
-	for _, d := range []struct{ name, file, options string }{
+	type disk struct{ name, file, options string }
+	disks := []disk{
 		{"meta", l.dir + "/meta", ",read-only=on"},
 		{"first", l.dir + "/first", ",read-only=on"},
 		{"pack", l.dir + "/pack", ",read-only=on"},
 		{"scratch", m.scratch, ""},
-	} {
+	}
+	for i, file := range volumes {
+		disks = append(disks, disk{fmt.Sprint("volume", i), file, ",cache=writeback,werror=report,rerror=report"})
+	}
+	for _, d := range disks {
 		args = append(args, "-drive", "if=none,format=raw,id="+d.name+",file="+d.file+d.options,
 			"-device", "virtio-blk-device,drive="+d.name+",serial="+d.name)
 	}
@@ -116,7 +123,7 @@ func (l *lab) boot(t *testing.T) *machine {
 		<-m.ended
 		m.log()
 	})
-	m.dir = dir
+	m.dir, m.kill = dir, func() { _ = cmd.Process.Kill(); <-m.ended }
 	m.converse(guest.Options{})
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // ends the session
@@ -309,6 +316,34 @@ func (m *machine) facts() facts {
 		m.t.Fatalf("facts: %v\n%s", err, m.text(guest.StreamStdout))
 	}
 	return f
+}
+
+// of are the facts about one thing among them.
+func (f facts) of(name string) facts {
+	f.t.Helper()
+	values, ok := f.values[name].(map[string]any)
+	if !ok {
+		f.t.Errorf("nothing is said of %s", name)
+	}
+	return facts{f.t, values}
+}
+
+func (f facts) number(name string) int64 {
+	f.t.Helper()
+	n, err := strconv.ParseInt(f.text(name), 10, 64)
+	if err != nil {
+		f.t.Errorf("%s: %v", name, err)
+	}
+	return n
+}
+
+func (f facts) hex(name string) int64 {
+	f.t.Helper()
+	n, err := strconv.ParseInt(f.text(name), 16, 64)
+	if err != nil {
+		f.t.Errorf("%s: %v", name, err)
+	}
+	return n
 }
 
 func (f facts) text(name string) string { return fmt.Sprint(f.values[name]) }

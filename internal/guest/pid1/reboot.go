@@ -3,6 +3,7 @@
 package pid1
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -50,7 +51,12 @@ func (b *Boot) tearDown() {
 	}
 	unix.Sync()
 	for _, target := range unmountOrder() {
-		if err := unix.Unmount(target, 0); err != nil {
+		err := unix.Unmount(target, 0)
+		if errors.Is(err, unix.EBUSY) {
+			// Somebody who can't be killed has something open there. Read-only is as clean.
+			err = unix.Mount("", target, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+		}
+		if err != nil {
 			logf(logInfo, "unmount %s: %v", target, err)
 		}
 	}

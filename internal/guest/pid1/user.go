@@ -30,20 +30,25 @@ const (
 	maxGroups   = 65536 // NGROUPS_MAX
 )
 
-// ResolveUser finds the user of the workload in the image's own files.
-func (b *Boot) ResolveUser() error {
+// ResolveUser finds the user of the workload.
+func (b *Boot) ResolveUser() (err error) {
+	b.user, err = lookUpUser(b.config.Process.User)
+	return err
+}
+
+// lookUpUser finds a user in the image's own files.
+func lookUpUser(spec string) (user, error) {
 	passwd, err := openUserFile("/etc/passwd")
 	if err != nil {
-		return err
+		return user{}, err
 	}
 	defer passwd.Close()
 	group, err := openUserFile("/etc/group")
 	if err != nil {
-		return err
+		return user{}, err
 	}
 	defer group.Close()
-	b.user, err = resolveUser(b.config.Process.User, passwd, group)
-	return err
+	return resolveUser(spec, passwd, group)
 }
 
 // openUserFile opens a file that an image may lack, or have as something that must not be read.

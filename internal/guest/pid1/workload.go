@@ -28,7 +28,7 @@ func (b *Boot) StartWorkload() error {
 	if len(argv) == 0 {
 		return &execError{exitNotFound, "there is no command: neither image nor manifest has an entrypoint or a command", unix.ENOENT}
 	}
-	b.env = environment(b.config.Process.Env, b.config.Hostname, b.user.home)
+	b.env = environment(slices.Concat(b.config.Process.Env, b.secretEnv), b.config.Hostname, b.user.home)
 	b.workdir = path.Clean("/" + b.config.Process.WorkDir)
 	if err := makeDir(b.workdir); err != nil {
 		return fmt.Errorf("make working directory: %w", err)
@@ -97,6 +97,7 @@ func (b *Boot) Supervise() {
 	oomBefore := guestOOMKills()
 	b.control.start(guest.Started{PID: b.main.pid, StartedAt: started.UnixNano(), Marks: b.takeMarks()})
 	safely("exec", b.serveExecs)
+	safely("secrets", b.serveBundles)
 
 	e := oversee(&workload{b.processes, b.main, b.workload}, b.main.status, b.control.stops, b.config.Process.StopSignal)
 	exit := e.report(b.workload.oomKills() > 0 || guestOOMKills() > oomBefore)

@@ -52,6 +52,16 @@ func main() {
 		time.Sleep(50 * time.Millisecond)
 	case "attack":
 		attack()
+	case "look":
+		look(os.Args[2:])
+	case "keep":
+		keep(os.Args[2], os.Args[3])
+	case "refused":
+		refused(os.Args[2], os.Args[3])
+	case "watch":
+		watch(os.Args[2], os.Args[3])
+	case "fill-until-error":
+		fillUntilError(os.Args[2])
 	default:
 		fmt.Fprintln(os.Stderr, "workload: unknown sub-command", arg)
 		os.Exit(64)
