@@ -18,6 +18,12 @@ func (h *Hello) check() error {
 		return errors.New("negative memory")
 	}
 	h.Init, h.Kernel, h.Token = text(h.Init, maxName), text(h.Kernel, maxName), text(h.Token, maxName)
+	if len(h.Can) > maxMarks {
+		return fmt.Errorf("%d abilities, at most %d are allowed", len(h.Can), maxMarks)
+	}
+	for i := range h.Can {
+		h.Can[i] = text(h.Can[i], maxName)
+	}
 	return checkMarks(h.Marks)
 }
 

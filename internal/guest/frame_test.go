@@ -75,6 +75,8 @@ func TestVectors(t *testing.T) {
 	for _, want := range []Type{
 		TypeHello, TypeStarted, TypeFailed, TypeExit, TypeHeartbeat, TypeExecResult, TypeLine,
 		TypeResumed, TypeConfig, TypeStop, TypeExec, TypeAckExit, TypeAttach, TypeAck, TypeResume, TypeBundle, TypeBundled,
+		TypeCommandStarted, TypeCommandOutput, TypeInputCredit, TypeCommandEnded, TypeRunCommand, TypeCommandInput, TypeCommandResize,
+		TypeCommandSignal, TypeCommandCredit, TypeEndCommand,
 	} {
 		if !seen[want] {
 			t.Errorf("no vector for type %#x", want)

@@ -83,8 +83,11 @@ type Host struct {
 	beat     chan struct{} // something came on the control channel
 	lineKept chan struct{} // lastLine has moved
 	drained  chan struct{} // closed when the line that the exit report names as the last has been kept
+	// logsReady is closed when the log channel is this session's.
+	logsReady chan struct{}
 
 	writeMu sync.Mutex // held while a control frame is written
+	logsMu  sync.Mutex // held while a log frame is written
 
 	mu        sync.Mutex // guards what follows
 	hello     *Hello
@@ -96,6 +99,7 @@ type Host struct {
 	nextExec  uint64
 	execs     map[uint64]chan ExecResult
 	bundles   map[bundleKey]chan Bundled
+	commands  map[uint64]*hostCommand
 	err       error // why the session is over
 }
 
@@ -121,7 +125,8 @@ func NewHost(control, logs Conn, opts Options) *Host {
 		control:  control, logs: logs, lastLine: opts.AfterLine,
 		helloc: make(chan struct{}), startc: make(chan struct{}), exitc: make(chan Exit, 1), exited: make(chan struct{}),
 		done: make(chan struct{}), beat: make(chan struct{}, 1), lineKept: make(chan struct{}, 1), drained: make(chan struct{}),
-		execs: map[uint64]chan ExecResult{}, bundles: map[bundleKey]chan Bundled{},
+		logsReady: make(chan struct{}), execs: map[uint64]chan ExecResult{}, bundles: map[bundleKey]chan Bundled{},
+		commands: map[uint64]*hostCommand{},
 	}
 }
 

@@ -179,6 +179,7 @@ func (h *Host) readLogs(ctx context.Context) error {
 			return brokenErr("logs", fmt.Errorf("the lines go on with %d after %d", answer.Next, h.opts.AfterLine))
 		}
 	}
+	close(h.logsReady)
 	for {
 		t, body, err := r.Next()
 		if err != nil {
@@ -193,7 +194,7 @@ func (h *Host) readLogs(ctx context.Context) error {
 			continue
 		}
 		if err == nil {
-			err = h.handleLine(m)
+			err = h.handleLog(m)
 		}
 		if err != nil {
 			return brokenErr("logs", err)
@@ -201,10 +202,10 @@ func (h *Host) readLogs(ctx context.Context) error {
 	}
 }
 
-func (h *Host) handleLine(m Message) error {
+func (h *Host) handleLog(m Message) error {
 	line, ok := m.(Line)
 	if !ok {
-		return fmt.Errorf("%T does not belong on the log channel", m)
+		return h.handleCommand(m)
 	}
 	h.mu.Lock()
 	last := h.lastLine
@@ -240,7 +241,6 @@ func (h *Host) sendAcks(ctx context.Context) error {
 	const pause = 20 * time.Millisecond
 	rest := time.NewTimer(0)
 	defer rest.Stop()
-	var frame []byte
 	for {
 		select {
 		case <-ctx.Done():
@@ -255,11 +255,7 @@ func (h *Host) sendAcks(ctx context.Context) error {
 		h.mu.Lock()
 		last := h.lastLine
 		h.mu.Unlock()
-		var err error
-		if frame, err = Encode(frame[:0], Ack{Seq: last}); err != nil {
-			return err
-		}
-		if err := writeFrame(h.logs, frame); err != nil {
+		if err := h.sendLogs(Ack{Seq: last}); err != nil {
 			return fmt.Errorf("logs channel: acknowledge line %d: %w", last, err)
 		}
 		rest.Reset(pause)

@@ -47,6 +47,8 @@ type Hello struct {
 	Marks         []Mark `json:"marks"`
 	Token         string `json:"token,omitempty"`      // that of the Attach which it answers; empty in the first Hello
 	Configured    bool   `json:"configured,omitempty"` // a Config has come: this boot takes no other
+	// Can names what this init can do beyond the first init of its version.
+	Can []string `json:"can,omitempty"`
 }
 
 // Mark is a moment of the boot.
@@ -280,7 +282,7 @@ func Decode(t Type, body []byte) (Message, error) {
 	case TypeResume:
 		return decode[Resume](body)
 	default:
-		return nil, fmt.Errorf("%w 0x%02x", ErrUnknownType, byte(t))
+		return decodeCommand(t, body)
 	}
 }
 

@@ -32,6 +32,9 @@ type Workload struct {
 	Stubborn bool
 	// Exec answers commands that run beside the process; nil answers all with code 0.
 	Exec func(argv []string) guest.ExecResult
+	// Command plays commands that somebody talks to, and returns their exit code; it ends when ctx does. Without it the
+	// guest is one of an init that knows of no such thing.
+	Command func(ctx context.Context, c *Command) int
 	// NoReport lets the machine reset without an exit report.
 	NoReport bool
 	// Panic, if set, is the message of the kernel panic in which the machine ends instead of reporting.
@@ -83,7 +86,7 @@ func (w Workload) Boot(ctx context.Context, on Machine) (panicked string) {
 	if on.Console == nil {
 		on.Console = io.Discard
 	}
-	s := &session{on: on, w: w, config: make(chan guest.Config, 1), stops: make(chan guest.Stop, 4), acked: make(chan struct{})}
+	s := &session{on: on, w: w, config: make(chan guest.Config, 1), stops: make(chan guest.Stop, 4), acked: make(chan struct{}), commands: map[uint64]*command{}}
 	return s.run(ctx)
 }
 
@@ -104,6 +107,10 @@ type session struct {
 	logMu sync.Mutex // held while a log frame is written
 	lines uint64     // guarded by logMu
 
+	parts     *sync.WaitGroup // what run waits for
+	commandMu sync.Mutex
+	commands  map[uint64]*command // guarded by commandMu
+
 	keptMu sync.Mutex
 	kept   []guest.Line // guarded by keptMu: lines that no host has acknowledged
 }
@@ -122,13 +129,18 @@ func (s *session) run(ctx context.Context) string {
 	defer s.on.Control.Close()
 	defer s.on.Logs.Close()
 	defer cancel()
+	s.parts = &parts
 	parts.Go(s.readControl)
-	parts.Go(func() { s.readLogs(&parts) })
+	parts.Go(func() { s.readLogs(ctx, &parts) })
 
-	s.sayAgain(guest.Hello{
+	hello := guest.Hello{
 		Version: guest.Version, Nonce: fmt.Sprintf("%032x", time.Now().UnixNano()), Init: "fake", Kernel: "fake",
 		MemTotalBytes: s.on.MemoryBytes, Marks: []guest.Mark{{Name: "hello", MS: 1}},
-	})
+	}
+	if s.w.Command != nil {
+		hello.Can = []string{guest.CanCommands}
+	}
+	s.sayAgain(hello)
 	var config guest.Config
 	select {
 	case config = <-s.config:
@@ -301,7 +313,7 @@ func send(to io.Writer, m guest.Message) error {
 }
 
 // readLogs takes acknowledgements, and the beginnings of further sessions.
-func (s *session) readLogs(parts *sync.WaitGroup) {
+func (s *session) readLogs(ctx context.Context, parts *sync.WaitGroup) {
 	r := guest.NewRestartableReader(s.on.Logs, guest.MaxHostFrame)
 	for {
 		t, body, err := r.Next()
@@ -316,8 +328,13 @@ func (s *session) readLogs(parts *sync.WaitGroup) {
 		case guest.Ack:
 			s.forget(m.Seq)
 		case guest.Resume:
+			s.endCommands()
 			s.forget(m.After)
 			parts.Go(func() { s.sendKept(m.Token) })
+		default:
+			if s.w.Command != nil {
+				s.handleCommand(ctx, m)
+			}
 		}
 	}
 }

@@ -83,6 +83,7 @@ func (b *Boot) SayHello() error {
 		Kernel:        kernelRelease(),
 		MemTotalBytes: memTotal(),
 		Marks:         b.takeMarks(),
+		Can:           []string{guest.CanCommands},
 	})
 	if err != nil {
 		return err

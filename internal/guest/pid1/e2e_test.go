@@ -25,6 +25,8 @@ func TestGuest(t *testing.T) {
 		{"user of the image", testUser},
 		{"root", testRoot},
 		{"serve and stop", testServe},
+		{"commands", testCommands},
+		{"commands of a host that is gone", testCommandsAlone},
 		{"stubborn", testStubborn},
 		{"out of memory", testOutOfMemory},
 		{"full disk", testFullDisk},

@@ -14,7 +14,7 @@ import (
 
 const (
 	maxExecs = 4 // commands running beside the workload
-	// lateOutput is how long an ended command's output may still be held open by a process that it left behind.
+	// lateOutput is how long an ended command's output may still be held open by a process that was given it.
 	lateOutput = 200 * time.Millisecond
 )
 
@@ -53,19 +53,21 @@ func (b *Boot) exec(request guest.Exec) guest.ExecResult {
 	if err != nil {
 		return execFailed(err)
 	}
+	in := b.newBox()
+	defer in.remove()
 	c, err := b.processes.start(command{
-		path: file, argv: request.Argv, env: b.env, dir: b.workdir, user: b.user, stdin: stdin, stdout: writer, stderr: writer,
+		path: file, argv: request.Argv, env: b.env, dir: b.workdir, user: b.user, stdin: stdin, stdout: writer, stderr: writer, cgroupFD: in.fd(),
 	})
 	writer.Close()
 	if err != nil {
 		reader.Close()
 		return execFailed(startError(file, err))
 	}
-	return b.collect(c, reader, time.Duration(request.TimeoutMS)*time.Millisecond)
+	return b.collect(c, in, reader, time.Duration(request.TimeoutMS)*time.Millisecond)
 }
 
-// collect waits for a command, for as long as limit, and for its output.
-func (b *Boot) collect(c *child, output *os.File, limit time.Duration) guest.ExecResult {
+// collect waits for a command, for as long as limit, and for its output. What the command leaves behind ends with it.
+func (b *Boot) collect(c *child, in *box, output *os.File, limit time.Duration) guest.ExecResult {
 	heads := make(chan guest.ExecResult, 1)
 	safely("output of exec", func() {
 		defer output.Close()
@@ -79,9 +81,10 @@ func (b *Boot) collect(c *child, output *os.File, limit time.Duration) guest.Exe
 	case status = <-c.status:
 	case <-late.C:
 		timedOut = true
-		b.processes.killSession(c)
+		in.kill(b.processes, c)
 		status = <-c.status
 	}
+	in.kill(b.processes, c)
 	_ = output.SetReadDeadline(time.Now().Add(lateOutput)) // of a pipe: always possible
 	result := <-heads
 	result.TimedOut = timedOut

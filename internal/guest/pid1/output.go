@@ -19,8 +19,9 @@ const (
 	// blockFor is how long a writer of the workload waits when the ring is full. Then lines are dropped and counted.
 	blockFor = 10 * time.Second
 	// flushAfter sends a line that is not complete yet, such as a prompt or a row of dots.
-	flushAfter = 500 * time.Millisecond
-	batchBytes = 32 << 10 // of frames that go to the port in one write
+	flushAfter  = 500 * time.Millisecond
+	batchBytes  = 32 << 10 // of lines that go to the port in one write
+	batchFrames = 4        // of commands, likewise
 )
 
 // output carries the workload's lines to the host: pumps put them into a ring, a sender takes them from there, and the
@@ -29,6 +30,9 @@ type output struct {
 	port  io.ReadWriter
 	pumps sync.WaitGroup
 	fresh chan struct{} // wakes the sender
+	// commands share the channel. Their frames are taken a few at a time between the lines, so that neither waits long
+	// for the other.
+	commands *commands
 
 	mu      sync.Mutex // guards what follows
 	lines   []guest.Line
@@ -42,7 +46,7 @@ type output struct {
 }
 
 func newOutput(port io.ReadWriter) *output {
-	return &output{port: port, fresh: make(chan struct{}, 1), dropped: map[string]uint64{}, freed: make(chan struct{})}
+	return &output{port: port, fresh: make(chan struct{}, 1), commands: newCommands(), dropped: map[string]uint64{}, freed: make(chan struct{})}
 }
 
 // follow reads the workload's stream from r until its last writer is gone.
@@ -214,21 +218,49 @@ func (o *output) drain(limit time.Duration) {
 	}
 }
 
-// send takes lines from the ring to the port.
+// send takes lines from the ring, and frames of commands, to the port.
 func (o *output) send() {
 	var batch []byte
-	for range o.fresh {
-		for {
-			batch = o.nextBatch(batch[:0])
-			if len(batch) == 0 {
-				break
-			}
-			if _, err := o.port.Write(batch); err != nil {
-				logf(logError, "log channel: %v", err)
-				return
+	for {
+		batch = o.addFrames(o.nextBatch(batch[:0]))
+		if len(batch) == 0 {
+			select {
+			case _, open := <-o.fresh:
+				if !open {
+					return
+				}
+				continue
+			case m := <-o.commands.frames:
+				batch = addFrame(batch, m)
 			}
 		}
+		if _, err := o.port.Write(batch); err != nil {
+			logf(logError, "log channel: %v", err)
+			return
+		}
 	}
+}
+
+// addFrames adds the frames of commands that wait.
+func (o *output) addFrames(batch []byte) []byte {
+	for range batchFrames {
+		select {
+		case m := <-o.commands.frames:
+			batch = addFrame(batch, m)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+func addFrame(batch []byte, m guest.Message) []byte {
+	longer, err := guest.Encode(batch, m)
+	if err != nil {
+		logf(logError, "log channel: %v", err) // can't be: they are short
+		return batch
+	}
+	return longer
 }
 
 func (o *output) nextBatch(batch []byte) []byte {
@@ -250,7 +282,7 @@ func (o *output) nextBatch(batch []byte) []byte {
 	return batch
 }
 
-// readAcks takes the host's acknowledgements, and where a host begins that takes up the session.
+// readAcks takes the host's acknowledgements, its side of the commands, and where a host begins that takes up the session.
 func (o *output) readAcks() {
 	r := guest.NewRestartableReader(o.port, guest.MaxHostFrame)
 	for {
@@ -267,11 +299,15 @@ func (o *output) readAcks() {
 			logf(logError, "log channel: %v", err)
 			continue
 		}
+		o.commands.hear()
 		switch m := m.(type) {
 		case guest.Ack:
 			o.ack(m.Seq)
 		case guest.Resume:
+			o.commands.reset() // they belong to a session that is over
 			o.resume(m)
+		default:
+			o.commands.handle(m)
 		}
 	}
 }

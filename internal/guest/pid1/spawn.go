@@ -40,6 +40,9 @@ type command struct {
 	stdin  *os.File
 	stdout *os.File
 	stderr *os.File
+	tty    bool // stdin is to be its controlling terminal
+	// cgroupFD is where it runs; 0 for the workload's cgroup.
+	cgroupFD int
 }
 
 type spawnRequest struct {
@@ -133,14 +136,19 @@ func (p *processes) fork(c command) (*child, error) {
 	if err := unix.Chdir(c.dir); err != nil {
 		return nil, &os.PathError{Op: "enter directory", Path: c.dir, Err: err}
 	}
+	cgroupFD := p.cgroupFD
+	if c.cgroupFD != 0 {
+		cgroupFD = c.cgroupFD
+	}
 	attr := &syscall.ProcAttr{
 		Env:   c.env,
 		Files: []uintptr{c.stdin.Fd(), c.stdout.Fd(), c.stderr.Fd()},
 		Sys: &syscall.SysProcAttr{
 			Setsid:      true,
 			Credential:  &syscall.Credential{Uid: c.user.uid, Gid: c.user.gid, Groups: c.user.groups},
-			UseCgroupFD: p.cgroupFD >= 0,
-			CgroupFD:    p.cgroupFD,
+			Setctty:     c.tty, // Ctty 0 is stdin
+			UseCgroupFD: cgroupFD >= 0,
+			CgroupFD:    cgroupFD,
 		},
 	}
 	p.mu.Lock()
@@ -203,11 +211,14 @@ func (p *processes) signal(c *child, sig syscall.Signal) error {
 	return unix.Kill(c.pid, sig)
 }
 
-// killSession kills a child and what it started, as far as that stayed in its process group.
-func (p *processes) killSession(c *child) {
+// signalGroup sends sig to a child and what it started, as far as that stayed in its process group.
+func (p *processes) signalGroup(c *child, sig syscall.Signal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if _, ok := p.children[c.pid]; ok {
-		_ = unix.Kill(-c.pid, unix.SIGKILL) // ESRCH: it has just ended
+		_ = unix.Kill(-c.pid, sig) // ESRCH: it has just ended
 	}
 }
+
+// killSession kills a child and what it started, as far as that stayed in its process group.
+func (p *processes) killSession(c *child) { p.signalGroup(c, unix.SIGKILL) }

@@ -95,6 +95,7 @@ func (b *Boot) Supervise() {
 	}
 	started := time.Now()
 	oomBefore := guestOOMKills()
+	b.output.commands.serve(b.launch) // the host may ask for one as soon as it knows
 	b.control.start(guest.Started{PID: b.main.pid, StartedAt: started.UnixNano(), Marks: b.takeMarks()})
 	safely("exec", b.serveExecs)
 	safely("secrets", b.serveBundles)
@@ -110,6 +111,7 @@ func (b *Boot) Supervise() {
 	if err := b.workload.waitEmpty(endTimeout); err != nil {
 		logf(logError, "end the workload: %v", err)
 	}
+	b.output.commands.finish(endTimeout)
 	exit.LastLine = b.output.finish(endTimeout)
 	b.control.report(exit)
 	b.printReport(exit)

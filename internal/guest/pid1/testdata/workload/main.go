@@ -3,8 +3,10 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/signal"
@@ -13,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 func main() {
@@ -62,6 +65,34 @@ func main() {
 		watch(os.Args[2], os.Args[3])
 	case "fill-until-error":
 		fillUntilError(os.Args[2])
+	case "terminal":
+		terminal()
+	case "cat":
+		io.Copy(os.Stdout, os.Stdin)
+	case "two":
+		fmt.Println("out")
+		fmt.Fprintln(os.Stderr, "err")
+		os.Exit(42)
+	case "yes":
+		for b := bytes.Repeat([]byte("y\n"), 8<<10); ; {
+			if _, err := os.Stdout.Write(b); err != nil {
+				os.Exit(1)
+			}
+		}
+	case "leave":
+		leave()
+	case "processes":
+		processes()
+	case "wait-hup":
+		c := make(chan os.Signal, 1)
+		signal.Notify(c, syscall.SIGHUP)
+		fmt.Println("ready")
+		<-c
+		os.WriteFile("/tmp/hup", nil, 0o644)
+	case "stat":
+		if _, err := os.Stat(os.Args[2]); err != nil {
+			os.Exit(1)
+		}
 	default:
 		fmt.Fprintln(os.Stderr, "workload: unknown sub-command", arg)
 		os.Exit(64)
@@ -204,4 +235,64 @@ func attack() {
 	}
 	time.Sleep(200 * time.Millisecond)
 	fmt.Println("still here")
+}
+
+// terminal says what its stdin is and how large, and again when that changes. It ends with the input, with what it has
+// read.
+func terminal() {
+	size := func() {
+		var s struct{ rows, cols, x, y uint16 }
+		syscall.Syscall(syscall.SYS_IOCTL, 0, syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&s)))
+		name, _ := os.Readlink("/proc/self/fd/0")
+		var st syscall.Stat_t
+		syscall.Fstat(0, &st)
+		_, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+		fmt.Println(name, s.rows, s.cols, "owner", st.Uid, "tty", err == nil, os.Getenv("TERM"), os.Getenv("HOME"), os.Getenv("EXTRA"))
+	}
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGWINCH)
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, syscall.SIGINT)
+	size()
+	go func() {
+		for {
+			select {
+			case <-c:
+				size()
+			case <-interrupted:
+				fmt.Println("interrupted")
+			}
+		}
+	}()
+	read, _ := io.ReadAll(os.Stdin)
+	fmt.Printf("read %q\n", read)
+}
+
+// leave starts a process that is nobody's any more and holds on to stdout.
+func leave() {
+	self, _ := os.Executable()
+	pid, err := syscall.ForkExec(self, []string{self, "stubborn"}, &syscall.ProcAttr{
+		Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	fmt.Println("left", pid, err)
+}
+
+// processes counts those that run this program's stubborn or yes.
+func processes() {
+	n := 0
+	dirs, _ := os.ReadDir("/proc")
+	for _, d := range dirs {
+		line, _ := os.ReadFile("/proc/" + d.Name() + "/cmdline")
+		args := strings.Split(string(line), "\x00")
+		if len(args) > 1 && (args[1] == "stubborn" || args[1] == "yes" || args[1] == "terminal") {
+			n++
+		}
+	}
+	boxes, _ := os.ReadDir("/sys/fs/cgroup/workload")
+	for _, b := range boxes {
+		if b.IsDir() {
+			n += 100
+		}
+	}
+	fmt.Println(n)
 }
