@@ -158,16 +158,35 @@ func (c *Cluster) Stop(how syscall.Signal) {
 	if c.cmd == nil {
 		return
 	}
+	var workers []int
 	if how == syscall.SIGKILL {
-		// The server's children would end by themselves a moment later, which is not what a crash is.
-		for _, pid := range children(c.cmd.Process.Pid) {
+		// The server's children would end by themselves a moment later, which is not what a crash is. Stopped, it makes
+		// no more of them.
+		_ = c.cmd.Process.Signal(syscall.SIGSTOP)
+		workers = children(c.cmd.Process.Pid)
+		for _, pid := range workers {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
 	_ = c.cmd.Process.Signal(how)
 	_ = c.cmd.Wait() // its error is the signal
+	// The next server refuses to start while one of them still has the shared memory.
+	for end := time.Now().Add(time.Minute); slices.ContainsFunc(workers, isPostgres) && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+	}
 	_ = c.output.Close()
 	c.cmd = nil
+}
+
+// isPostgres reports whether a process of the server still runs: not one that has ended and is not reaped, nor another
+// one that was given its number.
+func isPostgres(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, rest, _ := strings.Cut(string(b), "(postgres) ")
+	return rest != "" && !strings.HasPrefix(rest, "Z")
 }
 
 func children(parent int) (pids []int) {
