@@ -76,7 +76,7 @@ rolling back runs an earlier one again, exactly.
 			c.newStatus(), c.newInstances(), c.newWhy(), c.newLogs(), c.newEvents(), c.newAudit(),
 		}},
 		{"operate", "Operate the platform:", []*cobra.Command{
-			c.newDev(), c.newServer(), c.newAgent(), c.newProxy(), c.newRegistry(), c.newImage(), c.newKernel(), c.newDoctor(), c.newVersion(),
+			c.newDev(), c.newServer(), c.newAgent(), c.newHost(), c.newProxy(), c.newRegistry(), c.newImage(), c.newKernel(), c.newDoctor(), c.newVersion(),
 		}},
 	}
 	for _, g := range groups {

@@ -49,6 +49,24 @@ type HostJoined struct {
 	Accelerator  string            `json:"accelerator"`
 }
 
+// HostDrainStarted says that a host is to become empty: it is given nothing, and what can run elsewhere leaves.
+type HostDrainStarted struct {
+	Host string `json:"host"`
+}
+
+// HostDrainEnded says that a host is given instances again.
+type HostDrainEnded struct {
+	Host string `json:"host"`
+}
+
+// HostRemoved says that a host is gone for good, with what was on it.
+type HostRemoved struct {
+	Host string `json:"host"`
+	// Lost are the instances that the host had to itself: they had no successor elsewhere, because of their volumes or
+	// because nobody waited for one.
+	Lost []string `json:"lost,omitempty"`
+}
+
 // ReleaseCreated stores a release with everything that hosts need of it: the manifest as it was written and
 // in canonical form, and the documents of the image for each architecture.
 type ReleaseCreated struct {
@@ -186,6 +204,9 @@ type DeploymentFinished struct {
 // Types of the events, all in version 1.
 func (*EnvironmentCreated) EventType() string   { return "environment.created" }
 func (*HostJoined) EventType() string           { return "host.joined" }
+func (*HostDrainStarted) EventType() string     { return "host.drain-started" }
+func (*HostDrainEnded) EventType() string       { return "host.drain-ended" }
+func (*HostRemoved) EventType() string          { return "host.removed" }
 func (*ReleaseCreated) EventType() string       { return "release.created" }
 func (*ReleaseSourced) EventType() string       { return "release.sourced" }
 func (*DeploymentStarted) EventType() string    { return "deployment.started" }
@@ -199,6 +220,9 @@ func (*InstanceEnded) EventType() string        { return "instance.ended" }
 
 func (*EnvironmentCreated) EventVersion() uint16   { return 1 }
 func (*HostJoined) EventVersion() uint16           { return 1 }
+func (*HostDrainStarted) EventVersion() uint16     { return 1 }
+func (*HostDrainEnded) EventVersion() uint16       { return 1 }
+func (*HostRemoved) EventVersion() uint16          { return 1 }
 func (*ReleaseCreated) EventVersion() uint16       { return 1 }
 func (*ReleaseSourced) EventVersion() uint16       { return 1 }
 func (*DeploymentStarted) EventVersion() uint16    { return 1 }
@@ -242,7 +266,7 @@ func Decode(typ string, version uint16, payload []byte) (Payload, error) {
 
 func blank(typ string) Payload {
 	all := []Payload{
-		&EnvironmentCreated{}, &HostJoined{}, &ReleaseCreated{}, &ReleaseSourced{}, &DeploymentStarted{}, &DeploymentTurnedBack{},
+		&EnvironmentCreated{}, &HostJoined{}, &HostDrainStarted{}, &HostDrainEnded{}, &HostRemoved{}, &ReleaseCreated{}, &ReleaseSourced{}, &DeploymentStarted{}, &DeploymentTurnedBack{},
 		&DeploymentSwitched{}, &DeploymentFinished{}, &InstancesPlanned{}, &InstanceStarted{}, &InstanceReady{}, &InstanceEnded{},
 	}
 	for _, p := range all {

@@ -133,6 +133,7 @@ func story(t *testing.T) []Payload {
 		}}},
 		&InstanceEnded{Instance: "api-task", Attempt: 1, Count: 1, Cause: Cause{Kind: "exited"}, Final: true},
 		&DeploymentSwitched{Deployment: "dep-3"}, succeeded("dep-3"),
+		&HostDrainStarted{Host: "h1"}, &HostDrainEnded{Host: "h1"}, &HostRemoved{Host: "h1", Lost: []string{"api-1"}},
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"time"
 
 	"github.com/pinnacehq/pinnace/internal/manifest"
 	"github.com/pinnacehq/pinnace/internal/release"
@@ -41,13 +42,61 @@ func (p *HostJoined) fold(s *State, e Event) error {
 	if p.Host == "" || p.Architecture == "" || p.MemoryBytes <= 0 || p.CPUMilli <= 0 || p.DiskBytes <= 0 {
 		return fmt.Errorf("host %q: id, architecture, memory, CPU and disk are needed", p.Host)
 	}
-	s.hosts.put(p.Host, &Host{
+	h := &Host{
 		ID: p.Host, Name: p.Name, Architecture: p.Architecture, MemoryBytes: p.MemoryBytes, CPUMilli: p.CPUMilli, DiskBytes: p.DiskBytes,
 		Labels: maps.Clone(p.Labels), Version: p.Version, Driver: p.Driver, Accelerator: p.Accelerator, JoinedAt: e.At,
-	})
+	}
+	if known := s.hosts.get(p.Host); known != nil {
+		h.DrainingAt = known.DrainingAt // only a person ends a drain
+	}
+	s.hosts.put(p.Host, h)
 	if s.bookings.get(p.Host) == nil {
 		s.bookings.put(p.Host, &Booking{})
 	}
+	return nil
+}
+
+func (p *HostDrainStarted) fold(s *State, e Event) error {
+	h := s.hosts.get(p.Host)
+	switch {
+	case h == nil:
+		return fmt.Errorf("host %q: %w", p.Host, ErrNotFound)
+	case !h.DrainingAt.IsZero():
+		return fmt.Errorf("host %s drains already: %w", p.Host, ErrExists)
+	}
+	s.hosts.change(p.Host, func(h *Host) { h.DrainingAt = e.At })
+	return nil
+}
+
+func (p *HostDrainEnded) fold(s *State, _ Event) error {
+	h := s.hosts.get(p.Host)
+	if h == nil || h.DrainingAt.IsZero() {
+		return fmt.Errorf("host %q that drains: %w", p.Host, ErrNotFound)
+	}
+	s.hosts.change(p.Host, func(h *Host) { h.DrainingAt = time.Time{} })
+	return nil
+}
+
+// lostCause is how the instances of a host end that is removed.
+const lostCause = "lost"
+
+func (p *HostRemoved) fold(s *State, e Event) error {
+	if s.hosts.get(p.Host) == nil {
+		return fmt.Errorf("host %q: %w", p.Host, ErrNotFound)
+	}
+	for _, i := range s.InstancesOn(p.Host) {
+		if i.Serves() && !slices.Contains(p.Lost, i.ID) {
+			return fmt.Errorf("host %s has instance %s, which nothing has succeeded", p.Host, i.ID)
+		}
+		planned := i.Stop
+		gone := s.instances.change(i.ID, func(i *Instance) {
+			i.Final = true
+			i.LastEnd = &End{Attempt: i.StartedAttempt, Cause: Cause{Kind: lostCause, Detail: "its host was removed"}, Planned: planned, At: e.At}
+		})
+		s.release(gone)
+	}
+	s.hosts.put(p.Host, nil)
+	s.bookings.put(p.Host, nil)
 	return nil
 }
 

@@ -62,6 +62,8 @@ type (
 		Labels                           map[string]string
 		Version, Driver, Accelerator     string
 		JoinedAt                         time.Time
+		// DrainingAt is since when the host is to become empty; zero when it is not.
+		DrainingAt time.Time
 	}
 
 	// Booking is what is placed on a host: sums over its instances, without any overhead.

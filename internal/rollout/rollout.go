@@ -124,6 +124,10 @@ type Instance struct {
 	Completed bool
 	// Reachable is true while its host is connected and reports about it.
 	Reachable bool
+	// AwaySince is since when its host has been away, zero while it is connected. Leaving is true on a host that is to
+	// become empty. Only Keep looks at them.
+	AwaySince time.Time
+	Leaving   bool
 
 	// StartedAt is when its first VM was started, zero before.
 	StartedAt time.Time

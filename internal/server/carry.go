@@ -37,7 +37,7 @@ func (s *Server) view(id string, now time.Time) *rollout.View {
 		}
 		for _, i := range slices.Concat(st.Instances(d.Environment, d.App), st.EndedInstances(d.Environment, d.App)) {
 			if !i.Final || i.Deployment == d.ID || (i.Deployment == d.Previous && !i.Task) {
-				v.Instances = append(v.Instances, s.viewInstance(d, i, now))
+				v.Instances = append(v.Instances, s.viewInstance(st, d, i, now))
 			}
 		}
 	})
@@ -71,7 +71,7 @@ func (s *Server) watchedSince(t time.Time) time.Time {
 	return t
 }
 
-func (s *Server) viewInstance(d *fleet.Deployment, i *fleet.Instance, now time.Time) rollout.Instance {
+func (s *Server) viewInstance(st *fleet.State, d *fleet.Deployment, i *fleet.Instance, now time.Time) rollout.Instance {
 	side := rollout.Other
 	switch {
 	case i.Task && i.Deployment == d.ID:
@@ -87,6 +87,10 @@ func (s *Server) viewInstance(d *fleet.Deployment, i *fleet.Instance, now time.T
 		ID: i.ID, Ordinal: i.Ordinal, Side: side, Restored: side == rollout.Previous && i.Planner == d.ID,
 		Stopping: i.Stop, Ended: i.Final, Completed: i.Completed(), Reachable: on && seen.report != nil,
 		EverReady: i.ReadyAttempt > 0, Ends: int(i.Crashes),
+	}
+	if host := st.Host(i.Host); host != nil {
+		v.Leaving = !host.DrainingAt.IsZero()
+		v.AwaySince = s.awaySince(i.Host, now)
 	}
 	if !i.FirstStartedAt.IsZero() {
 		v.StartedAt = s.watchedSince(i.FirstStartedAt)
@@ -193,6 +197,7 @@ func (s *Server) placesFor(st *fleet.State, environment string, m *manifest.Mani
 		on, _ := s.observed.connected(h.ID, now)
 		hosts = append(hosts, scheduler.Host{
 			ID: h.ID, Architecture: h.Architecture, Zone: h.Labels[zoneLabel], Labels: h.Labels, Connected: on,
+			Draining:    !h.DrainingAt.IsZero(),
 			MemoryBytes: h.MemoryBytes, MemoryBooked: scheduler.Footprints(len(b.Instances), b.MemoryBytes),
 			DiskBytes: h.DiskBytes, DiskBooked: b.DiskBytes, CPUMilli: h.CPUMilli, CPUBooked: b.CPUMilli,
 		})

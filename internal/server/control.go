@@ -117,17 +117,21 @@ func (c *control) ListHosts(context.Context, *connect.Request[pb.ListHostsReques
 	now := c.now()
 	c.ledger.read(func(st *fleet.State) {
 		for _, h := range st.Hosts() {
-			on, at := c.observed.connected(h.ID, now)
-			b := st.Booking(h.ID)
-			out.Hosts = append(out.Hosts, &pb.Host{
-				Id: h.ID, Name: h.Name, Architecture: h.Architecture, MemoryBytes: h.MemoryBytes, CpuMilli: h.CPUMilli, DiskBytes: h.DiskBytes,
-				MemoryBookedBytes: scheduler.Footprints(len(b.Instances), b.MemoryBytes),
-				Labels:            h.Labels, Version: h.Version, Driver: h.Driver, Accelerator: h.Accelerator,
-				Connected: on, LastSeenAt: timestampOrNil(at),
-			})
+			out.Hosts = append(out.Hosts, c.hostProto(st, h, now))
 		}
 	})
 	return connect.NewResponse(out), nil
+}
+
+func (c *control) hostProto(st *fleet.State, h *fleet.Host, now time.Time) *pb.Host {
+	on, at := c.observed.connected(h.ID, now)
+	b := st.Booking(h.ID)
+	return &pb.Host{
+		Id: h.ID, Name: h.Name, Architecture: h.Architecture, MemoryBytes: h.MemoryBytes, CpuMilli: h.CPUMilli, DiskBytes: h.DiskBytes,
+		MemoryBookedBytes: scheduler.Footprints(len(b.Instances), b.MemoryBytes),
+		Labels:            h.Labels, Version: h.Version, Driver: h.Driver, Accelerator: h.Accelerator,
+		Connected: on, LastSeenAt: timestampOrNil(at), DrainingAt: timestampOrNil(h.DrainingAt), Instances: uint32(len(b.Instances)),
+	}
 }
 
 func timestampOrNil(t time.Time) *timestamppb.Timestamp {

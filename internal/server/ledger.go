@@ -211,6 +211,12 @@ func (l *ledger) stream(p fleet.Payload) string {
 		return "env/" + p.Name
 	case *fleet.HostJoined:
 		return "host/" + p.Host
+	case *fleet.HostDrainStarted:
+		return "host/" + p.Host
+	case *fleet.HostDrainEnded:
+		return "host/" + p.Host
+	case *fleet.HostRemoved:
+		return "host/" + p.Host
 	case *fleet.ReleaseCreated:
 		return "release/" + p.Release
 	case *fleet.ReleaseSourced:

@@ -28,6 +28,8 @@ type loopState struct {
 	blocked map[string]*rollout.Blocked
 	// attended is since when at least one host has been connected without a break; zero while none is.
 	attended time.Time
+	// kept are the live deployments that have lacked a host for an instance, or might.
+	kept []string
 	// active is how many deployments were active when the loop looked last.
 	active int
 }
@@ -114,16 +116,24 @@ func (s *Server) step(ctx context.Context) (time.Time, error) {
 	var active []*fleet.Deployment
 	s.ledger.read(func(st *fleet.State) { active = st.ActiveDeployments() })
 	s.forgetFinished(active)
-	for _, d := range active {
-		wake, err := s.advance(ctx, d.ID)
+	each := func(deployment string, do func(context.Context, string) (time.Time, error)) error {
+		wake, err := do(ctx, deployment)
 		if isRejected(err) {
-			s.log.WarnContext(ctx, "step refused by the state", "deployment", d.ID, "error", err)
+			s.log.WarnContext(ctx, "step refused by the state", "deployment", deployment, "error", err)
 			wake, err = now.Add(retryAfter), nil
 		}
-		if err != nil {
+		sooner(wake)
+		return err
+	}
+	for _, d := range active {
+		if err := each(d.ID, s.advance); err != nil {
 			return time.Time{}, fmt.Errorf("advance deployment %s: %w", d.ID, err)
 		}
-		sooner(wake)
+	}
+	for _, id := range s.troubled(now) {
+		if err := each(id, s.keep); err != nil {
+			return time.Time{}, fmt.Errorf("keep up deployment %s: %w", id, err)
+		}
 	}
 	return next, nil
 }
@@ -157,6 +167,9 @@ func (s *Server) forgetFinished(active []*fleet.Deployment) {
 	still := make(map[string]bool, len(active))
 	for _, d := range active {
 		still[d.ID] = true
+	}
+	for _, id := range s.loop.kept {
+		still[id] = true
 	}
 	for id := range s.loop.blocked {
 		if !still[id] {

@@ -103,6 +103,13 @@ func (o *observed) sawInstance(host string, r *pb.InstanceReport, now time.Time)
 	return !same || known.GetMessage() != r.GetMessage() || known.GetAddress() != r.GetAddress()
 }
 
+// forgetHost drops what is known of a host.
+func (o *observed) forgetHost(id string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.hosts, id)
+}
+
 // drain hands over what hosts reported since the last call, oldest first for each host.
 func (o *observed) drain() []*pb.ReportRequest {
 	o.mu.Lock()

@@ -41,6 +41,9 @@ type Options struct {
 	Version string
 	// HostTimeout is how long a host counts as connected after its last report; 15 s when 0.
 	HostTimeout time.Duration
+	// LostAfter is for how long a host may be away, once it counts as that, before its instances are started elsewhere;
+	// 10 s when 0. With the default of HostTimeout, a successor starts within 30 s.
+	LostAfter time.Duration
 	// Now is the clock and Random the source of ids; time.Now and crypto/rand when nil.
 	Now    func() time.Time
 	Random io.Reader
@@ -92,6 +95,9 @@ func (o *Options) complete() error {
 	}
 	if o.HostTimeout <= 0 {
 		o.HostTimeout = 15 * time.Second
+	}
+	if o.LostAfter <= 0 {
+		o.LostAfter = 10 * time.Second
 	}
 	switch {
 	case o.Engine == nil || o.Logger == nil:

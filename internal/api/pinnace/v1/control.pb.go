@@ -547,10 +547,14 @@ type Host struct {
 	Labels            map[string]string      `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Version           string                 `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
 	// driver and accelerator that its instances run under: "qemu", "tcg".
-	Driver        string                 `protobuf:"bytes,10,opt,name=driver,proto3" json:"driver,omitempty"`
-	Accelerator   string                 `protobuf:"bytes,11,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
-	Connected     bool                   `protobuf:"varint,12,opt,name=connected,proto3" json:"connected,omitempty"`
-	LastSeenAt    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=last_seen_at,json=lastSeenAt,proto3" json:"last_seen_at,omitempty"`
+	Driver      string                 `protobuf:"bytes,10,opt,name=driver,proto3" json:"driver,omitempty"`
+	Accelerator string                 `protobuf:"bytes,11,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
+	Connected   bool                   `protobuf:"varint,12,opt,name=connected,proto3" json:"connected,omitempty"`
+	LastSeenAt  *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=last_seen_at,json=lastSeenAt,proto3" json:"last_seen_at,omitempty"`
+	// draining_at is since when the host is to become empty; unset when it is not.
+	DrainingAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=draining_at,json=drainingAt,proto3" json:"draining_at,omitempty"`
+	// instances counts those that run there or are to.
+	Instances     uint32 `protobuf:"varint,15,opt,name=instances,proto3" json:"instances,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -676,6 +680,215 @@ func (x *Host) GetLastSeenAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Host) GetDrainingAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DrainingAt
+	}
+	return nil
+}
+
+func (x *Host) GetInstances() uint32 {
+	if x != nil {
+		return x.Instances
+	}
+	return 0
+}
+
+type DrainHostRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// end ends the drain.
+	End           bool `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainHostRequest) Reset() {
+	*x = DrainHostRequest{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainHostRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainHostRequest) ProtoMessage() {}
+
+func (x *DrainHostRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainHostRequest.ProtoReflect.Descriptor instead.
+func (*DrainHostRequest) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *DrainHostRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *DrainHostRequest) GetEnd() bool {
+	if x != nil {
+		return x.End
+	}
+	return false
+}
+
+type DrainHostResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          *Host                  `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainHostResponse) Reset() {
+	*x = DrainHostResponse{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainHostResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainHostResponse) ProtoMessage() {}
+
+func (x *DrainHostResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainHostResponse.ProtoReflect.Descriptor instead.
+func (*DrainHostResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *DrainHostResponse) GetHost() *Host {
+	if x != nil {
+		return x.Host
+	}
+	return nil
+}
+
+type RemoveHostRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// lose allows what only this host has to be lost: instances that nothing has succeeded, and volumes.
+	Lose          bool `protobuf:"varint,2,opt,name=lose,proto3" json:"lose,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveHostRequest) Reset() {
+	*x = RemoveHostRequest{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveHostRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveHostRequest) ProtoMessage() {}
+
+func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
+func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RemoveHostRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *RemoveHostRequest) GetLose() bool {
+	if x != nil {
+		return x.Lose
+	}
+	return false
+}
+
+type RemoveHostResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// lost are the instances that were lost with the host.
+	Lost          []string `protobuf:"bytes,1,rep,name=lost,proto3" json:"lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveHostResponse) Reset() {
+	*x = RemoveHostResponse{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveHostResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveHostResponse) ProtoMessage() {}
+
+func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
+func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RemoveHostResponse) GetLost() []string {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
 type ListHostsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -684,7 +897,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[10]
+	mi := &file_pinnace_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +909,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[10]
+	mi := &file_pinnace_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +922,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 type ListHostsResponse struct {
@@ -721,7 +934,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[11]
+	mi := &file_pinnace_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -733,7 +946,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[11]
+	mi := &file_pinnace_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -746,7 +959,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -774,7 +987,7 @@ type CreateReleaseRequest struct {
 
 func (x *CreateReleaseRequest) Reset() {
 	*x = CreateReleaseRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[12]
+	mi := &file_pinnace_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +999,7 @@ func (x *CreateReleaseRequest) String() string {
 func (*CreateReleaseRequest) ProtoMessage() {}
 
 func (x *CreateReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[12]
+	mi := &file_pinnace_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +1012,7 @@ func (x *CreateReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReleaseRequest.ProtoReflect.Descriptor instead.
 func (*CreateReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateReleaseRequest) GetManifest() []byte {
@@ -862,7 +1075,7 @@ type CreateReleaseResponse struct {
 
 func (x *CreateReleaseResponse) Reset() {
 	*x = CreateReleaseResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[13]
+	mi := &file_pinnace_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +1087,7 @@ func (x *CreateReleaseResponse) String() string {
 func (*CreateReleaseResponse) ProtoMessage() {}
 
 func (x *CreateReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[13]
+	mi := &file_pinnace_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +1100,7 @@ func (x *CreateReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReleaseResponse.ProtoReflect.Descriptor instead.
 func (*CreateReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateReleaseResponse) GetRelease() *Release {
@@ -914,7 +1127,7 @@ type GetReleaseRequest struct {
 
 func (x *GetReleaseRequest) Reset() {
 	*x = GetReleaseRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[14]
+	mi := &file_pinnace_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -926,7 +1139,7 @@ func (x *GetReleaseRequest) String() string {
 func (*GetReleaseRequest) ProtoMessage() {}
 
 func (x *GetReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[14]
+	mi := &file_pinnace_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -939,7 +1152,7 @@ func (x *GetReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReleaseRequest.ProtoReflect.Descriptor instead.
 func (*GetReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetReleaseRequest) GetRelease() string {
@@ -958,7 +1171,7 @@ type GetReleaseResponse struct {
 
 func (x *GetReleaseResponse) Reset() {
 	*x = GetReleaseResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[15]
+	mi := &file_pinnace_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -970,7 +1183,7 @@ func (x *GetReleaseResponse) String() string {
 func (*GetReleaseResponse) ProtoMessage() {}
 
 func (x *GetReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[15]
+	mi := &file_pinnace_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -983,7 +1196,7 @@ func (x *GetReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReleaseResponse.ProtoReflect.Descriptor instead.
 func (*GetReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetReleaseResponse) GetRelease() *Release {
@@ -1003,7 +1216,7 @@ type ListReleasesRequest struct {
 
 func (x *ListReleasesRequest) Reset() {
 	*x = ListReleasesRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[16]
+	mi := &file_pinnace_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1228,7 @@ func (x *ListReleasesRequest) String() string {
 func (*ListReleasesRequest) ProtoMessage() {}
 
 func (x *ListReleasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[16]
+	mi := &file_pinnace_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1241,7 @@ func (x *ListReleasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleasesRequest.ProtoReflect.Descriptor instead.
 func (*ListReleasesRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListReleasesRequest) GetApp() string {
@@ -1048,7 +1261,7 @@ type ListReleasesResponse struct {
 
 func (x *ListReleasesResponse) Reset() {
 	*x = ListReleasesResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[17]
+	mi := &file_pinnace_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1060,7 +1273,7 @@ func (x *ListReleasesResponse) String() string {
 func (*ListReleasesResponse) ProtoMessage() {}
 
 func (x *ListReleasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[17]
+	mi := &file_pinnace_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1073,7 +1286,7 @@ func (x *ListReleasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleasesResponse.ProtoReflect.Descriptor instead.
 func (*ListReleasesResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListReleasesResponse) GetReleases() []*Release {
@@ -1099,7 +1312,7 @@ type CheckManifestRequest struct {
 
 func (x *CheckManifestRequest) Reset() {
 	*x = CheckManifestRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[18]
+	mi := &file_pinnace_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1324,7 @@ func (x *CheckManifestRequest) String() string {
 func (*CheckManifestRequest) ProtoMessage() {}
 
 func (x *CheckManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[18]
+	mi := &file_pinnace_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1337,7 @@ func (x *CheckManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckManifestRequest.ProtoReflect.Descriptor instead.
 func (*CheckManifestRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CheckManifestRequest) GetEnvironment() string {
@@ -1178,7 +1391,7 @@ type CheckManifestResponse struct {
 
 func (x *CheckManifestResponse) Reset() {
 	*x = CheckManifestResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[19]
+	mi := &file_pinnace_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1403,7 @@ func (x *CheckManifestResponse) String() string {
 func (*CheckManifestResponse) ProtoMessage() {}
 
 func (x *CheckManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[19]
+	mi := &file_pinnace_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1416,7 @@ func (x *CheckManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckManifestResponse.ProtoReflect.Descriptor instead.
 func (*CheckManifestResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CheckManifestResponse) GetMissingVars() []string {
@@ -1255,7 +1468,7 @@ type MissingSecret struct {
 
 func (x *MissingSecret) Reset() {
 	*x = MissingSecret{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[20]
+	mi := &file_pinnace_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1480,7 @@ func (x *MissingSecret) String() string {
 func (*MissingSecret) ProtoMessage() {}
 
 func (x *MissingSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[20]
+	mi := &file_pinnace_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1493,7 @@ func (x *MissingSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingSecret.ProtoReflect.Descriptor instead.
 func (*MissingSecret) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *MissingSecret) GetBundle() string {
@@ -1318,7 +1531,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[21]
+	mi := &file_pinnace_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1330,7 +1543,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[21]
+	mi := &file_pinnace_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1343,7 +1556,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Step) GetAction() string {
@@ -1395,7 +1608,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[22]
+	mi := &file_pinnace_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1620,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[22]
+	mi := &file_pinnace_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1633,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PlanRequest) GetEnvironment() string {
@@ -1481,7 +1694,7 @@ type RollbackTarget struct {
 
 func (x *RollbackTarget) Reset() {
 	*x = RollbackTarget{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[23]
+	mi := &file_pinnace_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1706,7 @@ func (x *RollbackTarget) String() string {
 func (*RollbackTarget) ProtoMessage() {}
 
 func (x *RollbackTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[23]
+	mi := &file_pinnace_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1719,7 @@ func (x *RollbackTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackTarget.ProtoReflect.Descriptor instead.
 func (*RollbackTarget) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RollbackTarget) GetDeployment() string {
@@ -1530,7 +1743,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[24]
+	mi := &file_pinnace_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1542,7 +1755,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[24]
+	mi := &file_pinnace_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1555,7 +1768,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PlanResponse) GetToken() string {
@@ -1613,7 +1826,7 @@ type DeployRequest struct {
 
 func (x *DeployRequest) Reset() {
 	*x = DeployRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[25]
+	mi := &file_pinnace_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1838,7 @@ func (x *DeployRequest) String() string {
 func (*DeployRequest) ProtoMessage() {}
 
 func (x *DeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[25]
+	mi := &file_pinnace_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1851,7 @@ func (x *DeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
 func (*DeployRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DeployRequest) GetEnvironment() string {
@@ -1680,7 +1893,7 @@ type DeployResponse struct {
 
 func (x *DeployResponse) Reset() {
 	*x = DeployResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[26]
+	mi := &file_pinnace_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1692,7 +1905,7 @@ func (x *DeployResponse) String() string {
 func (*DeployResponse) ProtoMessage() {}
 
 func (x *DeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[26]
+	mi := &file_pinnace_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1705,7 +1918,7 @@ func (x *DeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
 func (*DeployResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DeployResponse) GetDeployment() *Deployment {
@@ -1735,7 +1948,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[27]
+	mi := &file_pinnace_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +1960,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[27]
+	mi := &file_pinnace_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +1973,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RollbackRequest) GetEnvironment() string {
@@ -1800,7 +2013,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[28]
+	mi := &file_pinnace_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +2025,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[28]
+	mi := &file_pinnace_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +2038,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RollbackResponse) GetDeployment() *Deployment {
@@ -1846,7 +2059,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[29]
+	mi := &file_pinnace_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1858,7 +2071,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[29]
+	mi := &file_pinnace_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1871,7 +2084,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StopRequest) GetEnvironment() string {
@@ -1904,7 +2117,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[30]
+	mi := &file_pinnace_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +2129,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[30]
+	mi := &file_pinnace_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1929,7 +2142,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StopResponse) GetDeployment() *Deployment {
@@ -1962,7 +2175,7 @@ type Deployment struct {
 
 func (x *Deployment) Reset() {
 	*x = Deployment{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[31]
+	mi := &file_pinnace_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1974,7 +2187,7 @@ func (x *Deployment) String() string {
 func (*Deployment) ProtoMessage() {}
 
 func (x *Deployment) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[31]
+	mi := &file_pinnace_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1987,7 +2200,7 @@ func (x *Deployment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deployment.ProtoReflect.Descriptor instead.
 func (*Deployment) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Deployment) GetId() string {
@@ -2083,7 +2296,7 @@ type WatchDeploymentRequest struct {
 
 func (x *WatchDeploymentRequest) Reset() {
 	*x = WatchDeploymentRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[32]
+	mi := &file_pinnace_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2095,7 +2308,7 @@ func (x *WatchDeploymentRequest) String() string {
 func (*WatchDeploymentRequest) ProtoMessage() {}
 
 func (x *WatchDeploymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[32]
+	mi := &file_pinnace_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2108,7 +2321,7 @@ func (x *WatchDeploymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeploymentRequest.ProtoReflect.Descriptor instead.
 func (*WatchDeploymentRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *WatchDeploymentRequest) GetDeployment() string {
@@ -2134,7 +2347,7 @@ type WatchDeploymentResponse struct {
 
 func (x *WatchDeploymentResponse) Reset() {
 	*x = WatchDeploymentResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[33]
+	mi := &file_pinnace_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2359,7 @@ func (x *WatchDeploymentResponse) String() string {
 func (*WatchDeploymentResponse) ProtoMessage() {}
 
 func (x *WatchDeploymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[33]
+	mi := &file_pinnace_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2372,7 @@ func (x *WatchDeploymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeploymentResponse.ProtoReflect.Descriptor instead.
 func (*WatchDeploymentResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *WatchDeploymentResponse) GetAt() *timestamppb.Timestamp {
@@ -2217,7 +2430,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[34]
+	mi := &file_pinnace_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2229,7 +2442,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[34]
+	mi := &file_pinnace_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2242,7 +2455,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Endpoint) GetPortName() string {
@@ -2290,7 +2503,7 @@ type AppStatus struct {
 
 func (x *AppStatus) Reset() {
 	*x = AppStatus{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[35]
+	mi := &file_pinnace_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2302,7 +2515,7 @@ func (x *AppStatus) String() string {
 func (*AppStatus) ProtoMessage() {}
 
 func (x *AppStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[35]
+	mi := &file_pinnace_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2315,7 +2528,7 @@ func (x *AppStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppStatus.ProtoReflect.Descriptor instead.
 func (*AppStatus) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AppStatus) GetApp() string {
@@ -2391,7 +2604,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[36]
+	mi := &file_pinnace_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2403,7 +2616,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[36]
+	mi := &file_pinnace_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2416,7 +2629,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetStatusRequest) GetEnvironment() string {
@@ -2442,7 +2655,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[37]
+	mi := &file_pinnace_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2454,7 +2667,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[37]
+	mi := &file_pinnace_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2467,7 +2680,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetStatusResponse) GetApps() []*AppStatus {
@@ -2490,7 +2703,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[38]
+	mi := &file_pinnace_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2502,7 +2715,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[38]
+	mi := &file_pinnace_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2515,7 +2728,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Stage) GetName() string {
@@ -2565,7 +2778,7 @@ type Cause struct {
 
 func (x *Cause) Reset() {
 	*x = Cause{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[39]
+	mi := &file_pinnace_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2577,7 +2790,7 @@ func (x *Cause) String() string {
 func (*Cause) ProtoMessage() {}
 
 func (x *Cause) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[39]
+	mi := &file_pinnace_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2590,7 +2803,7 @@ func (x *Cause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cause.ProtoReflect.Descriptor instead.
 func (*Cause) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Cause) GetKind() string {
@@ -2669,7 +2882,7 @@ type Booted struct {
 
 func (x *Booted) Reset() {
 	*x = Booted{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[40]
+	mi := &file_pinnace_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2681,7 +2894,7 @@ func (x *Booted) String() string {
 func (*Booted) ProtoMessage() {}
 
 func (x *Booted) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[40]
+	mi := &file_pinnace_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2694,7 +2907,7 @@ func (x *Booted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Booted.ProtoReflect.Descriptor instead.
 func (*Booted) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Booted) GetManifestHash() string {
@@ -2803,7 +3016,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[41]
+	mi := &file_pinnace_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2815,7 +3028,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[41]
+	mi := &file_pinnace_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2828,7 +3041,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Instance) GetId() string {
@@ -2968,7 +3181,7 @@ type GetInstanceRequest struct {
 
 func (x *GetInstanceRequest) Reset() {
 	*x = GetInstanceRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[42]
+	mi := &file_pinnace_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2980,7 +3193,7 @@ func (x *GetInstanceRequest) String() string {
 func (*GetInstanceRequest) ProtoMessage() {}
 
 func (x *GetInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[42]
+	mi := &file_pinnace_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2993,7 +3206,7 @@ func (x *GetInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInstanceRequest.ProtoReflect.Descriptor instead.
 func (*GetInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetInstanceRequest) GetInstance() string {
@@ -3019,7 +3232,7 @@ type GetInstanceResponse struct {
 
 func (x *GetInstanceResponse) Reset() {
 	*x = GetInstanceResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[43]
+	mi := &file_pinnace_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3031,7 +3244,7 @@ func (x *GetInstanceResponse) String() string {
 func (*GetInstanceResponse) ProtoMessage() {}
 
 func (x *GetInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[43]
+	mi := &file_pinnace_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3044,7 +3257,7 @@ func (x *GetInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInstanceResponse.ProtoReflect.Descriptor instead.
 func (*GetInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *GetInstanceResponse) GetInstance() *Instance {
@@ -3066,7 +3279,7 @@ type ListInstancesRequest struct {
 
 func (x *ListInstancesRequest) Reset() {
 	*x = ListInstancesRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[44]
+	mi := &file_pinnace_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3078,7 +3291,7 @@ func (x *ListInstancesRequest) String() string {
 func (*ListInstancesRequest) ProtoMessage() {}
 
 func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[44]
+	mi := &file_pinnace_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3091,7 +3304,7 @@ func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesRequest.ProtoReflect.Descriptor instead.
 func (*ListInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListInstancesRequest) GetEnvironment() string {
@@ -3124,7 +3337,7 @@ type ListInstancesResponse struct {
 
 func (x *ListInstancesResponse) Reset() {
 	*x = ListInstancesResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[45]
+	mi := &file_pinnace_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3136,7 +3349,7 @@ func (x *ListInstancesResponse) String() string {
 func (*ListInstancesResponse) ProtoMessage() {}
 
 func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[45]
+	mi := &file_pinnace_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3149,7 +3362,7 @@ func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesResponse.ProtoReflect.Descriptor instead.
 func (*ListInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListInstancesResponse) GetInstances() []*Instance {
@@ -3173,7 +3386,7 @@ type StreamLogsRequest struct {
 
 func (x *StreamLogsRequest) Reset() {
 	*x = StreamLogsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[46]
+	mi := &file_pinnace_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3185,7 +3398,7 @@ func (x *StreamLogsRequest) String() string {
 func (*StreamLogsRequest) ProtoMessage() {}
 
 func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[46]
+	mi := &file_pinnace_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3198,7 +3411,7 @@ func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamLogsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *StreamLogsRequest) GetEnvironment() string {
@@ -3244,7 +3457,7 @@ type StreamLogsResponse struct {
 
 func (x *StreamLogsResponse) Reset() {
 	*x = StreamLogsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[47]
+	mi := &file_pinnace_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3256,7 +3469,7 @@ func (x *StreamLogsResponse) String() string {
 func (*StreamLogsResponse) ProtoMessage() {}
 
 func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[47]
+	mi := &file_pinnace_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3269,7 +3482,7 @@ func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *StreamLogsResponse) GetInstance() string {
@@ -3333,7 +3546,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[48]
+	mi := &file_pinnace_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3345,7 +3558,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[48]
+	mi := &file_pinnace_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3358,7 +3571,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -3442,7 +3655,7 @@ type ReadEventsRequest struct {
 
 func (x *ReadEventsRequest) Reset() {
 	*x = ReadEventsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[49]
+	mi := &file_pinnace_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3454,7 +3667,7 @@ func (x *ReadEventsRequest) String() string {
 func (*ReadEventsRequest) ProtoMessage() {}
 
 func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[49]
+	mi := &file_pinnace_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3467,7 +3680,7 @@ func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsRequest.ProtoReflect.Descriptor instead.
 func (*ReadEventsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ReadEventsRequest) GetAfter() uint64 {
@@ -3493,7 +3706,7 @@ type ReadEventsResponse struct {
 
 func (x *ReadEventsResponse) Reset() {
 	*x = ReadEventsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[50]
+	mi := &file_pinnace_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3505,7 +3718,7 @@ func (x *ReadEventsResponse) String() string {
 func (*ReadEventsResponse) ProtoMessage() {}
 
 func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[50]
+	mi := &file_pinnace_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3518,7 +3731,7 @@ func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsResponse.ProtoReflect.Descriptor instead.
 func (*ReadEventsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{50}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ReadEventsResponse) GetEvents() []*Event {
@@ -3569,7 +3782,7 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\venvironment\x18\x01 \x01(\v2\x17.pinnace.v1.EnvironmentR\venvironment\"\x19\n" +
 	"\x17ListEnvironmentsRequest\"W\n" +
 	"\x18ListEnvironmentsResponse\x12;\n" +
-	"\fenvironments\x18\x01 \x03(\v2\x17.pinnace.v1.EnvironmentR\fenvironments\"\xfe\x03\n" +
+	"\fenvironments\x18\x01 \x03(\v2\x17.pinnace.v1.EnvironmentR\fenvironments\"\xd9\x04\n" +
 	"\x04Host\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\"\n" +
@@ -3586,10 +3799,23 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\vaccelerator\x18\v \x01(\tR\vaccelerator\x12\x1c\n" +
 	"\tconnected\x18\f \x01(\bR\tconnected\x12<\n" +
 	"\flast_seen_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"lastSeenAt\x1a9\n" +
+	"lastSeenAt\x12;\n" +
+	"\vdraining_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"drainingAt\x12\x1c\n" +
+	"\tinstances\x18\x0f \x01(\rR\tinstances\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x12\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"8\n" +
+	"\x10DrainHostRequest\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\bR\x03end\"9\n" +
+	"\x11DrainHostResponse\x12$\n" +
+	"\x04host\x18\x01 \x01(\v2\x10.pinnace.v1.HostR\x04host\";\n" +
+	"\x11RemoveHostRequest\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
+	"\x04lose\x18\x02 \x01(\bR\x04lose\"(\n" +
+	"\x12RemoveHostResponse\x12\x12\n" +
+	"\x04lost\x18\x01 \x03(\tR\x04lost\"\x12\n" +
 	"\x10ListHostsRequest\";\n" +
 	"\x11ListHostsResponse\x12&\n" +
 	"\x05hosts\x18\x01 \x03(\v2\x10.pinnace.v1.HostR\x05hosts\"\x92\x02\n" +
@@ -3819,12 +4045,15 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\"?\n" +
 	"\x12ReadEventsResponse\x12)\n" +
-	"\x06events\x18\x01 \x03(\v2\x11.pinnace.v1.EventR\x06events2\x80\f\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.pinnace.v1.EventR\x06events2\x97\r\n" +
 	"\x0eControlService\x12T\n" +
 	"\rGetServerInfo\x12 .pinnace.v1.GetServerInfoRequest\x1a!.pinnace.v1.GetServerInfoResponse\x12`\n" +
 	"\x11CreateEnvironment\x12$.pinnace.v1.CreateEnvironmentRequest\x1a%.pinnace.v1.CreateEnvironmentResponse\x12]\n" +
 	"\x10ListEnvironments\x12#.pinnace.v1.ListEnvironmentsRequest\x1a$.pinnace.v1.ListEnvironmentsResponse\x12H\n" +
-	"\tListHosts\x12\x1c.pinnace.v1.ListHostsRequest\x1a\x1d.pinnace.v1.ListHostsResponse\x12T\n" +
+	"\tListHosts\x12\x1c.pinnace.v1.ListHostsRequest\x1a\x1d.pinnace.v1.ListHostsResponse\x12H\n" +
+	"\tDrainHost\x12\x1c.pinnace.v1.DrainHostRequest\x1a\x1d.pinnace.v1.DrainHostResponse\x12K\n" +
+	"\n" +
+	"RemoveHost\x12\x1d.pinnace.v1.RemoveHostRequest\x1a\x1e.pinnace.v1.RemoveHostResponse\x12T\n" +
 	"\rCreateRelease\x12 .pinnace.v1.CreateReleaseRequest\x1a!.pinnace.v1.CreateReleaseResponse\x12K\n" +
 	"\n" +
 	"GetRelease\x12\x1d.pinnace.v1.GetReleaseRequest\x1a\x1e.pinnace.v1.GetReleaseResponse\x12Q\n" +
@@ -3859,7 +4088,7 @@ func file_pinnace_v1_control_proto_rawDescGZIP() []byte {
 	return file_pinnace_v1_control_proto_rawDescData
 }
 
-var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_pinnace_v1_control_proto_goTypes = []any{
 	(*GetServerInfoRequest)(nil),      // 0: pinnace.v1.GetServerInfoRequest
 	(*GetServerInfoResponse)(nil),     // 1: pinnace.v1.GetServerInfoResponse
@@ -3871,133 +4100,143 @@ var file_pinnace_v1_control_proto_goTypes = []any{
 	(*ListEnvironmentsRequest)(nil),   // 7: pinnace.v1.ListEnvironmentsRequest
 	(*ListEnvironmentsResponse)(nil),  // 8: pinnace.v1.ListEnvironmentsResponse
 	(*Host)(nil),                      // 9: pinnace.v1.Host
-	(*ListHostsRequest)(nil),          // 10: pinnace.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),         // 11: pinnace.v1.ListHostsResponse
-	(*CreateReleaseRequest)(nil),      // 12: pinnace.v1.CreateReleaseRequest
-	(*CreateReleaseResponse)(nil),     // 13: pinnace.v1.CreateReleaseResponse
-	(*GetReleaseRequest)(nil),         // 14: pinnace.v1.GetReleaseRequest
-	(*GetReleaseResponse)(nil),        // 15: pinnace.v1.GetReleaseResponse
-	(*ListReleasesRequest)(nil),       // 16: pinnace.v1.ListReleasesRequest
-	(*ListReleasesResponse)(nil),      // 17: pinnace.v1.ListReleasesResponse
-	(*CheckManifestRequest)(nil),      // 18: pinnace.v1.CheckManifestRequest
-	(*CheckManifestResponse)(nil),     // 19: pinnace.v1.CheckManifestResponse
-	(*MissingSecret)(nil),             // 20: pinnace.v1.MissingSecret
-	(*Step)(nil),                      // 21: pinnace.v1.Step
-	(*PlanRequest)(nil),               // 22: pinnace.v1.PlanRequest
-	(*RollbackTarget)(nil),            // 23: pinnace.v1.RollbackTarget
-	(*PlanResponse)(nil),              // 24: pinnace.v1.PlanResponse
-	(*DeployRequest)(nil),             // 25: pinnace.v1.DeployRequest
-	(*DeployResponse)(nil),            // 26: pinnace.v1.DeployResponse
-	(*RollbackRequest)(nil),           // 27: pinnace.v1.RollbackRequest
-	(*RollbackResponse)(nil),          // 28: pinnace.v1.RollbackResponse
-	(*StopRequest)(nil),               // 29: pinnace.v1.StopRequest
-	(*StopResponse)(nil),              // 30: pinnace.v1.StopResponse
-	(*Deployment)(nil),                // 31: pinnace.v1.Deployment
-	(*WatchDeploymentRequest)(nil),    // 32: pinnace.v1.WatchDeploymentRequest
-	(*WatchDeploymentResponse)(nil),   // 33: pinnace.v1.WatchDeploymentResponse
-	(*Endpoint)(nil),                  // 34: pinnace.v1.Endpoint
-	(*AppStatus)(nil),                 // 35: pinnace.v1.AppStatus
-	(*GetStatusRequest)(nil),          // 36: pinnace.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),         // 37: pinnace.v1.GetStatusResponse
-	(*Stage)(nil),                     // 38: pinnace.v1.Stage
-	(*Cause)(nil),                     // 39: pinnace.v1.Cause
-	(*Booted)(nil),                    // 40: pinnace.v1.Booted
-	(*Instance)(nil),                  // 41: pinnace.v1.Instance
-	(*GetInstanceRequest)(nil),        // 42: pinnace.v1.GetInstanceRequest
-	(*GetInstanceResponse)(nil),       // 43: pinnace.v1.GetInstanceResponse
-	(*ListInstancesRequest)(nil),      // 44: pinnace.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil),     // 45: pinnace.v1.ListInstancesResponse
-	(*StreamLogsRequest)(nil),         // 46: pinnace.v1.StreamLogsRequest
-	(*StreamLogsResponse)(nil),        // 47: pinnace.v1.StreamLogsResponse
-	(*Event)(nil),                     // 48: pinnace.v1.Event
-	(*ReadEventsRequest)(nil),         // 49: pinnace.v1.ReadEventsRequest
-	(*ReadEventsResponse)(nil),        // 50: pinnace.v1.ReadEventsResponse
-	nil,                               // 51: pinnace.v1.Host.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 52: google.protobuf.Timestamp
-	(*ReleasePlatform)(nil),           // 53: pinnace.v1.ReleasePlatform
-	(*Release)(nil),                   // 54: pinnace.v1.Release
+	(*DrainHostRequest)(nil),          // 10: pinnace.v1.DrainHostRequest
+	(*DrainHostResponse)(nil),         // 11: pinnace.v1.DrainHostResponse
+	(*RemoveHostRequest)(nil),         // 12: pinnace.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),        // 13: pinnace.v1.RemoveHostResponse
+	(*ListHostsRequest)(nil),          // 14: pinnace.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),         // 15: pinnace.v1.ListHostsResponse
+	(*CreateReleaseRequest)(nil),      // 16: pinnace.v1.CreateReleaseRequest
+	(*CreateReleaseResponse)(nil),     // 17: pinnace.v1.CreateReleaseResponse
+	(*GetReleaseRequest)(nil),         // 18: pinnace.v1.GetReleaseRequest
+	(*GetReleaseResponse)(nil),        // 19: pinnace.v1.GetReleaseResponse
+	(*ListReleasesRequest)(nil),       // 20: pinnace.v1.ListReleasesRequest
+	(*ListReleasesResponse)(nil),      // 21: pinnace.v1.ListReleasesResponse
+	(*CheckManifestRequest)(nil),      // 22: pinnace.v1.CheckManifestRequest
+	(*CheckManifestResponse)(nil),     // 23: pinnace.v1.CheckManifestResponse
+	(*MissingSecret)(nil),             // 24: pinnace.v1.MissingSecret
+	(*Step)(nil),                      // 25: pinnace.v1.Step
+	(*PlanRequest)(nil),               // 26: pinnace.v1.PlanRequest
+	(*RollbackTarget)(nil),            // 27: pinnace.v1.RollbackTarget
+	(*PlanResponse)(nil),              // 28: pinnace.v1.PlanResponse
+	(*DeployRequest)(nil),             // 29: pinnace.v1.DeployRequest
+	(*DeployResponse)(nil),            // 30: pinnace.v1.DeployResponse
+	(*RollbackRequest)(nil),           // 31: pinnace.v1.RollbackRequest
+	(*RollbackResponse)(nil),          // 32: pinnace.v1.RollbackResponse
+	(*StopRequest)(nil),               // 33: pinnace.v1.StopRequest
+	(*StopResponse)(nil),              // 34: pinnace.v1.StopResponse
+	(*Deployment)(nil),                // 35: pinnace.v1.Deployment
+	(*WatchDeploymentRequest)(nil),    // 36: pinnace.v1.WatchDeploymentRequest
+	(*WatchDeploymentResponse)(nil),   // 37: pinnace.v1.WatchDeploymentResponse
+	(*Endpoint)(nil),                  // 38: pinnace.v1.Endpoint
+	(*AppStatus)(nil),                 // 39: pinnace.v1.AppStatus
+	(*GetStatusRequest)(nil),          // 40: pinnace.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),         // 41: pinnace.v1.GetStatusResponse
+	(*Stage)(nil),                     // 42: pinnace.v1.Stage
+	(*Cause)(nil),                     // 43: pinnace.v1.Cause
+	(*Booted)(nil),                    // 44: pinnace.v1.Booted
+	(*Instance)(nil),                  // 45: pinnace.v1.Instance
+	(*GetInstanceRequest)(nil),        // 46: pinnace.v1.GetInstanceRequest
+	(*GetInstanceResponse)(nil),       // 47: pinnace.v1.GetInstanceResponse
+	(*ListInstancesRequest)(nil),      // 48: pinnace.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil),     // 49: pinnace.v1.ListInstancesResponse
+	(*StreamLogsRequest)(nil),         // 50: pinnace.v1.StreamLogsRequest
+	(*StreamLogsResponse)(nil),        // 51: pinnace.v1.StreamLogsResponse
+	(*Event)(nil),                     // 52: pinnace.v1.Event
+	(*ReadEventsRequest)(nil),         // 53: pinnace.v1.ReadEventsRequest
+	(*ReadEventsResponse)(nil),        // 54: pinnace.v1.ReadEventsResponse
+	nil,                               // 55: pinnace.v1.Host.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 56: google.protobuf.Timestamp
+	(*ReleasePlatform)(nil),           // 57: pinnace.v1.ReleasePlatform
+	(*Release)(nil),                   // 58: pinnace.v1.Release
 }
 var file_pinnace_v1_control_proto_depIdxs = []int32{
-	52, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	52, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	56, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	56, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
 	4,  // 2: pinnace.v1.CreateEnvironmentResponse.environment:type_name -> pinnace.v1.Environment
 	4,  // 3: pinnace.v1.ListEnvironmentsResponse.environments:type_name -> pinnace.v1.Environment
-	51, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
-	52, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
-	9,  // 6: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
-	53, // 7: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
-	54, // 8: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
-	54, // 9: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
-	54, // 10: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
-	20, // 11: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
-	23, // 12: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
-	21, // 13: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
-	31, // 14: pinnace.v1.DeployResponse.deployment:type_name -> pinnace.v1.Deployment
-	31, // 15: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
-	31, // 16: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
-	52, // 17: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
-	52, // 18: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
-	52, // 19: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
-	31, // 20: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
-	31, // 21: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
-	31, // 22: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
-	34, // 23: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
-	35, // 24: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
-	52, // 25: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	52, // 26: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
-	38, // 27: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
-	39, // 28: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
-	40, // 29: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
-	52, // 30: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
-	52, // 31: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
-	52, // 32: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
-	41, // 33: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
-	41, // 34: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
-	52, // 35: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
-	48, // 36: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
-	0,  // 37: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
-	5,  // 38: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
-	7,  // 39: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
-	10, // 40: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
-	12, // 41: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
-	14, // 42: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
-	16, // 43: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
-	18, // 44: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
-	22, // 45: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
-	25, // 46: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
-	27, // 47: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
-	29, // 48: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
-	32, // 49: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
-	36, // 50: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
-	42, // 51: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
-	44, // 52: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
-	46, // 53: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
-	49, // 54: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
-	2,  // 55: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
-	1,  // 56: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
-	6,  // 57: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
-	8,  // 58: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
-	11, // 59: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
-	13, // 60: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
-	15, // 61: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
-	17, // 62: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
-	19, // 63: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
-	24, // 64: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
-	26, // 65: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
-	28, // 66: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
-	30, // 67: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
-	33, // 68: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
-	37, // 69: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
-	43, // 70: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
-	45, // 71: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
-	47, // 72: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
-	50, // 73: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
-	3,  // 74: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
-	56, // [56:75] is the sub-list for method output_type
-	37, // [37:56] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	55, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
+	56, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
+	56, // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
+	9,  // 7: pinnace.v1.DrainHostResponse.host:type_name -> pinnace.v1.Host
+	9,  // 8: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
+	57, // 9: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
+	58, // 10: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
+	58, // 11: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
+	58, // 12: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
+	24, // 13: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
+	27, // 14: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
+	25, // 15: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
+	35, // 16: pinnace.v1.DeployResponse.deployment:type_name -> pinnace.v1.Deployment
+	35, // 17: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
+	35, // 18: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
+	56, // 19: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
+	56, // 20: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
+	56, // 21: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
+	35, // 22: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
+	35, // 23: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
+	35, // 24: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
+	38, // 25: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
+	39, // 26: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
+	56, // 27: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	56, // 28: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
+	42, // 29: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
+	43, // 30: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
+	44, // 31: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
+	56, // 32: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
+	56, // 33: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
+	56, // 34: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
+	45, // 35: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
+	45, // 36: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
+	56, // 37: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
+	52, // 38: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
+	0,  // 39: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
+	5,  // 40: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
+	7,  // 41: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
+	14, // 42: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
+	10, // 43: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
+	12, // 44: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
+	16, // 45: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
+	18, // 46: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
+	20, // 47: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
+	22, // 48: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
+	26, // 49: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
+	29, // 50: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
+	31, // 51: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
+	33, // 52: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
+	36, // 53: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
+	40, // 54: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
+	46, // 55: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
+	48, // 56: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
+	50, // 57: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
+	53, // 58: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
+	2,  // 59: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
+	1,  // 60: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
+	6,  // 61: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
+	8,  // 62: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
+	15, // 63: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
+	11, // 64: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
+	13, // 65: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
+	17, // 66: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
+	19, // 67: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
+	21, // 68: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
+	23, // 69: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
+	28, // 70: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
+	30, // 71: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
+	32, // 72: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
+	34, // 73: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
+	37, // 74: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
+	41, // 75: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
+	47, // 76: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
+	49, // 77: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
+	51, // 78: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
+	54, // 79: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
+	3,  // 80: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
+	60, // [60:81] is the sub-list for method output_type
+	39, // [39:60] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_control_proto_init() }
@@ -4006,7 +4245,7 @@ func file_pinnace_v1_control_proto_init() {
 		return
 	}
 	file_pinnace_v1_release_proto_init()
-	file_pinnace_v1_control_proto_msgTypes[22].OneofWrappers = []any{
+	file_pinnace_v1_control_proto_msgTypes[26].OneofWrappers = []any{
 		(*PlanRequest_Release)(nil),
 		(*PlanRequest_Rollback)(nil),
 	}
@@ -4016,7 +4255,7 @@ func file_pinnace_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_control_proto_rawDesc), len(file_pinnace_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   52,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -45,6 +45,12 @@ const (
 	// ControlServiceListHostsProcedure is the fully-qualified name of the ControlService's ListHosts
 	// RPC.
 	ControlServiceListHostsProcedure = "/pinnace.v1.ControlService/ListHosts"
+	// ControlServiceDrainHostProcedure is the fully-qualified name of the ControlService's DrainHost
+	// RPC.
+	ControlServiceDrainHostProcedure = "/pinnace.v1.ControlService/DrainHost"
+	// ControlServiceRemoveHostProcedure is the fully-qualified name of the ControlService's RemoveHost
+	// RPC.
+	ControlServiceRemoveHostProcedure = "/pinnace.v1.ControlService/RemoveHost"
 	// ControlServiceCreateReleaseProcedure is the fully-qualified name of the ControlService's
 	// CreateRelease RPC.
 	ControlServiceCreateReleaseProcedure = "/pinnace.v1.ControlService/CreateRelease"
@@ -94,6 +100,10 @@ type ControlServiceClient interface {
 	CreateEnvironment(context.Context, *connect.Request[v1.CreateEnvironmentRequest]) (*connect.Response[v1.CreateEnvironmentResponse], error)
 	ListEnvironments(context.Context, *connect.Request[v1.ListEnvironmentsRequest]) (*connect.Response[v1.ListEnvironmentsResponse], error)
 	ListHosts(context.Context, *connect.Request[v1.ListHostsRequest]) (*connect.Response[v1.ListHostsResponse], error)
+	// DrainHost has a host become empty, or ends that. What can run elsewhere leaves it, successor first.
+	DrainHost(context.Context, *connect.Request[v1.DrainHostRequest]) (*connect.Response[v1.DrainHostResponse], error)
+	// RemoveHost forgets a host that is gone for good.
+	RemoveHost(context.Context, *connect.Request[v1.RemoveHostRequest]) (*connect.Response[v1.RemoveHostResponse], error)
 	CreateRelease(context.Context, *connect.Request[v1.CreateReleaseRequest]) (*connect.Response[v1.CreateReleaseResponse], error)
 	GetRelease(context.Context, *connect.Request[v1.GetReleaseRequest]) (*connect.Response[v1.GetReleaseResponse], error)
 	ListReleases(context.Context, *connect.Request[v1.ListReleasesRequest]) (*connect.Response[v1.ListReleasesResponse], error)
@@ -150,6 +160,18 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+ControlServiceListHostsProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("ListHosts")),
+			connect.WithClientOptions(opts...),
+		),
+		drainHost: connect.NewClient[v1.DrainHostRequest, v1.DrainHostResponse](
+			httpClient,
+			baseURL+ControlServiceDrainHostProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("DrainHost")),
+			connect.WithClientOptions(opts...),
+		),
+		removeHost: connect.NewClient[v1.RemoveHostRequest, v1.RemoveHostResponse](
+			httpClient,
+			baseURL+ControlServiceRemoveHostProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("RemoveHost")),
 			connect.WithClientOptions(opts...),
 		),
 		createRelease: connect.NewClient[v1.CreateReleaseRequest, v1.CreateReleaseResponse](
@@ -251,6 +273,8 @@ type controlServiceClient struct {
 	createEnvironment *connect.Client[v1.CreateEnvironmentRequest, v1.CreateEnvironmentResponse]
 	listEnvironments  *connect.Client[v1.ListEnvironmentsRequest, v1.ListEnvironmentsResponse]
 	listHosts         *connect.Client[v1.ListHostsRequest, v1.ListHostsResponse]
+	drainHost         *connect.Client[v1.DrainHostRequest, v1.DrainHostResponse]
+	removeHost        *connect.Client[v1.RemoveHostRequest, v1.RemoveHostResponse]
 	createRelease     *connect.Client[v1.CreateReleaseRequest, v1.CreateReleaseResponse]
 	getRelease        *connect.Client[v1.GetReleaseRequest, v1.GetReleaseResponse]
 	listReleases      *connect.Client[v1.ListReleasesRequest, v1.ListReleasesResponse]
@@ -286,6 +310,16 @@ func (c *controlServiceClient) ListEnvironments(ctx context.Context, req *connec
 // ListHosts calls pinnace.v1.ControlService.ListHosts.
 func (c *controlServiceClient) ListHosts(ctx context.Context, req *connect.Request[v1.ListHostsRequest]) (*connect.Response[v1.ListHostsResponse], error) {
 	return c.listHosts.CallUnary(ctx, req)
+}
+
+// DrainHost calls pinnace.v1.ControlService.DrainHost.
+func (c *controlServiceClient) DrainHost(ctx context.Context, req *connect.Request[v1.DrainHostRequest]) (*connect.Response[v1.DrainHostResponse], error) {
+	return c.drainHost.CallUnary(ctx, req)
+}
+
+// RemoveHost calls pinnace.v1.ControlService.RemoveHost.
+func (c *controlServiceClient) RemoveHost(ctx context.Context, req *connect.Request[v1.RemoveHostRequest]) (*connect.Response[v1.RemoveHostResponse], error) {
+	return c.removeHost.CallUnary(ctx, req)
 }
 
 // CreateRelease calls pinnace.v1.ControlService.CreateRelease.
@@ -369,6 +403,10 @@ type ControlServiceHandler interface {
 	CreateEnvironment(context.Context, *connect.Request[v1.CreateEnvironmentRequest]) (*connect.Response[v1.CreateEnvironmentResponse], error)
 	ListEnvironments(context.Context, *connect.Request[v1.ListEnvironmentsRequest]) (*connect.Response[v1.ListEnvironmentsResponse], error)
 	ListHosts(context.Context, *connect.Request[v1.ListHostsRequest]) (*connect.Response[v1.ListHostsResponse], error)
+	// DrainHost has a host become empty, or ends that. What can run elsewhere leaves it, successor first.
+	DrainHost(context.Context, *connect.Request[v1.DrainHostRequest]) (*connect.Response[v1.DrainHostResponse], error)
+	// RemoveHost forgets a host that is gone for good.
+	RemoveHost(context.Context, *connect.Request[v1.RemoveHostRequest]) (*connect.Response[v1.RemoveHostResponse], error)
 	CreateRelease(context.Context, *connect.Request[v1.CreateReleaseRequest]) (*connect.Response[v1.CreateReleaseResponse], error)
 	GetRelease(context.Context, *connect.Request[v1.GetReleaseRequest]) (*connect.Response[v1.GetReleaseResponse], error)
 	ListReleases(context.Context, *connect.Request[v1.ListReleasesRequest]) (*connect.Response[v1.ListReleasesResponse], error)
@@ -421,6 +459,18 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		ControlServiceListHostsProcedure,
 		svc.ListHosts,
 		connect.WithSchema(controlServiceMethods.ByName("ListHosts")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceDrainHostHandler := connect.NewUnaryHandler(
+		ControlServiceDrainHostProcedure,
+		svc.DrainHost,
+		connect.WithSchema(controlServiceMethods.ByName("DrainHost")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceRemoveHostHandler := connect.NewUnaryHandler(
+		ControlServiceRemoveHostProcedure,
+		svc.RemoveHost,
+		connect.WithSchema(controlServiceMethods.ByName("RemoveHost")),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceCreateReleaseHandler := connect.NewUnaryHandler(
@@ -523,6 +573,10 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceListEnvironmentsHandler.ServeHTTP(w, r)
 		case ControlServiceListHostsProcedure:
 			controlServiceListHostsHandler.ServeHTTP(w, r)
+		case ControlServiceDrainHostProcedure:
+			controlServiceDrainHostHandler.ServeHTTP(w, r)
+		case ControlServiceRemoveHostProcedure:
+			controlServiceRemoveHostHandler.ServeHTTP(w, r)
 		case ControlServiceCreateReleaseProcedure:
 			controlServiceCreateReleaseHandler.ServeHTTP(w, r)
 		case ControlServiceGetReleaseProcedure:
@@ -576,6 +630,14 @@ func (UnimplementedControlServiceHandler) ListEnvironments(context.Context, *con
 
 func (UnimplementedControlServiceHandler) ListHosts(context.Context, *connect.Request[v1.ListHostsRequest]) (*connect.Response[v1.ListHostsResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ListHosts is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) DrainHost(context.Context, *connect.Request[v1.DrainHostRequest]) (*connect.Response[v1.DrainHostResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.DrainHost is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) RemoveHost(context.Context, *connect.Request[v1.RemoveHostRequest]) (*connect.Response[v1.RemoveHostResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.RemoveHost is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) CreateRelease(context.Context, *connect.Request[v1.CreateReleaseRequest]) (*connect.Response[v1.CreateReleaseResponse], error) {
