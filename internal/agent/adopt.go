@@ -100,6 +100,7 @@ func (a *Agent) takeOverOne(ctx context.Context, dir string) error {
 		return errors.New("there is another of the same instance")
 	}
 	t.last = last
+	t.openVault()
 	a.logs.begin(t.id)
 	if err := t.rejoin(ctx); err != nil {
 		if _, ok := errors.AsType[*hostError](err); ok {

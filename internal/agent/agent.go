@@ -30,6 +30,7 @@ import (
 	"github.com/pinnacehq/pinnace/internal/network"
 	"github.com/pinnacehq/pinnace/internal/proxy"
 	"github.com/pinnacehq/pinnace/internal/vm"
+	"github.com/pinnacehq/pinnace/internal/volume"
 )
 
 // Network is what the agent needs of the host's networks. *network.Manager is one.
@@ -97,6 +98,8 @@ type Agent struct {
 	keeper   *keeper
 	heads    *headMemory
 	routes   *routes
+	volumes  *volume.Store
+	vault    *vault
 	reportc  chan struct{} // has room for one: something changed that the server should know
 	running  sync.WaitGroup
 	logSlots chan struct{} // holds one for each request for logs that is being answered
@@ -129,8 +132,14 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	volumes, err := volume.Open(opts.volumesDir())
+	if err != nil {
+		return nil, err
+	}
 	a := &Agent{
 		Options:   opts,
+		volumes:   volumes,
+		vault:     newVault(opts.RunDir),
 		keeper:    keeper,
 		heads:     heads,
 		timing:    defaultTiming(),

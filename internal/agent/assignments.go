@@ -111,10 +111,15 @@ func (a *Agent) act(ctx context.Context, msg *pinnacev1.WatchAssignmentsResponse
 		a.mu.Lock()
 		inst := a.instances[asg.Instance]
 		a.mu.Unlock()
-		if inst == nil {
-			inst = a.startInstance(ctx, asg, releases[asg.Release])
-		} else {
-			inst.assign(asg)
+		open, secrets, err := splitSecrets(asg)
+		switch {
+		case inst == nil:
+			inst = a.startInstance(ctx, open, releases[asg.Release], secrets, err)
+		case err != nil:
+			inst.log.Error("the server sent secrets that cannot be; going on with those that are here", "err", err)
+		default:
+			inst.deliver(secrets)
+			inst.assign(open)
 		}
 		switch {
 		case asg.StopNow:
@@ -165,9 +170,13 @@ func (a *Agent) reap(inst *instance) {
 
 // startInstance makes the instance of an assignment and runs it. What cannot be run becomes an instance
 // that has ended, so that the server learns why.
-func (a *Agent) startInstance(ctx context.Context, asg *pinnacev1.Assignment, rel *pinnacev1.AssignedRelease) *instance {
-	w, err := newWorkload(asg, rel)
+func (a *Agent) startInstance(ctx context.Context, asg *pinnacev1.Assignment, rel *pinnacev1.AssignedRelease, secrets bundles, err error) *instance {
+	w, wrong := newWorkload(asg, rel)
+	err = errors.Join(wrong, err)
 	inst := newInstance(a, asg, w)
+	if err == nil && secrets != nil {
+		inst.deliver(secrets)
+	}
 	a.mu.Lock()
 	a.instances[asg.Instance] = inst
 	a.mu.Unlock()
@@ -220,6 +229,9 @@ func newWorkload(asg *pinnacev1.Assignment, rel *pinnacev1.AssignedRelease) (*wo
 	}
 	if len(asg.Task) > 0 {
 		m = taskOf(m, asg.Task)
+	}
+	if err := checkVolumes(m, asg); err != nil {
+		return nil, err
 	}
 	return &workload{manifest: m, release: rel, vars: asg.Vars}, nil
 }

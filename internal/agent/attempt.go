@@ -18,6 +18,7 @@ import (
 	"github.com/pinnacehq/pinnace/internal/image"
 	"github.com/pinnacehq/pinnace/internal/network"
 	"github.com/pinnacehq/pinnace/internal/vm"
+	"github.com/pinnacehq/pinnace/internal/volume"
 )
 
 // The causes of an attempt's end, as they are on the wire.
@@ -63,6 +64,7 @@ type attempt struct {
 	exit       *guest.Exit   // the guest's report, once it was taken from the session
 	grace      time.Duration // what a stop gave the workload before it is killed
 	cleanUps   []func(context.Context) error
+	holds      []*volume.Hold // on the volumes, until the machine has them
 
 	ending  *ending          // why it is being ended, if it is
 	end     *pinnacev1.Cause // how it ended, once that is known

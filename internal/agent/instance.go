@@ -44,9 +44,10 @@ type instance struct {
 	adopted  *attempt      // that which an earlier agent had made, if there is one; set before run
 	updated  chan struct{} // has room for one: latest is another than it was
 
-	mu     sync.Mutex
-	latest *pinnacev1.Assignment    // guarded by mu; the assignment as it came last
-	status pinnacev1.InstanceReport // guarded by mu; what reports read
+	mu      sync.Mutex
+	latest  *pinnacev1.Assignment    // guarded by mu; the assignment as it came last
+	status  pinnacev1.InstanceReport // guarded by mu; what reports read
+	bundles bundles                  // guarded by mu; the secrets as they came last
 }
 
 func newInstance(a *Agent, asg *pinnacev1.Assignment, w *workload) *instance {
@@ -119,7 +120,7 @@ func (i *instance) report() *pinnacev1.InstanceReport {
 	return &pinnacev1.InstanceReport{
 		Instance: r.Instance, Attempt: r.Attempt, State: r.State, Message: r.Message, Address: r.Address,
 		Stages: append([]*pinnacev1.Stage(nil), r.Stages...), Booted: r.Booted, ReadyAt: r.ReadyAt,
-		End: r.End, Final: r.Final,
+		End: r.End, Final: r.Final, SecretVersions: r.SecretVersions,
 	}
 }
 
@@ -188,6 +189,9 @@ func (i *instance) runFrom(ctx context.Context, number uint32, first *attempt) {
 			}
 			first = nil
 		} else {
+			if !i.awaitSecrets(ctx) {
+				continue // it is to stop, or the agent ends
+			}
 			number++
 			cause, ran = i.attempt(ctx, number)
 		}
@@ -219,7 +223,7 @@ func (i *instance) attempt(ctx context.Context, number uint32) (*pinnacev1.Cause
 	err := i.keepRecord(number, nil)
 	i.set(func(r *pinnacev1.InstanceReport) {
 		r.Attempt, r.State, r.Message = number, statePlaced, ""
-		r.Stages, r.Booted, r.ReadyAt, r.End, r.Address = nil, nil, nil, nil, ""
+		r.Stages, r.Booted, r.ReadyAt, r.End, r.Address, r.SecretVersions = nil, nil, nil, nil, "", nil
 	})
 	if err != nil {
 		// An attempt whose number is not safe does not begin. The disk may have room again for the next.

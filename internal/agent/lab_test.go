@@ -49,6 +49,7 @@ type lab struct {
 	timing timing
 
 	scrubRate int64
+	runDir    string // the agent's; "" for one below dir
 	kernel    string // hash of the kernel that agents have from now on
 
 	agent *Agent
@@ -124,7 +125,7 @@ func labTiming() timing {
 		drain: 5 * time.Millisecond, stopOnExit: 10 * time.Second,
 		obituary: 300 * time.Millisecond, reset: 5 * time.Second, cleanUp: 5 * time.Second,
 		backoffFirst: 100 * time.Millisecond, backoffMax: 200 * time.Millisecond, backoffReset: time.Minute,
-		keepLine: 10 * time.Millisecond, logBeat: 10 * time.Millisecond,
+		rotate: 10 * time.Millisecond, keepLine: 10 * time.Millisecond, logBeat: 10 * time.Millisecond,
 		collect: time.Hour, unused: time.Hour, scrub: 10 * time.Millisecond,
 	}
 }
@@ -168,7 +169,7 @@ func (l *lab) make() error {
 		driver = l.other
 	}
 	a, err := New(l.t.Context(), Options{
-		Host: &pinnacev1.HostFacts{Id: "ship"}, Dir: filepath.Join(l.dir, "data"), RunDir: filepath.Join(l.dir, "run"),
+		Host: &pinnacev1.HostFacts{Id: "ship"}, Dir: filepath.Join(l.dir, "data"), RunDir: cmp.Or(l.runDir, filepath.Join(l.dir, "run")),
 		Server: pinnacev1connect.NewAgentServiceClient(&http.Client{Transport: transport}, l.server.http.URL),
 		Driver: driver, Images: l.store, Network: l.net, Proxy: l.proxy,
 		Kernel: &kernel.Kernel{

@@ -42,6 +42,7 @@ func (t *attempt) machineSpec(set image.DiskSet) vm.Spec {
 		spec.Disks = append(spec.Disks, vm.Disk{ID: driveSerial(i), Path: d.Path, ReadOnly: true})
 	}
 	spec.Disks = append(spec.Disks, vm.Disk{ID: serialScratch, Path: t.scratchPath()})
+	t.attachVolumes(&spec)
 	return spec
 }
 
@@ -70,6 +71,7 @@ func (t *attempt) guestConfig(set image.DiskSet) guest.Config {
 		c.LayerSlots = append(c.LayerSlots, guest.LayerSlot{Disk: l.Drive + 1, Partition: l.Partition})
 	}
 	c.Disks = append(c.Disks, guest.Disk{Role: guest.RoleScratch, Serial: serialScratch, Order: len(c.Disks)})
+	t.mountVolumes(&c)
 	return c
 }
 

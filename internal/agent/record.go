@@ -81,6 +81,9 @@ func (a *Agent) forget(i *instance) {
 	if err := os.Remove(i.recordPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		i.log.Warn("remove the instance's record", "err", err)
 	}
+	if err := a.vault.remove(i.id); err != nil {
+		i.log.Warn("remove the instance's sealed secrets", "err", err)
+	}
 	if err := a.keeper.release(context.Background(), i); err != nil {
 		i.log.Warn("give up the instance's image", "err", err)
 	}
@@ -89,8 +92,12 @@ func (a *Agent) forget(i *instance) {
 // forgetOthers removes the records of instances that are not in wanted and do not run: they were taken away
 // from this host while the agent was not there to see it.
 func (a *Agent) forgetOthers(wanted map[string]bool) {
-	if err := a.keeper.releaseIf(func(id string) bool { return !wanted[id] && !a.has(id) }); err != nil {
+	gone := func(id string) bool { return !wanted[id] && !a.has(id) }
+	if err := a.keeper.releaseIf(gone); err != nil {
 		a.Log.Warn("give up the images of instances that are gone", "err", err)
+	}
+	if err := a.vault.removeIf(gone); err != nil {
+		a.Log.Warn("remove the sealed secrets of instances that are gone", "err", err)
 	}
 	entries, err := os.ReadDir(a.instancesDir())
 	if err != nil {

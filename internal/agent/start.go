@@ -12,7 +12,6 @@ import (
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/guest"
-	"github.com/pinnacehq/pinnace/internal/image"
 	"github.com/pinnacehq/pinnace/internal/vm"
 )
 
@@ -60,7 +59,12 @@ func (t *attempt) makeDisks(ctx context.Context) (string, error) {
 	if err := t.agent.Scratch(ctx, t.scratchPath(), size); err != nil {
 		return "", fmt.Errorf("make the scratch disk: %w", err)
 	}
-	return "scratch " + mib(size), nil
+	t.onCleanUp(func(context.Context) error { t.letGoOfVolumes(); return nil })
+	volumes, err := t.takeVolumes(ctx)
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSuffix("scratch "+mib(size)+", "+volumes, ", "), nil
 }
 
 // scratchPath is on the file system whose room the server knows, which RunDir, often memory, is not.
@@ -81,7 +85,7 @@ func (t *attempt) removeScratch() error {
 
 // startMachine starts the microVM and begins the conversation with its init.
 func (t *attempt) startMachine(ctx context.Context) (string, error) {
-	set, err := t.agent.Images.Disks(t.image, image.LayerDrives)
+	set, err := t.imageDisks(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -93,6 +97,8 @@ func (t *attempt) startMachine(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	// From here on they are held for as long as the machine runs, with or without this agent.
+	t.letGoOfVolumes()
 	t.machine = m
 	t.onCleanUp(t.endMachine)
 	control, err := m.Dial(ctx, vm.Control)
@@ -202,14 +208,20 @@ func (t *attempt) booted(ctx context.Context) (*pinnacev1.Booted, error) {
 
 // configure gives the guest its configuration and waits until the workload's process runs.
 func (t *attempt) configure(ctx context.Context) (string, error) {
-	set, err := t.agent.Images.Disks(t.image, image.LayerDrives)
+	set, err := t.imageDisks(ctx)
 	if err != nil {
 		return "", err
 	}
 	patience := t.agent.timing.start
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	started, err := t.guest.Configure(ctx, t.guestConfig(set))
+	config := t.guestConfig(set)
+	secrets, err := t.addSecrets(&config)
+	if err != nil {
+		return "", err
+	}
+	t.keepOrSay() // with their versions
+	started, err := t.guest.Configure(ctx, config, secrets...)
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("init has not run the workload within %s", patience)

@@ -18,6 +18,10 @@ func (t *attempt) supervise(ctx context.Context) *pinnacev1.Cause {
 	}
 	health := watchHealth(ctx, t)
 	defer health.end()
+	secrets := t.newRotation()
+	defer secrets.end()
+	rotating, endRotating := context.WithCancel(ctx)
+	defer endRotating()
 	bootTimeout := t.workload.manifest.Rollout.BootTimeout
 	bootDeadline := time.NewTimer(time.Until(t.bootedAt.Add(bootTimeout)))
 	defer bootDeadline.Stop()
@@ -46,6 +50,11 @@ func (t *attempt) supervise(ctx context.Context) *pinnacev1.Cause {
 			}
 		case <-t.updated:
 			t.follow(ctx)
+			secrets.next(rotating)
+		case <-secrets.again.C:
+			secrets.next(rotating)
+		case d := <-secrets.done:
+			secrets.finish(rotating, d)
 		case <-bootDeadline.C:
 			health.end()
 			return t.endFor(ctx, ending{Kind: endingLate, Why: health.lastFailure()}, 0)

@@ -39,6 +39,8 @@ type timing struct {
 	keepLine time.Duration
 	// logBeat is how often a follow without lines says that it lives, and finds out that nobody reads.
 	logBeat time.Duration
+	// rotate is the pause before a guest is given new secrets again that did not answer.
+	rotate time.Duration
 	// collect is how often images that nobody needs are looked for. Those that were used within unused stay.
 	// scrub is the time from one reading of the whole store to the next.
 	collect, unused, scrub time.Duration
@@ -56,8 +58,8 @@ func defaultTiming() timing {
 		stopOnExit:    10 * time.Second,
 		obituary:      3 * time.Second, reset: 10 * time.Second, cleanUp: 30 * time.Second,
 		backoffFirst: time.Second, backoffMax: time.Minute, backoffReset: 10 * time.Minute,
-		keepLine: time.Second,
-		logBeat:  5 * time.Second,
-		collect:  time.Hour, unused: 24 * time.Hour, scrub: 7 * 24 * time.Hour,
+		rotate: 5 * time.Second, keepLine: time.Second,
+		logBeat: 5 * time.Second,
+		collect: time.Hour, unused: 24 * time.Hour, scrub: 7 * 24 * time.Hour,
 	}
 }

@@ -35,6 +35,9 @@ type Workload struct {
 	// Command plays commands that somebody talks to, and returns their exit code; it ends when ctx does. Without it the
 	// guest is one of an init that knows of no such thing.
 	Command func(ctx context.Context, c *Command) int
+	// Bundle answers a version of secrets that comes while the process runs, with why it can't be put in place, or "";
+	// nil takes all of them.
+	Bundle func(guest.Bundle) string
 	// NoReport lets the machine reset without an exit report.
 	NoReport bool
 	// Panic, if set, is the message of the kernel panic in which the machine ends instead of reporting.
@@ -45,8 +48,9 @@ type Workload struct {
 
 // A Process is the fake process of a Workload.
 type Process struct {
-	// Config is what the host has configured.
-	Config guest.Config
+	// Config is what the host has configured, and Bundles are the secrets that came before it, by name.
+	Config  guest.Config
+	Bundles map[string]guest.Bundle
 
 	session *session
 }
@@ -86,7 +90,7 @@ func (w Workload) Boot(ctx context.Context, on Machine) (panicked string) {
 	if on.Console == nil {
 		on.Console = io.Discard
 	}
-	s := &session{on: on, w: w, config: make(chan guest.Config, 1), stops: make(chan guest.Stop, 4), acked: make(chan struct{}), commands: map[uint64]*command{}}
+	s := &session{on: on, w: w, config: make(chan guest.Config, 1), stops: make(chan guest.Stop, 4), acked: make(chan struct{}), commands: map[uint64]*command{}, bundles: map[string]guest.Bundle{}}
 	return s.run(ctx)
 }
 
@@ -99,6 +103,8 @@ type session struct {
 	stops  chan guest.Stop
 	acked  chan struct{} // closed by the first AckExit
 	ackOne sync.Once
+
+	bundles map[string]guest.Bundle // owned by readControl until the configuration has come
 
 	controlMu sync.Mutex      // held while a control frame is written; guards what follows
 	said      []guest.Message // what a host that takes up the session has to hear again
@@ -160,7 +166,7 @@ func (s *session) run(ctx context.Context) string {
 	}
 	started := time.Now()
 	s.sayAgain(guest.Started{PID: 2, StartedAt: started.UnixNano(), Marks: []guest.Mark{{Name: "exec", MS: 2}}})
-	exit := s.runProcess(ctx, &Process{Config: config, session: s})
+	exit := s.runProcess(ctx, &Process{Config: config, Bundles: s.bundles, session: s})
 	switch {
 	case ctx.Err() != nil, s.w.NoReport:
 		return ""
@@ -235,6 +241,7 @@ func (s *session) report(ctx context.Context, m guest.Message) string {
 // readControl handles what the host says, until the machine is off.
 func (s *session) readControl() {
 	r := guest.NewRestartableReader(s.on.Control, guest.MaxHostFrame)
+	configured := false
 	for {
 		t, body, err := r.Next()
 		if err != nil {
@@ -251,7 +258,14 @@ func (s *session) readControl() {
 		switch m := m.(type) {
 		case guest.Attach:
 			s.attach(m)
+		case guest.Bundle:
+			if configured {
+				s.say(s.bundle(m))
+			} else {
+				s.bundles[m.Name] = m
+			}
 		case guest.Config:
+			configured = true
 			s.configured()
 			offer(s.config, m)
 		case guest.Stop:
@@ -262,6 +276,14 @@ func (s *session) readControl() {
 			s.say(s.exec(m))
 		}
 	}
+}
+
+func (s *session) bundle(m guest.Bundle) guest.Bundled {
+	answer := guest.Bundled{Name: m.Name, Version: m.Version}
+	if s.w.Bundle != nil {
+		answer.Error = s.w.Bundle(m)
+	}
+	return answer
 }
 
 func (s *session) exec(m guest.Exec) guest.ExecResult {

@@ -1107,9 +1107,12 @@ type InstanceReport struct {
 	// end is set when the attempt has ended.
 	End *Cause `protobuf:"bytes,9,opt,name=end,proto3" json:"end,omitempty"`
 	// final is true when the agent will not start another attempt.
-	Final         bool `protobuf:"varint,10,opt,name=final,proto3" json:"final,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Final bool `protobuf:"varint,10,opt,name=final,proto3" json:"final,omitempty"`
+	// secret_versions are the versions of its bundles that the workload of this attempt has, by their names: what it was
+	// started with, and what has taken its place since.
+	SecretVersions map[string]uint64 `protobuf:"bytes,11,rep,name=secret_versions,json=secretVersions,proto3" json:"secret_versions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *InstanceReport) Reset() {
@@ -1210,6 +1213,13 @@ func (x *InstanceReport) GetFinal() bool {
 		return x.Final
 	}
 	return false
+}
+
+func (x *InstanceReport) GetSecretVersions() map[string]uint64 {
+	if x != nil {
+		return x.SecretVersions
+	}
+	return nil
 }
 
 type ReportRequest struct {
@@ -1576,7 +1586,7 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\x04edge\x18\x05 \x01(\tR\x04edge\x12\x1f\n" +
 	"\vpublic_port\x18\x06 \x01(\rR\n" +
 	"publicPort\x12%\n" +
-	"\x0eproxy_protocol\x18\a \x01(\tR\rproxyProtocol\"\xd9\x02\n" +
+	"\x0eproxy_protocol\x18\a \x01(\tR\rproxyProtocol\"\xf5\x03\n" +
 	"\x0eInstanceReport\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x14\n" +
@@ -1588,7 +1598,11 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\bready_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\areadyAt\x12#\n" +
 	"\x03end\x18\t \x01(\v2\x11.pinnace.v1.CauseR\x03end\x12\x14\n" +
 	"\x05final\x18\n" +
-	" \x01(\bR\x05final\"y\n" +
+	" \x01(\bR\x05final\x12W\n" +
+	"\x0fsecret_versions\x18\v \x03(\v2..pinnace.v1.InstanceReport.SecretVersionsEntryR\x0esecretVersions\x1aA\n" +
+	"\x13SecretVersionsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"y\n" +
 	"\rReportRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x128\n" +
@@ -1627,7 +1641,7 @@ func file_pinnace_v1_agent_proto_rawDescGZIP() []byte {
 	return file_pinnace_v1_agent_proto_rawDescData
 }
 
-var file_pinnace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_pinnace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_pinnace_v1_agent_proto_goTypes = []any{
 	(*HostFacts)(nil),                // 0: pinnace.v1.HostFacts
 	(*JoinRequest)(nil),              // 1: pinnace.v1.JoinRequest
@@ -1652,12 +1666,13 @@ var file_pinnace_v1_agent_proto_goTypes = []any{
 	nil,                              // 20: pinnace.v1.HostFacts.LabelsEntry
 	nil,                              // 21: pinnace.v1.Assignment.VarsEntry
 	nil,                              // 22: pinnace.v1.AssignedSecret.ValuesEntry
-	(*ReleasePlatform)(nil),          // 23: pinnace.v1.ReleasePlatform
-	(*Stage)(nil),                    // 24: pinnace.v1.Stage
-	(*Booted)(nil),                   // 25: pinnace.v1.Booted
-	(*timestamppb.Timestamp)(nil),    // 26: google.protobuf.Timestamp
-	(*Cause)(nil),                    // 27: pinnace.v1.Cause
-	(*StreamLogsResponse)(nil),       // 28: pinnace.v1.StreamLogsResponse
+	nil,                              // 23: pinnace.v1.InstanceReport.SecretVersionsEntry
+	(*ReleasePlatform)(nil),          // 24: pinnace.v1.ReleasePlatform
+	(*Stage)(nil),                    // 25: pinnace.v1.Stage
+	(*Booted)(nil),                   // 26: pinnace.v1.Booted
+	(*timestamppb.Timestamp)(nil),    // 27: google.protobuf.Timestamp
+	(*Cause)(nil),                    // 28: pinnace.v1.Cause
+	(*StreamLogsResponse)(nil),       // 29: pinnace.v1.StreamLogsResponse
 }
 var file_pinnace_v1_agent_proto_depIdxs = []int32{
 	20, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
@@ -1671,30 +1686,31 @@ var file_pinnace_v1_agent_proto_depIdxs = []int32{
 	7,  // 8: pinnace.v1.Assignment.secrets:type_name -> pinnace.v1.AssignedSecret
 	8,  // 9: pinnace.v1.Assignment.volumes:type_name -> pinnace.v1.AssignedVolume
 	22, // 10: pinnace.v1.AssignedSecret.values:type_name -> pinnace.v1.AssignedSecret.ValuesEntry
-	23, // 11: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
+	24, // 11: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
 	11, // 12: pinnace.v1.AssignedEnvironment.apps:type_name -> pinnace.v1.AssignedApp
 	13, // 13: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
 	12, // 14: pinnace.v1.AssignedApp.routes:type_name -> pinnace.v1.AssignedRoute
-	24, // 15: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
-	25, // 16: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
-	26, // 17: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
-	27, // 18: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
-	14, // 19: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
-	3,  // 20: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
-	28, // 21: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
-	1,  // 22: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
-	4,  // 23: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
-	15, // 24: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
-	18, // 25: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
-	2,  // 26: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
-	5,  // 27: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
-	16, // 28: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
-	19, // 29: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
-	26, // [26:30] is the sub-list for method output_type
-	22, // [22:26] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	25, // 15: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
+	26, // 16: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
+	27, // 17: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
+	28, // 18: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
+	23, // 19: pinnace.v1.InstanceReport.secret_versions:type_name -> pinnace.v1.InstanceReport.SecretVersionsEntry
+	14, // 20: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
+	3,  // 21: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
+	29, // 22: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
+	1,  // 23: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
+	4,  // 24: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
+	15, // 25: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
+	18, // 26: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
+	2,  // 27: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
+	5,  // 28: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
+	16, // 29: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
+	19, // 30: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
+	27, // [27:31] is the sub-list for method output_type
+	23, // [23:27] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_agent_proto_init() }
@@ -1710,7 +1726,7 @@ func file_pinnace_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_agent_proto_rawDesc), len(file_pinnace_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
