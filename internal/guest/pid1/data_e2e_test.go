@@ -215,6 +215,7 @@ func testSecrets(t *testing.T, l *lab) {
 // with the new files, once for each version that changed something; and what can't be written changes nothing.
 func testSecretsChange(t *testing.T, l *lab) {
 	m := l.boot(t)
+	version := func(n uint64) string { return fmt.Sprintf("%s-%d", canary, n) }
 	c := l.config("watch", "/run/api.json", "/run/api")
 	c.Secrets = []guest.Secret{
 		{Bundle: "json", Version: 1, Path: "/run/api.json", Format: guest.FormatJSON, Mode: 0o444},
@@ -227,7 +228,7 @@ func testSecretsChange(t *testing.T, l *lab) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*bootTimeout)
 	defer cancel()
-	if _, err := m.host.Configure(ctx, c, named("json", 1, "1", ""), named("dir", 1, "1", "")); err != nil {
+	if _, err := m.host.Configure(ctx, c, named("json", 1, version(1), ""), named("dir", 1, version(1), "")); err != nil {
 		t.Fatal(err)
 	}
 	m.awaitText(guest.StreamStdout, "watching")
@@ -238,13 +239,22 @@ func testSecretsChange(t *testing.T, l *lab) {
 			if n%10 == 0 && name == "json" {
 				signal = "SIGHUP"
 			}
-			b := named(name, n, fmt.Sprint(n), signal)
+			b := named(name, n, version(n), signal)
 			for range 2 { // as a host does that has not heard the answer
 				if err := m.host.Update(ctx, b); err != nil {
 					t.Fatal(err)
 				}
 			}
 		}
+	}
+	// While the machine runs: nothing on the disk, nor with any process of the host.
+	finder := secrettest.For(canary)
+	onDisk, err := finder.Below(filepath.Dir(m.scratch))
+	if err != nil || len(onDisk) > 0 {
+		t.Errorf("secrets are in %v, %v", onDisk, err)
+	}
+	if found, err := finder.InProcesses(); err != nil || len(found) > 0 {
+		t.Errorf("secrets are in %v, %v", found, err)
 	}
 	bad := guest.Bundle{Name: "json", Version: versions + 1, Values: guest.SecretValues{"a": {0xff}}}
 	if err := m.host.Update(ctx, bad); !errors.Is(err, guest.ErrBundleRefused) || !strings.Contains(err.Error(), "UTF-8") {
@@ -258,7 +268,7 @@ func testSecretsChange(t *testing.T, l *lab) {
 	}
 	m.exit()
 	m.end()
-	if got, want := m.text(guest.StreamStdout), "watching\nwrong 0, last 20, signals 2, some reads true\n"; got != want {
+	if got, want := m.text(guest.StreamStdout), "watching\nwrong 0, last "+version(versions)+", signals 2, some reads true\n"; got != want {
 		t.Errorf("stdout %q, want %q", got, want)
 	}
 }
