@@ -187,6 +187,12 @@ func (p *DeploymentStarted) check(s *State) error {
 			return fmt.Errorf("a stop is of an app that was deployed, to a count of 0, not %d", p.Count)
 		}
 		return nil
+	case KindScale:
+		live := s.Deployment(live)
+		if live == nil || live.Count == 0 || p.Release != string(live.Release) || !maps.Equal(p.Vars, live.Vars) {
+			return fmt.Errorf("a scale is of what is live, with another count")
+		}
+		fallthrough
 	case KindDeploy, KindRollback:
 		if p.Count < 1 || p.Count > MaxCount {
 			return fmt.Errorf("count %d is not within 1 and %d", p.Count, MaxCount)
@@ -239,8 +245,23 @@ func (p *DeploymentFinished) fold(s *State, e Event) error {
 		if p.Outcome == Succeeded {
 			a.Live = d.ID
 		}
+		if p.Outcome == Succeeded && d.Kind == KindScale {
+			a.Count = d.Count
+		}
 	})
+	if p.Outcome == Succeeded && d.Kind == KindScale {
+		s.adopt(d)
+	}
 	return nil
+}
+
+// adopt gives a deployment that only changed the count the instances that it found.
+func (s *State) adopt(d *Deployment) {
+	for _, i := range s.Instances(d.Environment, d.App) {
+		if i.Deployment == d.Previous {
+			s.instances.change(i.ID, func(i *Instance) { i.Deployment = d.ID })
+		}
+	}
 }
 
 func (s *State) putDeployment(d *Deployment) {

@@ -15,6 +15,8 @@ const (
 	KindDeploy   Kind = "deploy"
 	KindRollback Kind = "rollback"
 	KindStop     Kind = "stop"
+	// KindScale changes the count and nothing else: what runs, runs on.
+	KindScale Kind = "scale"
 )
 
 // DeploymentState is how far a deployment is.

@@ -14,7 +14,7 @@ func (r *reading) forward() []Action {
 		}
 	}
 	side := r.census(New)
-	actions := r.makeRoom(side)
+	actions := append(r.makeRoom(side), r.stopBeyond()...)
 	if side.held >= r.Count && len(actions) == 0 && !r.serving(Previous, Other) {
 		return r.finishForward()
 	}
@@ -24,8 +24,8 @@ func (r *reading) forward() []Action {
 	if r.due(r.Since.Add(r.Deadline)) {
 		return r.fail(r.overdue(side.held))
 	}
-	if len(actions) == 1 && actions[0].Kind == Switch {
-		return actions
+	if slices.ContainsFunc(actions, func(a Action) bool { return a.Kind == Switch }) {
+		return actions[:1] // alone
 	}
 	return append(actions, r.bringIn(side)...)
 }
@@ -39,7 +39,7 @@ type census struct {
 func (r *reading) census(side Side) census {
 	c := census{taken: map[int]bool{}}
 	for _, i := range r.Instances {
-		if i.Side != side || (!serves(i) && !i.Completed) {
+		if i.Side != side || i.Ordinal >= r.Count || (!serves(i) && !i.Completed) {
 			continue
 		}
 		c.taken[i.Ordinal] = true
@@ -100,6 +100,18 @@ func (r *reading) makeRoom(side census) []Action {
 	default:
 		return r.stopSurplus(max(r.Count-side.held, 0), Previous, Other)
 	}
+}
+
+// stopBeyond stops what there is of the new side beyond the count, the highest ordinals first.
+func (r *reading) stopBeyond() []Action {
+	var actions []Action
+	for _, i := range r.Instances {
+		if i.Side == New && serves(i) && i.Ordinal >= r.Count {
+			actions = append(actions, Action{Kind: Stop, Side: New, Ordinal: i.Ordinal, Instance: i.ID})
+		}
+	}
+	slices.SortStableFunc(actions, func(a, b Action) int { return b.Ordinal - a.Ordinal })
+	return actions
 }
 
 // canaries is how many instances a canary begins with. Where nothing serves there is nothing to be compared with.
@@ -200,7 +212,7 @@ func (r *reading) runs(sides ...Side) bool {
 // finishForward waits for the previous side to end, and succeeds. A host that is away cannot keep a
 // deployment from ending, except one that is there to stop the app and would claim too much.
 func (r *reading) finishForward() []Action {
-	waiting, away := r.ending(Previous, Other)
+	waiting, away := r.ending(New, Previous, Other)
 	late := r.due(r.Since.Add(r.Deadline))
 	switch {
 	case waiting == 0 && (away == 0 || r.Count > 0), late && r.Count > 0:
@@ -278,7 +290,7 @@ func (r *reading) stopSurplus(keep int, sides ...Side) []Action {
 // failure says in words why the given side cannot come up, or "".
 func (r *reading) failure(side Side) string {
 	for _, i := range r.Instances {
-		if i.Side != side || i.Stopping || i.Completed || (side == Previous && !i.Restored) {
+		if i.Side != side || i.Stopping || i.Completed || i.Adopted || (side == Previous && !i.Restored) {
 			continue
 		}
 		switch {

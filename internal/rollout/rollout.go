@@ -118,6 +118,9 @@ type Instance struct {
 	Side    Side
 	// Restored is true for an instance that this deployment started while it was turning back.
 	Restored bool
+	// Adopted is true for an instance of the new side that ran before the deployment, which only changes how many there
+	// are: what becomes of it is not held against the deployment. When that turns back, it is on the previous side again.
+	Adopted bool
 	// Stopping is true once it was asked to stop, Ended once it will not run again.
 	Stopping, Ended bool
 	// Completed is true for an instance that ended by itself and did what it had to do.

@@ -14,6 +14,8 @@ func with(change func(*View), instances ...Instance) View {
 	}, instances...)
 }
 
+func adopted(i *Instance) { i.Adopted = true }
+
 func of(ordinal int) func(*Instance) { return func(i *Instance) { i.Ordinal = ordinal } }
 
 func TestStrategies(t *testing.T) {
@@ -98,6 +100,22 @@ func TestStrategies(t *testing.T) {
 		},
 		{"before: is stopped on the way back", with(back(before), old0, old1, task()), 21, stop(task())},
 		{"before: not for a stop", with(func(v *View) { before(v); v.Count = 0 }, old0, old1), 1, stop(old0, old1)},
+
+		{"scale: starts what is missing", with(func(*View) {}, instance("a", New, ready(-9), adopted)), 1, start(New, 1)},
+		{"scale: what ran before is not held against it", with(func(*View) {}, instance("a", New, ends(7), adopted), new1), 11, nil},
+		{
+			"scale: the highest ordinals go", with(func(v *View) { v.Count = 1 }, instance("a", New, ready(-9), adopted), instance("c", New, of(2), adopted), instance("b", New, of(1), adopted)), 1,
+			stop(instance("c", New, of(2)), instance("b", New, of(1))),
+		},
+		{"scale: waits for their end", with(func(v *View) { v.Count = 1 }, instance("a", New, ready(-19), adopted), instance("b", New, of(1), adopted, stopping)), 1, nil},
+		{
+			"scale: and has succeeded", with(func(v *View) { v.Count = 1 }, instance("a", New, ready(-19), adopted), instance("b", New, of(1), adopted, ended)), 1,
+			[]Action{{Kind: Finish, Outcome: Succeeded}},
+		},
+		{
+			"scale: back, what was added goes", with(func(v *View) { v.Back, v.PreviousCount = &Back{Reason: "bad", Since: at(0)}, 1 }, instance("a", Previous, ready(-9)), instance("b", New, of(1))), 1,
+			stop(instance("b", New, of(1))),
+		},
 
 		{"paused: nothing", with(func(v *View) { v.Paused = true }, old0, old1, instance("new0", New, ended)), 700, nil},
 	}

@@ -48,7 +48,7 @@ func (s *Server) assignments(host string) *pb.WatchAssignmentsResponse {
 // them. When such a deployment turns back, the previous side has them again, beside what is left of the new one.
 func parked(st *fleet.State, i *fleet.Instance) bool {
 	d := st.Deployment(st.App(i.Environment, i.App).Active)
-	if d == nil || d.Kind == fleet.KindStop || st.Release(d.Release).Manifest.Rollout.Strategy != manifest.StrategyBlueGreen {
+	if d == nil || d.Kind == fleet.KindStop || d.Kind == fleet.KindScale || st.Release(d.Release).Manifest.Rollout.Strategy != manifest.StrategyBlueGreen {
 		return false
 	}
 	if i.Deployment == d.ID {

@@ -47,6 +47,9 @@ func (s *Server) view(id string, now time.Time) *rollout.View {
 // takeOver has the new side of a deployment take over as its manifest says.
 func takeOver(v *rollout.View, m *manifest.Manifest, kind fleet.Kind) {
 	v.StopFirst = len(m.Volumes) > 0
+	if kind == fleet.KindScale {
+		return // nothing takes over
+	}
 	switch m.Rollout.Strategy {
 	case manifest.StrategyCanary:
 		// What served before needs no trying out.
@@ -76,7 +79,7 @@ func (s *Server) viewInstance(st *fleet.State, d *fleet.Deployment, i *fleet.Ins
 	switch {
 	case i.Task && i.Deployment == d.ID:
 		side = rollout.Task
-	case i.Deployment == d.ID:
+	case i.Deployment == d.ID, d.Kind == fleet.KindScale && d.State == fleet.Running && i.Deployment == d.Previous && !i.Task:
 		side = rollout.New
 	case i.Deployment == d.Previous:
 		side = rollout.Previous
@@ -85,6 +88,7 @@ func (s *Server) viewInstance(st *fleet.State, d *fleet.Deployment, i *fleet.Ins
 	on, _ := s.observed.connected(i.Host, now)
 	v := rollout.Instance{
 		ID: i.ID, Ordinal: i.Ordinal, Side: side, Restored: side == rollout.Previous && i.Planner == d.ID,
+		Adopted:  side == rollout.New && i.Deployment != d.ID,
 		Stopping: i.Stop, Ended: i.Final, Completed: i.Completed(), Reachable: on && seen.report != nil,
 		EverReady: i.ReadyAttempt > 0, Ends: int(i.Crashes),
 	}

@@ -29,6 +29,7 @@ type fakeAgent struct {
 	// freeze holds instances that pull; closed lets them go.
 	freeze    chan struct{}
 	instances map[string]*fakeInstance
+	fate      string
 	revision  uint64
 	parked    []string // instances that were parked and not any more, or the other way round, as "id true"
 	problems  []string
@@ -71,6 +72,13 @@ func (a *fakeAgent) problem(format string, args ...any) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.problems = append(a.problems, fmt.Sprintf(format, args...))
+}
+
+// become gives instances that start from now on a fate, whatever their image; an empty one is that of the image.
+func (a *fakeAgent) become(fate string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.fate = fate
 }
 
 // hold makes instances that start from now on wait until release is called.
@@ -151,6 +159,9 @@ func (a *fakeAgent) start(ctx context.Context, asg *pb.Assignment, r *pb.Assigne
 	i := &fakeInstance{agent: a, fate: config.Fate, stop: make(chan struct{}), now: &pb.InstanceReport{Instance: asg.GetInstance(), State: statePlaced}}
 	if task := asg.GetTask(); len(task) > 0 {
 		i.fate = task[0]
+	}
+	if a.fate != "" {
+		i.fate = a.fate
 	}
 	a.instances[asg.GetInstance()] = i
 	freeze := a.freeze

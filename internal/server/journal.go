@@ -199,6 +199,8 @@ func opening(d *fleet.Deployment) string {
 	switch d.Kind {
 	case fleet.KindStop:
 		return fmt.Sprintf("deployment %s: stop %s in %s", d.ID, d.App, d.Environment)
+	case fleet.KindScale:
+		return fmt.Sprintf("deployment %s: scale %s in %s to %d", d.ID, d.App, d.Environment, d.Count)
 	case fleet.KindRollback:
 		return fmt.Sprintf("deployment %s: roll %s in %s back to %s of deployment %s", d.ID, d.App, d.Environment, d.Release.Short(), d.Target)
 	case fleet.KindDeploy:
@@ -214,6 +216,8 @@ func closing(d *fleet.Deployment) (level, text string) {
 	switch {
 	case d.State == fleet.Succeeded && d.Kind == fleet.KindStop:
 		return levelInfo, fmt.Sprintf("%s is stopped%s", d.App, because)
+	case d.State == fleet.Succeeded && d.Kind == fleet.KindScale:
+		return levelInfo, fmt.Sprintf("%s: there are %d now%s", d.App, d.Count, because)
 	case d.State == fleet.Succeeded:
 		return levelInfo, fmt.Sprintf("%s of %s serves%s", d.Release.Short(), d.App, because)
 	case d.State == fleet.RolledBack:

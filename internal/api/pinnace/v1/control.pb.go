@@ -2048,6 +2048,127 @@ func (x *RollbackResponse) GetDeployment() *Deployment {
 	return nil
 }
 
+type ScaleRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Environment    string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	App            string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
+	Count          uint32                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ScaleRequest) Reset() {
+	*x = ScaleRequest{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScaleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScaleRequest) ProtoMessage() {}
+
+func (x *ScaleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScaleRequest.ProtoReflect.Descriptor instead.
+func (*ScaleRequest) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ScaleRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *ScaleRequest) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+func (x *ScaleRequest) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *ScaleRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type ScaleResponse struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Deployment *Deployment            `protobuf:"bytes,1,opt,name=deployment,proto3" json:"deployment,omitempty"`
+	// unchanged is true when the app has that many already.
+	Unchanged     bool `protobuf:"varint,2,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScaleResponse) Reset() {
+	*x = ScaleResponse{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScaleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScaleResponse) ProtoMessage() {}
+
+func (x *ScaleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScaleResponse.ProtoReflect.Descriptor instead.
+func (*ScaleResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ScaleResponse) GetDeployment() *Deployment {
+	if x != nil {
+		return x.Deployment
+	}
+	return nil
+}
+
+func (x *ScaleResponse) GetUnchanged() bool {
+	if x != nil {
+		return x.Unchanged
+	}
+	return false
+}
+
 type StopRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Environment    string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
@@ -2059,7 +2180,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[33]
+	mi := &file_pinnace_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2071,7 +2192,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[33]
+	mi := &file_pinnace_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2084,7 +2205,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StopRequest) GetEnvironment() string {
@@ -2117,7 +2238,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[34]
+	mi := &file_pinnace_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2129,7 +2250,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[34]
+	mi := &file_pinnace_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2142,7 +2263,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *StopResponse) GetDeployment() *Deployment {
@@ -2159,7 +2280,7 @@ type Deployment struct {
 	App         string                 `protobuf:"bytes,3,opt,name=app,proto3" json:"app,omitempty"`
 	Release     string                 `protobuf:"bytes,4,opt,name=release,proto3" json:"release,omitempty"`
 	Count       uint32                 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
-	// kind is "deploy", "rollback" or "stop".
+	// kind is "deploy", "rollback", "scale" or "stop".
 	Kind string `protobuf:"bytes,6,opt,name=kind,proto3" json:"kind,omitempty"`
 	// state is "running", "succeeded", "rolling-back", "rolled-back", "failed" or "mixed".
 	State  string `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"`
@@ -2175,7 +2296,7 @@ type Deployment struct {
 
 func (x *Deployment) Reset() {
 	*x = Deployment{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[35]
+	mi := &file_pinnace_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2187,7 +2308,7 @@ func (x *Deployment) String() string {
 func (*Deployment) ProtoMessage() {}
 
 func (x *Deployment) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[35]
+	mi := &file_pinnace_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2200,7 +2321,7 @@ func (x *Deployment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deployment.ProtoReflect.Descriptor instead.
 func (*Deployment) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Deployment) GetId() string {
@@ -2296,7 +2417,7 @@ type WatchDeploymentRequest struct {
 
 func (x *WatchDeploymentRequest) Reset() {
 	*x = WatchDeploymentRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[36]
+	mi := &file_pinnace_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2429,7 @@ func (x *WatchDeploymentRequest) String() string {
 func (*WatchDeploymentRequest) ProtoMessage() {}
 
 func (x *WatchDeploymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[36]
+	mi := &file_pinnace_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2442,7 @@ func (x *WatchDeploymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeploymentRequest.ProtoReflect.Descriptor instead.
 func (*WatchDeploymentRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *WatchDeploymentRequest) GetDeployment() string {
@@ -2347,7 +2468,7 @@ type WatchDeploymentResponse struct {
 
 func (x *WatchDeploymentResponse) Reset() {
 	*x = WatchDeploymentResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[37]
+	mi := &file_pinnace_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2359,7 +2480,7 @@ func (x *WatchDeploymentResponse) String() string {
 func (*WatchDeploymentResponse) ProtoMessage() {}
 
 func (x *WatchDeploymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[37]
+	mi := &file_pinnace_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2372,7 +2493,7 @@ func (x *WatchDeploymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeploymentResponse.ProtoReflect.Descriptor instead.
 func (*WatchDeploymentResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *WatchDeploymentResponse) GetAt() *timestamppb.Timestamp {
@@ -2430,7 +2551,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[38]
+	mi := &file_pinnace_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2442,7 +2563,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[38]
+	mi := &file_pinnace_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2455,7 +2576,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Endpoint) GetPortName() string {
@@ -2503,7 +2624,7 @@ type AppStatus struct {
 
 func (x *AppStatus) Reset() {
 	*x = AppStatus{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[39]
+	mi := &file_pinnace_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2515,7 +2636,7 @@ func (x *AppStatus) String() string {
 func (*AppStatus) ProtoMessage() {}
 
 func (x *AppStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[39]
+	mi := &file_pinnace_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2528,7 +2649,7 @@ func (x *AppStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppStatus.ProtoReflect.Descriptor instead.
 func (*AppStatus) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AppStatus) GetApp() string {
@@ -2604,7 +2725,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[40]
+	mi := &file_pinnace_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2616,7 +2737,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[40]
+	mi := &file_pinnace_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2629,7 +2750,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetStatusRequest) GetEnvironment() string {
@@ -2655,7 +2776,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[41]
+	mi := &file_pinnace_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2667,7 +2788,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[41]
+	mi := &file_pinnace_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2680,7 +2801,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetStatusResponse) GetApps() []*AppStatus {
@@ -2703,7 +2824,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[42]
+	mi := &file_pinnace_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2715,7 +2836,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[42]
+	mi := &file_pinnace_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2728,7 +2849,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Stage) GetName() string {
@@ -2778,7 +2899,7 @@ type Cause struct {
 
 func (x *Cause) Reset() {
 	*x = Cause{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[43]
+	mi := &file_pinnace_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2790,7 +2911,7 @@ func (x *Cause) String() string {
 func (*Cause) ProtoMessage() {}
 
 func (x *Cause) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[43]
+	mi := &file_pinnace_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2803,7 +2924,7 @@ func (x *Cause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cause.ProtoReflect.Descriptor instead.
 func (*Cause) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Cause) GetKind() string {
@@ -2882,7 +3003,7 @@ type Booted struct {
 
 func (x *Booted) Reset() {
 	*x = Booted{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[44]
+	mi := &file_pinnace_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2894,7 +3015,7 @@ func (x *Booted) String() string {
 func (*Booted) ProtoMessage() {}
 
 func (x *Booted) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[44]
+	mi := &file_pinnace_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2907,7 +3028,7 @@ func (x *Booted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Booted.ProtoReflect.Descriptor instead.
 func (*Booted) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Booted) GetManifestHash() string {
@@ -3016,7 +3137,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[45]
+	mi := &file_pinnace_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3028,7 +3149,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[45]
+	mi := &file_pinnace_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3041,7 +3162,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Instance) GetId() string {
@@ -3181,7 +3302,7 @@ type GetInstanceRequest struct {
 
 func (x *GetInstanceRequest) Reset() {
 	*x = GetInstanceRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[46]
+	mi := &file_pinnace_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3193,7 +3314,7 @@ func (x *GetInstanceRequest) String() string {
 func (*GetInstanceRequest) ProtoMessage() {}
 
 func (x *GetInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[46]
+	mi := &file_pinnace_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3206,7 +3327,7 @@ func (x *GetInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInstanceRequest.ProtoReflect.Descriptor instead.
 func (*GetInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *GetInstanceRequest) GetInstance() string {
@@ -3232,7 +3353,7 @@ type GetInstanceResponse struct {
 
 func (x *GetInstanceResponse) Reset() {
 	*x = GetInstanceResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[47]
+	mi := &file_pinnace_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3244,7 +3365,7 @@ func (x *GetInstanceResponse) String() string {
 func (*GetInstanceResponse) ProtoMessage() {}
 
 func (x *GetInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[47]
+	mi := &file_pinnace_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3257,7 +3378,7 @@ func (x *GetInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInstanceResponse.ProtoReflect.Descriptor instead.
 func (*GetInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GetInstanceResponse) GetInstance() *Instance {
@@ -3279,7 +3400,7 @@ type ListInstancesRequest struct {
 
 func (x *ListInstancesRequest) Reset() {
 	*x = ListInstancesRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[48]
+	mi := &file_pinnace_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3291,7 +3412,7 @@ func (x *ListInstancesRequest) String() string {
 func (*ListInstancesRequest) ProtoMessage() {}
 
 func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[48]
+	mi := &file_pinnace_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3304,7 +3425,7 @@ func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesRequest.ProtoReflect.Descriptor instead.
 func (*ListInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListInstancesRequest) GetEnvironment() string {
@@ -3337,7 +3458,7 @@ type ListInstancesResponse struct {
 
 func (x *ListInstancesResponse) Reset() {
 	*x = ListInstancesResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[49]
+	mi := &file_pinnace_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3349,7 +3470,7 @@ func (x *ListInstancesResponse) String() string {
 func (*ListInstancesResponse) ProtoMessage() {}
 
 func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[49]
+	mi := &file_pinnace_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3362,7 +3483,7 @@ func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesResponse.ProtoReflect.Descriptor instead.
 func (*ListInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListInstancesResponse) GetInstances() []*Instance {
@@ -3386,7 +3507,7 @@ type StreamLogsRequest struct {
 
 func (x *StreamLogsRequest) Reset() {
 	*x = StreamLogsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[50]
+	mi := &file_pinnace_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3398,7 +3519,7 @@ func (x *StreamLogsRequest) String() string {
 func (*StreamLogsRequest) ProtoMessage() {}
 
 func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[50]
+	mi := &file_pinnace_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3411,7 +3532,7 @@ func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamLogsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{50}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *StreamLogsRequest) GetEnvironment() string {
@@ -3457,7 +3578,7 @@ type StreamLogsResponse struct {
 
 func (x *StreamLogsResponse) Reset() {
 	*x = StreamLogsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[51]
+	mi := &file_pinnace_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3469,7 +3590,7 @@ func (x *StreamLogsResponse) String() string {
 func (*StreamLogsResponse) ProtoMessage() {}
 
 func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[51]
+	mi := &file_pinnace_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3482,7 +3603,7 @@ func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{51}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *StreamLogsResponse) GetInstance() string {
@@ -3546,7 +3667,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[52]
+	mi := &file_pinnace_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3558,7 +3679,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[52]
+	mi := &file_pinnace_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3571,7 +3692,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{52}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -3655,7 +3776,7 @@ type ReadEventsRequest struct {
 
 func (x *ReadEventsRequest) Reset() {
 	*x = ReadEventsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[53]
+	mi := &file_pinnace_v1_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3667,7 +3788,7 @@ func (x *ReadEventsRequest) String() string {
 func (*ReadEventsRequest) ProtoMessage() {}
 
 func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[53]
+	mi := &file_pinnace_v1_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3680,7 +3801,7 @@ func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsRequest.ProtoReflect.Descriptor instead.
 func (*ReadEventsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{53}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ReadEventsRequest) GetAfter() uint64 {
@@ -3706,7 +3827,7 @@ type ReadEventsResponse struct {
 
 func (x *ReadEventsResponse) Reset() {
 	*x = ReadEventsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[54]
+	mi := &file_pinnace_v1_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3718,7 +3839,7 @@ func (x *ReadEventsResponse) String() string {
 func (*ReadEventsResponse) ProtoMessage() {}
 
 func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[54]
+	mi := &file_pinnace_v1_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3731,7 +3852,7 @@ func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsResponse.ProtoReflect.Descriptor instead.
 func (*ReadEventsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{54}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ReadEventsResponse) GetEvents() []*Event {
@@ -3897,7 +4018,17 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x10RollbackResponse\x126\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\v2\x16.pinnace.v1.DeploymentR\n" +
-	"deployment\"j\n" +
+	"deployment\"\x81\x01\n" +
+	"\fScaleRequest\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
+	"\x03app\x18\x02 \x01(\tR\x03app\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\rR\x05count\x12'\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\"e\n" +
+	"\rScaleResponse\x126\n" +
+	"\n" +
+	"deployment\x18\x01 \x01(\v2\x16.pinnace.v1.DeploymentR\n" +
+	"deployment\x12\x1c\n" +
+	"\tunchanged\x18\x02 \x01(\bR\tunchanged\"j\n" +
 	"\vStopRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12'\n" +
@@ -4045,7 +4176,7 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\"?\n" +
 	"\x12ReadEventsResponse\x12)\n" +
-	"\x06events\x18\x01 \x03(\v2\x11.pinnace.v1.EventR\x06events2\x97\r\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.pinnace.v1.EventR\x06events2\xd5\r\n" +
 	"\x0eControlService\x12T\n" +
 	"\rGetServerInfo\x12 .pinnace.v1.GetServerInfoRequest\x1a!.pinnace.v1.GetServerInfoResponse\x12`\n" +
 	"\x11CreateEnvironment\x12$.pinnace.v1.CreateEnvironmentRequest\x1a%.pinnace.v1.CreateEnvironmentResponse\x12]\n" +
@@ -4062,7 +4193,8 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x04Plan\x12\x17.pinnace.v1.PlanRequest\x1a\x18.pinnace.v1.PlanResponse\x12?\n" +
 	"\x06Deploy\x12\x19.pinnace.v1.DeployRequest\x1a\x1a.pinnace.v1.DeployResponse\x12E\n" +
 	"\bRollback\x12\x1b.pinnace.v1.RollbackRequest\x1a\x1c.pinnace.v1.RollbackResponse\x129\n" +
-	"\x04Stop\x12\x17.pinnace.v1.StopRequest\x1a\x18.pinnace.v1.StopResponse\x12\\\n" +
+	"\x04Stop\x12\x17.pinnace.v1.StopRequest\x1a\x18.pinnace.v1.StopResponse\x12<\n" +
+	"\x05Scale\x12\x18.pinnace.v1.ScaleRequest\x1a\x19.pinnace.v1.ScaleResponse\x12\\\n" +
 	"\x0fWatchDeployment\x12\".pinnace.v1.WatchDeploymentRequest\x1a#.pinnace.v1.WatchDeploymentResponse0\x01\x12H\n" +
 	"\tGetStatus\x12\x1c.pinnace.v1.GetStatusRequest\x1a\x1d.pinnace.v1.GetStatusResponse\x12N\n" +
 	"\vGetInstance\x12\x1e.pinnace.v1.GetInstanceRequest\x1a\x1f.pinnace.v1.GetInstanceResponse\x12T\n" +
@@ -4088,7 +4220,7 @@ func file_pinnace_v1_control_proto_rawDescGZIP() []byte {
 	return file_pinnace_v1_control_proto_rawDescData
 }
 
-var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_pinnace_v1_control_proto_goTypes = []any{
 	(*GetServerInfoRequest)(nil),      // 0: pinnace.v1.GetServerInfoRequest
 	(*GetServerInfoResponse)(nil),     // 1: pinnace.v1.GetServerInfoResponse
@@ -4123,120 +4255,125 @@ var file_pinnace_v1_control_proto_goTypes = []any{
 	(*DeployResponse)(nil),            // 30: pinnace.v1.DeployResponse
 	(*RollbackRequest)(nil),           // 31: pinnace.v1.RollbackRequest
 	(*RollbackResponse)(nil),          // 32: pinnace.v1.RollbackResponse
-	(*StopRequest)(nil),               // 33: pinnace.v1.StopRequest
-	(*StopResponse)(nil),              // 34: pinnace.v1.StopResponse
-	(*Deployment)(nil),                // 35: pinnace.v1.Deployment
-	(*WatchDeploymentRequest)(nil),    // 36: pinnace.v1.WatchDeploymentRequest
-	(*WatchDeploymentResponse)(nil),   // 37: pinnace.v1.WatchDeploymentResponse
-	(*Endpoint)(nil),                  // 38: pinnace.v1.Endpoint
-	(*AppStatus)(nil),                 // 39: pinnace.v1.AppStatus
-	(*GetStatusRequest)(nil),          // 40: pinnace.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),         // 41: pinnace.v1.GetStatusResponse
-	(*Stage)(nil),                     // 42: pinnace.v1.Stage
-	(*Cause)(nil),                     // 43: pinnace.v1.Cause
-	(*Booted)(nil),                    // 44: pinnace.v1.Booted
-	(*Instance)(nil),                  // 45: pinnace.v1.Instance
-	(*GetInstanceRequest)(nil),        // 46: pinnace.v1.GetInstanceRequest
-	(*GetInstanceResponse)(nil),       // 47: pinnace.v1.GetInstanceResponse
-	(*ListInstancesRequest)(nil),      // 48: pinnace.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil),     // 49: pinnace.v1.ListInstancesResponse
-	(*StreamLogsRequest)(nil),         // 50: pinnace.v1.StreamLogsRequest
-	(*StreamLogsResponse)(nil),        // 51: pinnace.v1.StreamLogsResponse
-	(*Event)(nil),                     // 52: pinnace.v1.Event
-	(*ReadEventsRequest)(nil),         // 53: pinnace.v1.ReadEventsRequest
-	(*ReadEventsResponse)(nil),        // 54: pinnace.v1.ReadEventsResponse
-	nil,                               // 55: pinnace.v1.Host.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 56: google.protobuf.Timestamp
-	(*ReleasePlatform)(nil),           // 57: pinnace.v1.ReleasePlatform
-	(*Release)(nil),                   // 58: pinnace.v1.Release
+	(*ScaleRequest)(nil),              // 33: pinnace.v1.ScaleRequest
+	(*ScaleResponse)(nil),             // 34: pinnace.v1.ScaleResponse
+	(*StopRequest)(nil),               // 35: pinnace.v1.StopRequest
+	(*StopResponse)(nil),              // 36: pinnace.v1.StopResponse
+	(*Deployment)(nil),                // 37: pinnace.v1.Deployment
+	(*WatchDeploymentRequest)(nil),    // 38: pinnace.v1.WatchDeploymentRequest
+	(*WatchDeploymentResponse)(nil),   // 39: pinnace.v1.WatchDeploymentResponse
+	(*Endpoint)(nil),                  // 40: pinnace.v1.Endpoint
+	(*AppStatus)(nil),                 // 41: pinnace.v1.AppStatus
+	(*GetStatusRequest)(nil),          // 42: pinnace.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),         // 43: pinnace.v1.GetStatusResponse
+	(*Stage)(nil),                     // 44: pinnace.v1.Stage
+	(*Cause)(nil),                     // 45: pinnace.v1.Cause
+	(*Booted)(nil),                    // 46: pinnace.v1.Booted
+	(*Instance)(nil),                  // 47: pinnace.v1.Instance
+	(*GetInstanceRequest)(nil),        // 48: pinnace.v1.GetInstanceRequest
+	(*GetInstanceResponse)(nil),       // 49: pinnace.v1.GetInstanceResponse
+	(*ListInstancesRequest)(nil),      // 50: pinnace.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil),     // 51: pinnace.v1.ListInstancesResponse
+	(*StreamLogsRequest)(nil),         // 52: pinnace.v1.StreamLogsRequest
+	(*StreamLogsResponse)(nil),        // 53: pinnace.v1.StreamLogsResponse
+	(*Event)(nil),                     // 54: pinnace.v1.Event
+	(*ReadEventsRequest)(nil),         // 55: pinnace.v1.ReadEventsRequest
+	(*ReadEventsResponse)(nil),        // 56: pinnace.v1.ReadEventsResponse
+	nil,                               // 57: pinnace.v1.Host.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 58: google.protobuf.Timestamp
+	(*ReleasePlatform)(nil),           // 59: pinnace.v1.ReleasePlatform
+	(*Release)(nil),                   // 60: pinnace.v1.Release
 }
 var file_pinnace_v1_control_proto_depIdxs = []int32{
-	56, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	56, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	58, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	58, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
 	4,  // 2: pinnace.v1.CreateEnvironmentResponse.environment:type_name -> pinnace.v1.Environment
 	4,  // 3: pinnace.v1.ListEnvironmentsResponse.environments:type_name -> pinnace.v1.Environment
-	55, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
-	56, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
-	56, // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
+	57, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
+	58, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
+	58, // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: pinnace.v1.DrainHostResponse.host:type_name -> pinnace.v1.Host
 	9,  // 8: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
-	57, // 9: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
-	58, // 10: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
-	58, // 11: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
-	58, // 12: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
+	59, // 9: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
+	60, // 10: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
+	60, // 11: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
+	60, // 12: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
 	24, // 13: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
 	27, // 14: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
 	25, // 15: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
-	35, // 16: pinnace.v1.DeployResponse.deployment:type_name -> pinnace.v1.Deployment
-	35, // 17: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
-	35, // 18: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
-	56, // 19: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
-	56, // 20: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
-	56, // 21: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
-	35, // 22: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
-	35, // 23: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
-	35, // 24: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
-	38, // 25: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
-	39, // 26: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
-	56, // 27: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	56, // 28: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
-	42, // 29: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
-	43, // 30: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
-	44, // 31: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
-	56, // 32: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
-	56, // 33: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
-	56, // 34: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
-	45, // 35: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
-	45, // 36: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
-	56, // 37: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
-	52, // 38: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
-	0,  // 39: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
-	5,  // 40: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
-	7,  // 41: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
-	14, // 42: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
-	10, // 43: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
-	12, // 44: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
-	16, // 45: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
-	18, // 46: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
-	20, // 47: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
-	22, // 48: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
-	26, // 49: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
-	29, // 50: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
-	31, // 51: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
-	33, // 52: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
-	36, // 53: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
-	40, // 54: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
-	46, // 55: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
-	48, // 56: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
-	50, // 57: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
-	53, // 58: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
-	2,  // 59: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
-	1,  // 60: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
-	6,  // 61: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
-	8,  // 62: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
-	15, // 63: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
-	11, // 64: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
-	13, // 65: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
-	17, // 66: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
-	19, // 67: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
-	21, // 68: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
-	23, // 69: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
-	28, // 70: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
-	30, // 71: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
-	32, // 72: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
-	34, // 73: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
-	37, // 74: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
-	41, // 75: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
-	47, // 76: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
-	49, // 77: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
-	51, // 78: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
-	54, // 79: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
-	3,  // 80: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
-	60, // [60:81] is the sub-list for method output_type
-	39, // [39:60] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	37, // 16: pinnace.v1.DeployResponse.deployment:type_name -> pinnace.v1.Deployment
+	37, // 17: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
+	37, // 18: pinnace.v1.ScaleResponse.deployment:type_name -> pinnace.v1.Deployment
+	37, // 19: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
+	58, // 20: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
+	58, // 21: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
+	58, // 22: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
+	37, // 23: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
+	37, // 24: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
+	37, // 25: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
+	40, // 26: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
+	41, // 27: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
+	58, // 28: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	58, // 29: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
+	44, // 30: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
+	45, // 31: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
+	46, // 32: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
+	58, // 33: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
+	58, // 34: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
+	58, // 35: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
+	47, // 36: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
+	47, // 37: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
+	58, // 38: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
+	54, // 39: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
+	0,  // 40: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
+	5,  // 41: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
+	7,  // 42: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
+	14, // 43: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
+	10, // 44: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
+	12, // 45: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
+	16, // 46: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
+	18, // 47: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
+	20, // 48: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
+	22, // 49: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
+	26, // 50: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
+	29, // 51: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
+	31, // 52: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
+	35, // 53: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
+	33, // 54: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
+	38, // 55: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
+	42, // 56: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
+	48, // 57: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
+	50, // 58: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
+	52, // 59: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
+	55, // 60: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
+	2,  // 61: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
+	1,  // 62: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
+	6,  // 63: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
+	8,  // 64: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
+	15, // 65: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
+	11, // 66: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
+	13, // 67: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
+	17, // 68: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
+	19, // 69: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
+	21, // 70: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
+	23, // 71: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
+	28, // 72: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
+	30, // 73: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
+	32, // 74: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
+	36, // 75: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
+	34, // 76: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
+	39, // 77: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
+	43, // 78: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
+	49, // 79: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
+	51, // 80: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
+	53, // 81: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
+	56, // 82: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
+	3,  // 83: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
+	62, // [62:84] is the sub-list for method output_type
+	40, // [40:62] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_control_proto_init() }
@@ -4255,7 +4392,7 @@ func file_pinnace_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_control_proto_rawDesc), len(file_pinnace_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   56,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

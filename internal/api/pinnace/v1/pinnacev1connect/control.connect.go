@@ -71,6 +71,8 @@ const (
 	ControlServiceRollbackProcedure = "/pinnace.v1.ControlService/Rollback"
 	// ControlServiceStopProcedure is the fully-qualified name of the ControlService's Stop RPC.
 	ControlServiceStopProcedure = "/pinnace.v1.ControlService/Stop"
+	// ControlServiceScaleProcedure is the fully-qualified name of the ControlService's Scale RPC.
+	ControlServiceScaleProcedure = "/pinnace.v1.ControlService/Scale"
 	// ControlServiceWatchDeploymentProcedure is the fully-qualified name of the ControlService's
 	// WatchDeployment RPC.
 	ControlServiceWatchDeploymentProcedure = "/pinnace.v1.ControlService/WatchDeployment"
@@ -115,6 +117,8 @@ type ControlServiceClient interface {
 	Deploy(context.Context, *connect.Request[v1.DeployRequest]) (*connect.Response[v1.DeployResponse], error)
 	Rollback(context.Context, *connect.Request[v1.RollbackRequest]) (*connect.Response[v1.RollbackResponse], error)
 	Stop(context.Context, *connect.Request[v1.StopRequest]) (*connect.Response[v1.StopResponse], error)
+	// Scale changes how many instances an app has. What runs, runs on.
+	Scale(context.Context, *connect.Request[v1.ScaleRequest]) (*connect.Response[v1.ScaleResponse], error)
 	// WatchDeployment sends every transition from the start of the deployment until it has ended.
 	WatchDeployment(context.Context, *connect.Request[v1.WatchDeploymentRequest]) (*connect.ServerStreamForClient[v1.WatchDeploymentResponse], error)
 	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error)
@@ -222,6 +226,12 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("Stop")),
 			connect.WithClientOptions(opts...),
 		),
+		scale: connect.NewClient[v1.ScaleRequest, v1.ScaleResponse](
+			httpClient,
+			baseURL+ControlServiceScaleProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("Scale")),
+			connect.WithClientOptions(opts...),
+		),
 		watchDeployment: connect.NewClient[v1.WatchDeploymentRequest, v1.WatchDeploymentResponse](
 			httpClient,
 			baseURL+ControlServiceWatchDeploymentProcedure,
@@ -283,6 +293,7 @@ type controlServiceClient struct {
 	deploy            *connect.Client[v1.DeployRequest, v1.DeployResponse]
 	rollback          *connect.Client[v1.RollbackRequest, v1.RollbackResponse]
 	stop              *connect.Client[v1.StopRequest, v1.StopResponse]
+	scale             *connect.Client[v1.ScaleRequest, v1.ScaleResponse]
 	watchDeployment   *connect.Client[v1.WatchDeploymentRequest, v1.WatchDeploymentResponse]
 	getStatus         *connect.Client[v1.GetStatusRequest, v1.GetStatusResponse]
 	getInstance       *connect.Client[v1.GetInstanceRequest, v1.GetInstanceResponse]
@@ -362,6 +373,11 @@ func (c *controlServiceClient) Stop(ctx context.Context, req *connect.Request[v1
 	return c.stop.CallUnary(ctx, req)
 }
 
+// Scale calls pinnace.v1.ControlService.Scale.
+func (c *controlServiceClient) Scale(ctx context.Context, req *connect.Request[v1.ScaleRequest]) (*connect.Response[v1.ScaleResponse], error) {
+	return c.scale.CallUnary(ctx, req)
+}
+
 // WatchDeployment calls pinnace.v1.ControlService.WatchDeployment.
 func (c *controlServiceClient) WatchDeployment(ctx context.Context, req *connect.Request[v1.WatchDeploymentRequest]) (*connect.ServerStreamForClient[v1.WatchDeploymentResponse], error) {
 	return c.watchDeployment.CallServerStream(ctx, req)
@@ -418,6 +434,8 @@ type ControlServiceHandler interface {
 	Deploy(context.Context, *connect.Request[v1.DeployRequest]) (*connect.Response[v1.DeployResponse], error)
 	Rollback(context.Context, *connect.Request[v1.RollbackRequest]) (*connect.Response[v1.RollbackResponse], error)
 	Stop(context.Context, *connect.Request[v1.StopRequest]) (*connect.Response[v1.StopResponse], error)
+	// Scale changes how many instances an app has. What runs, runs on.
+	Scale(context.Context, *connect.Request[v1.ScaleRequest]) (*connect.Response[v1.ScaleResponse], error)
 	// WatchDeployment sends every transition from the start of the deployment until it has ended.
 	WatchDeployment(context.Context, *connect.Request[v1.WatchDeploymentRequest], *connect.ServerStream[v1.WatchDeploymentResponse]) error
 	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error)
@@ -521,6 +539,12 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("Stop")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceScaleHandler := connect.NewUnaryHandler(
+		ControlServiceScaleProcedure,
+		svc.Scale,
+		connect.WithSchema(controlServiceMethods.ByName("Scale")),
+		connect.WithHandlerOptions(opts...),
+	)
 	controlServiceWatchDeploymentHandler := connect.NewServerStreamHandler(
 		ControlServiceWatchDeploymentProcedure,
 		svc.WatchDeployment,
@@ -593,6 +617,8 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceRollbackHandler.ServeHTTP(w, r)
 		case ControlServiceStopProcedure:
 			controlServiceStopHandler.ServeHTTP(w, r)
+		case ControlServiceScaleProcedure:
+			controlServiceScaleHandler.ServeHTTP(w, r)
 		case ControlServiceWatchDeploymentProcedure:
 			controlServiceWatchDeploymentHandler.ServeHTTP(w, r)
 		case ControlServiceGetStatusProcedure:
@@ -670,6 +696,10 @@ func (UnimplementedControlServiceHandler) Rollback(context.Context, *connect.Req
 
 func (UnimplementedControlServiceHandler) Stop(context.Context, *connect.Request[v1.StopRequest]) (*connect.Response[v1.StopResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.Stop is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) Scale(context.Context, *connect.Request[v1.ScaleRequest]) (*connect.Response[v1.ScaleResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.Scale is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) WatchDeployment(context.Context, *connect.Request[v1.WatchDeploymentRequest], *connect.ServerStream[v1.WatchDeploymentResponse]) error {
