@@ -103,6 +103,8 @@ type Agent struct {
 	reportc  chan struct{} // has room for one: something changed that the server should know
 	running  sync.WaitGroup
 	logSlots chan struct{} // holds one for each request for logs that is being answered
+	// execSlots holds one for each command that runs beside a workload.
+	execSlots chan struct{}
 
 	revision uint64 // owned by the assignment loop: of the newest set in this stream
 
@@ -146,6 +148,7 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 		logs:      logs,
 		reportc:   make(chan struct{}, 1),
 		logSlots:  make(chan struct{}, maxLogRequests),
+		execSlots: make(chan struct{}, maxExecs),
 		instances: map[string]*instance{},
 		uids:      map[uint32]string{},
 	}

@@ -90,9 +90,12 @@ func (a *Agent) receive(ctx context.Context, msg *pinnacev1.WatchAssignmentsResp
 		a.revision = msg.Revision
 		a.act(ctx, msg, first)
 	}
-	// After the assignments: somebody may want the logs of an instance that comes with this message.
+	// After the assignments: somebody may want something of an instance that comes with this message.
 	for _, req := range msg.LogRequests {
 		a.running.Go(func() { a.answerLogRequest(ctx, req) })
+	}
+	for _, task := range msg.ExecTasks {
+		a.running.Go(func() { a.serveExec(ctx, task) })
 	}
 }
 

@@ -36,6 +36,8 @@ type fakeServer struct {
 	changed  chan struct{} // closed and replaced with every change of what follows
 	set      *pinnacev1.WatchAssignmentsResponse
 	asks     []*pinnacev1.LogRequest
+	tasks    []*pinnacev1.ExecTask
+	execs    map[string]*fakeExec // by task; who waits for it
 	joins    int
 	events   []string                               // the hashes of the log's events; none for a server of an older version
 	streams  int                                    // of assignments
@@ -51,7 +53,7 @@ func newFakeServer(t testing.TB) *fakeServer {
 	s := &fakeServer{
 		changed: make(chan struct{}), set: &pinnacev1.WatchAssignmentsResponse{Revision: 1, Complete: true},
 		reports: map[string][]*pinnacev1.InstanceReport{}, lines: map[string][]*pinnacev1.StreamLogsResponse{},
-		batches: map[string]int{}, finished: map[string]bool{}, unread: map[string]bool{},
+		execs: map[string]*fakeExec{}, batches: map[string]int{}, finished: map[string]bool{}, unread: map[string]bool{},
 	}
 	_, handler := pinnacev1connect.NewAgentServiceHandler(s)
 	s.http = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -117,7 +119,7 @@ func (s *fakeServer) WatchAssignments(ctx context.Context, _ *connect.Request[pi
 	s.change(func() { s.streams++ })
 	defer s.change(func() { s.streams-- })
 	var sent uint64
-	asked := 0
+	asked, given := 0, 0
 	for {
 		if s.away.Load() {
 			return connect.NewError(connect.CodeUnavailable, errors.New("going away"))
@@ -131,8 +133,10 @@ func (s *fakeServer) WatchAssignments(ctx context.Context, _ *connect.Request[pi
 		sent = s.set.Revision
 		msg.LogRequests = s.asks[asked:]
 		asked = len(s.asks)
+		msg.ExecTasks = s.tasks[given:]
+		given = len(s.tasks)
 		s.mu.Unlock()
-		if msg.Complete || len(msg.LogRequests) > 0 {
+		if msg.Complete || len(msg.LogRequests) > 0 || len(msg.ExecTasks) > 0 {
 			if err := stream.Send(msg); err != nil {
 				return err
 			}
@@ -174,6 +178,53 @@ func (s *fakeServer) SendLogs(_ context.Context, stream *connect.ClientStream[pi
 	}
 	s.change(func() { s.finished[request] = true })
 	return connect.NewResponse(&pinnacev1.SendLogsResponse{}), stream.Err()
+}
+
+// fakeExec is the server's side of one command.
+type fakeExec struct {
+	say  chan *pinnacev1.ServeExecResponse
+	hear chan *pinnacev1.ServeExecRequest // closed when the agent says no more
+	gone chan struct{}                    // closed when nobody waits for the command any more
+}
+
+func (s *fakeServer) ServeExec(ctx context.Context, stream *connect.BidiStream[pinnacev1.ServeExecRequest, pinnacev1.ServeExecResponse]) error {
+	first, err := stream.Receive()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	x := s.execs[first.Task]
+	s.mu.Unlock()
+	heard := make(chan struct{})
+	go func() {
+		defer close(heard)
+		defer close(x.hear)
+		for {
+			m, err := stream.Receive()
+			if err != nil {
+				return
+			}
+			select {
+			case x.hear <- m:
+			case <-x.gone:
+				return
+			}
+		}
+	}()
+	for {
+		select {
+		case m := <-x.say:
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+		case <-heard:
+			return nil
+		case <-x.gone:
+			return connect.NewError(connect.CodeCanceled, errors.New("nobody waits"))
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // fakeNetwork is a host's network of which only the names exist. What listens inside an environment does so on

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/guest"
 	"github.com/pinnacehq/pinnace/internal/manifest"
 )
 
@@ -48,6 +49,7 @@ type instance struct {
 	latest  *pinnacev1.Assignment    // guarded by mu; the assignment as it came last
 	status  pinnacev1.InstanceReport // guarded by mu; what reports read
 	bundles bundles                  // guarded by mu; the secrets as they came last
+	talk    *guest.Host              // guarded by mu; nil while no workload runs
 }
 
 func newInstance(a *Agent, asg *pinnacev1.Assignment, w *workload) *instance {

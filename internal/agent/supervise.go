@@ -13,6 +13,7 @@ import (
 
 // supervise watches an attempt whose workload runs, until it has ended, and returns why.
 func (t *attempt) supervise(ctx context.Context) *pinnacev1.Cause {
+	defer t.talks()()
 	if t.ending != nil {
 		return t.goOnEnding(ctx)
 	}

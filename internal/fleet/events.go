@@ -194,6 +194,17 @@ type Cause struct {
 	UnixMilli int64 `json:"unix_milli"`
 }
 
+// ExecRequested says that somebody wanted to run a command in an instance, which may change what it does without any
+// deployment. Of the command only the program is in it: arguments hold passwords now and then, what is in the log stays
+// for ever, and the hash of a short secret gives it away.
+type ExecRequested struct {
+	Instance  string `json:"instance"`
+	Program   string `json:"program"`
+	Arguments int    `json:"arguments"` // how many there were
+	User      string `json:"user,omitempty"`
+	Terminal  bool   `json:"terminal,omitempty"`
+}
+
 // DeploymentFinished ends a deployment.
 type DeploymentFinished struct {
 	Deployment string          `json:"deployment"`
@@ -217,6 +228,7 @@ func (*InstancesPlanned) EventType() string     { return "instances.planned" }
 func (*InstanceStarted) EventType() string      { return "instance.started" }
 func (*InstanceReady) EventType() string        { return "instance.ready" }
 func (*InstanceEnded) EventType() string        { return "instance.ended" }
+func (*ExecRequested) EventType() string        { return "exec.requested" }
 
 func (*EnvironmentCreated) EventVersion() uint16   { return 1 }
 func (*HostJoined) EventVersion() uint16           { return 1 }
@@ -233,6 +245,7 @@ func (*InstancesPlanned) EventVersion() uint16     { return 1 }
 func (*InstanceStarted) EventVersion() uint16      { return 1 }
 func (*InstanceReady) EventVersion() uint16        { return 1 }
 func (*InstanceEnded) EventVersion() uint16        { return 1 }
+func (*ExecRequested) EventVersion() uint16        { return 1 }
 
 // Encode gives the bytes that the log stores for a payload.
 func Encode(p Payload) ([]byte, error) {
@@ -268,6 +281,7 @@ func blank(typ string) Payload {
 	all := []Payload{
 		&EnvironmentCreated{}, &HostJoined{}, &HostDrainStarted{}, &HostDrainEnded{}, &HostRemoved{}, &ReleaseCreated{}, &ReleaseSourced{}, &DeploymentStarted{}, &DeploymentTurnedBack{},
 		&DeploymentSwitched{}, &DeploymentFinished{}, &InstancesPlanned{}, &InstanceStarted{}, &InstanceReady{}, &InstanceEnded{},
+		&ExecRequested{},
 	}
 	for _, p := range all {
 		if p.EventType() == typ {

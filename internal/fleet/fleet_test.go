@@ -122,6 +122,7 @@ func story(t *testing.T) []Payload {
 			KernelSHA256: "cc", KernelVersion: "6.12.0", InitramfsSHA256: "dd", Driver: "qemu", DriverVersion: "7.2", Accelerator: "tcg",
 		}},
 		&InstanceReady{Instance: "api-1", Attempt: 1}, succeeded("dep-1"),
+		&ExecRequested{Instance: "api-1", Program: "/bin/sh", Arguments: 2, User: "root", Terminal: true},
 		second, start("dep-2", "api-2", two),
 		&InstanceEnded{Instance: "api-2", Attempt: 3, Count: 3, Cause: Cause{Kind: "exited", Code: 7, Detail: "no", UnixMilli: 1893456000000}},
 		&DeploymentTurnedBack{Deployment: "dep-2", Reason: "instance api-2 ended 3 times"},
@@ -310,6 +311,8 @@ func TestRefusals(t *testing.T) {
 	l.tell(&InstanceStarted{Instance: "api-1", Attempt: 1}, &InstanceReady{Instance: "api-1", Attempt: 1})
 	l.refused(&InstanceStarted{Instance: "api-1", Attempt: 1}, "start of attempt 1 after attempt 1")
 	l.refused(&InstanceReady{Instance: "api-1", Attempt: 1}, "attempt 1 ready after attempt 1")
+	l.refused(&ExecRequested{Instance: "api-9", Program: "sh"}, "not found")
+	l.refused(&ExecRequested{Instance: "api-1"}, "there is none")
 	l.refused(&DeploymentFinished{Deployment: "dep-1", Outcome: Running}, "is not an outcome")
 	l.refused(&DeploymentFinished{Deployment: "dep-9", Outcome: Succeeded}, "is not active")
 	l.tell(succeeded("dep-1"))

@@ -171,3 +171,14 @@ func (s *State) forgetOldest(app *App) {
 		return
 	}
 }
+
+func (p *ExecRequested) fold(s *State, _ Event) error {
+	i := s.instances.get(p.Instance)
+	if i == nil || i.Final {
+		return fmt.Errorf("instance %q that runs: %w", p.Instance, ErrNotFound)
+	}
+	if p.Program == "" || p.Arguments < 0 {
+		return fmt.Errorf("run a command in %s: there is none", p.Instance)
+	}
+	return nil
+}

@@ -111,24 +111,24 @@ func (a *agents) WatchAssignments(ctx context.Context, req *connect.Request[pb.W
 		return err
 	}
 	var sent *pb.WatchAssignmentsResponse
-	asked := map[string]bool{}
+	asked, given := map[string]bool{}, map[string]bool{}
 	alive := time.NewTicker(keepAlive)
 	defer alive.Stop()
 	quiet := false
 	for {
 		changed := a.changed.next()
 		set := a.assignments(host)
-		requests := a.logs.waiting(host, asked)
+		requests, tasks := a.logs.waiting(host, asked), a.execs.waiting(host, given)
 		switch {
 		case sent == nil || !sameSet(sent, set):
 			sent = set
 			full := proto.CloneOf(set)
-			full.LogRequests = requests
+			full.LogRequests, full.ExecTasks = requests, tasks
 			if err := stream.Send(full); err != nil {
 				return err
 			}
-		case len(requests) > 0 || quiet:
-			if err := stream.Send(&pb.WatchAssignmentsResponse{Revision: sent.GetRevision(), LogRequests: requests}); err != nil {
+		case len(requests) > 0 || len(tasks) > 0 || quiet:
+			if err := stream.Send(&pb.WatchAssignmentsResponse{Revision: sent.GetRevision(), LogRequests: requests, ExecTasks: tasks}); err != nil {
 				return err
 			}
 		}

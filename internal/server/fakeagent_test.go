@@ -33,6 +33,7 @@ type fakeAgent struct {
 	revision  uint64
 	parked    []string // instances that were parked and not any more, or the other way round, as "id true"
 	problems  []string
+	ended     []string // how commands ended that nobody waited for any more
 }
 
 type fakeInstance struct {
@@ -112,6 +113,9 @@ func (a *fakeAgent) follow(ctx context.Context) {
 func (a *fakeAgent) act(ctx context.Context, msg *pb.WatchAssignmentsResponse) {
 	for _, r := range msg.GetLogRequests() {
 		a.done.Go(func() { a.sendLogs(ctx, r) })
+	}
+	for _, task := range msg.GetExecTasks() {
+		a.done.Go(func() { a.serveExec(ctx, task) })
 	}
 	if !msg.GetComplete() {
 		return

@@ -237,6 +237,8 @@ func (l *ledger) stream(p fleet.Payload) string {
 		return "instance/" + p.Instance
 	case *fleet.InstanceEnded:
 		return "instance/" + p.Instance
+	case *fleet.ExecRequested:
+		return "instance/" + p.Instance
 	default:
 		return "other"
 	}

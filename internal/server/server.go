@@ -60,6 +60,7 @@ type Server struct {
 	observed *observed
 	journals *journals
 	logs     *logBroker
+	execs    *execBroker
 	// changed fires after every commit, and after reports that say something new.
 	changed *signal
 	// wake asks the loop to look again.
@@ -75,7 +76,7 @@ func New(ctx context.Context, opts Options) (*Server, error) {
 	}
 	s := &Server{
 		opts: opts, log: opts.Logger, now: opts.Now, startedAt: opts.Now(),
-		observed: newObserved(opts.HostTimeout), journals: newJournals(), logs: newLogBroker(),
+		observed: newObserved(opts.HostTimeout), journals: newJournals(), logs: newLogBroker(), execs: newExecBroker(),
 		changed: newSignal(), wake: make(chan struct{}, 1), loop: newLoopState(),
 	}
 	l, err := openLedger(ctx, opts, s.journals, s.committed)

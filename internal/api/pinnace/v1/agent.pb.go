@@ -363,12 +363,13 @@ type WatchAssignmentsResponse struct {
 	// revision grows with every change; it orders the sets that an agent receives.
 	Revision uint64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// complete is true when assignments, environments and releases hold the whole set;
-	// a message with only log requests has it false.
+	// a message with only log requests and commands has it false.
 	Complete      bool                   `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
 	Assignments   []*Assignment          `protobuf:"bytes,3,rep,name=assignments,proto3" json:"assignments,omitempty"`
 	Releases      []*AssignedRelease     `protobuf:"bytes,4,rep,name=releases,proto3" json:"releases,omitempty"`
 	Environments  []*AssignedEnvironment `protobuf:"bytes,5,rep,name=environments,proto3" json:"environments,omitempty"`
 	LogRequests   []*LogRequest          `protobuf:"bytes,6,rep,name=log_requests,json=logRequests,proto3" json:"log_requests,omitempty"`
+	ExecTasks     []*ExecTask            `protobuf:"bytes,7,rep,name=exec_tasks,json=execTasks,proto3" json:"exec_tasks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -441,6 +442,13 @@ func (x *WatchAssignmentsResponse) GetEnvironments() []*AssignedEnvironment {
 func (x *WatchAssignmentsResponse) GetLogRequests() []*LogRequest {
 	if x != nil {
 		return x.LogRequests
+	}
+	return nil
+}
+
+func (x *WatchAssignmentsResponse) GetExecTasks() []*ExecTask {
+	if x != nil {
+		return x.ExecTasks
 	}
 	return nil
 }
@@ -1334,6 +1342,7 @@ type LogRequest struct {
 	Instance      string                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
 	Follow        bool                   `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
 	Tail          uint32                 `protobuf:"varint,4,opt,name=tail,proto3" json:"tail,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1394,6 +1403,13 @@ func (x *LogRequest) GetTail() uint32 {
 		return x.Tail
 	}
 	return 0
+}
+
+func (x *LogRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
 }
 
 type SendLogsRequest struct {
@@ -1484,6 +1500,244 @@ func (*SendLogsResponse) Descriptor() ([]byte, []int) {
 	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
+// ExecTask is a command that somebody wants to run in an instance of this host.
+type ExecTask struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Id       string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Instance string                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	Start    *ExecStart             `protobuf:"bytes,3,opt,name=start,proto3" json:"start,omitempty"`
+	// output_credit is how much output the agent may send before there is more credit: each message takes its bytes and
+	// 256 more.
+	OutputCredit  uint32 `protobuf:"varint,4,opt,name=output_credit,json=outputCredit,proto3" json:"output_credit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecTask) Reset() {
+	*x = ExecTask{}
+	mi := &file_pinnace_v1_agent_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecTask) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecTask) ProtoMessage() {}
+
+func (x *ExecTask) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_agent_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecTask.ProtoReflect.Descriptor instead.
+func (*ExecTask) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ExecTask) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ExecTask) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *ExecTask) GetStart() *ExecStart {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *ExecTask) GetOutputCredit() uint32 {
+	if x != nil {
+		return x.OutputCredit
+	}
+	return 0
+}
+
+type ServeExecRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// task is in the first message.
+	Task    string        `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	Message *ExecResponse `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// refusal tells that the command cannot be run, or that what became of it is not known. Nothing follows.
+	Refusal       *ExecRefusal `protobuf:"bytes,3,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServeExecRequest) Reset() {
+	*x = ServeExecRequest{}
+	mi := &file_pinnace_v1_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServeExecRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServeExecRequest) ProtoMessage() {}
+
+func (x *ServeExecRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServeExecRequest.ProtoReflect.Descriptor instead.
+func (*ServeExecRequest) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ServeExecRequest) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *ServeExecRequest) GetMessage() *ExecResponse {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *ServeExecRequest) GetRefusal() *ExecRefusal {
+	if x != nil {
+		return x.Refusal
+	}
+	return nil
+}
+
+type ExecRefusal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// reason is "not-running", "busy", "unable" (the init of the instance is too old) or "lost".
+	Reason        string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message       string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecRefusal) Reset() {
+	*x = ExecRefusal{}
+	mi := &file_pinnace_v1_agent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecRefusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecRefusal) ProtoMessage() {}
+
+func (x *ExecRefusal) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_agent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecRefusal.ProtoReflect.Descriptor instead.
+func (*ExecRefusal) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ExecRefusal) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ExecRefusal) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+type ServeExecResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Message       *ExecRequest           `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+	OutputCredit  uint32                 `protobuf:"varint,2,opt,name=output_credit,json=outputCredit,proto3" json:"output_credit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServeExecResponse) Reset() {
+	*x = ServeExecResponse{}
+	mi := &file_pinnace_v1_agent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServeExecResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServeExecResponse) ProtoMessage() {}
+
+func (x *ServeExecResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_agent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServeExecResponse.ProtoReflect.Descriptor instead.
+func (*ServeExecResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ServeExecResponse) GetMessage() *ExecRequest {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *ServeExecResponse) GetOutputCredit() uint32 {
+	if x != nil {
+		return x.OutputCredit
+	}
+	return 0
+}
+
 var File_pinnace_v1_agent_proto protoreflect.FileDescriptor
 
 const file_pinnace_v1_agent_proto_rawDesc = "" +
@@ -1518,14 +1772,16 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04hash\x18\x03 \x01(\fR\x04hash\"-\n" +
 	"\x17WatchAssignmentsRequest\x12\x12\n" +
-	"\x04host\x18\x01 \x01(\tR\x04host\"\xc5\x02\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\"\xfa\x02\n" +
 	"\x18WatchAssignmentsResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x128\n" +
 	"\vassignments\x18\x03 \x03(\v2\x16.pinnace.v1.AssignmentR\vassignments\x127\n" +
 	"\breleases\x18\x04 \x03(\v2\x1b.pinnace.v1.AssignedReleaseR\breleases\x12C\n" +
 	"\fenvironments\x18\x05 \x03(\v2\x1f.pinnace.v1.AssignedEnvironmentR\fenvironments\x129\n" +
-	"\flog_requests\x18\x06 \x03(\v2\x16.pinnace.v1.LogRequestR\vlogRequests\"\xe6\x03\n" +
+	"\flog_requests\x18\x06 \x03(\v2\x16.pinnace.v1.LogRequestR\vlogRequests\x123\n" +
+	"\n" +
+	"exec_tasks\x18\a \x03(\v2\x14.pinnace.v1.ExecTaskR\texecTasks\"\xe6\x03\n" +
 	"\n" +
 	"Assignment\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12 \n" +
@@ -1608,22 +1864,39 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x128\n" +
 	"\tinstances\x18\x03 \x03(\v2\x1a.pinnace.v1.InstanceReportR\tinstances\"9\n" +
 	"\x0eReportResponse\x12'\n" +
-	"\x04head\x18\x01 \x01(\v2\x13.pinnace.v1.LogHeadR\x04head\"d\n" +
+	"\x04head\x18\x01 \x01(\v2\x13.pinnace.v1.LogHeadR\x04head\"\x96\x01\n" +
 	"\n" +
 	"LogRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x16\n" +
 	"\x06follow\x18\x03 \x01(\bR\x06follow\x12\x12\n" +
-	"\x04tail\x18\x04 \x01(\rR\x04tail\"a\n" +
+	"\x04tail\x18\x04 \x01(\rR\x04tail\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"a\n" +
 	"\x0fSendLogsRequest\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\tR\arequest\x124\n" +
 	"\x05lines\x18\x02 \x03(\v2\x1e.pinnace.v1.StreamLogsResponseR\x05lines\"\x12\n" +
-	"\x10SendLogsResponse2\xb4\x02\n" +
+	"\x10SendLogsResponse\"\x88\x01\n" +
+	"\bExecTask\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
+	"\binstance\x18\x02 \x01(\tR\binstance\x12+\n" +
+	"\x05start\x18\x03 \x01(\v2\x15.pinnace.v1.ExecStartR\x05start\x12#\n" +
+	"\routput_credit\x18\x04 \x01(\rR\foutputCredit\"\x8d\x01\n" +
+	"\x10ServeExecRequest\x12\x12\n" +
+	"\x04task\x18\x01 \x01(\tR\x04task\x122\n" +
+	"\amessage\x18\x02 \x01(\v2\x18.pinnace.v1.ExecResponseR\amessage\x121\n" +
+	"\arefusal\x18\x03 \x01(\v2\x17.pinnace.v1.ExecRefusalR\arefusal\"?\n" +
+	"\vExecRefusal\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"k\n" +
+	"\x11ServeExecResponse\x121\n" +
+	"\amessage\x18\x01 \x01(\v2\x17.pinnace.v1.ExecRequestR\amessage\x12#\n" +
+	"\routput_credit\x18\x02 \x01(\rR\foutputCredit2\x82\x03\n" +
 	"\fAgentService\x129\n" +
 	"\x04Join\x12\x17.pinnace.v1.JoinRequest\x1a\x18.pinnace.v1.JoinResponse\x12_\n" +
 	"\x10WatchAssignments\x12#.pinnace.v1.WatchAssignmentsRequest\x1a$.pinnace.v1.WatchAssignmentsResponse0\x01\x12?\n" +
 	"\x06Report\x12\x19.pinnace.v1.ReportRequest\x1a\x1a.pinnace.v1.ReportResponse\x12G\n" +
-	"\bSendLogs\x12\x1b.pinnace.v1.SendLogsRequest\x1a\x1c.pinnace.v1.SendLogsResponse(\x01B\xa5\x01\n" +
+	"\bSendLogs\x12\x1b.pinnace.v1.SendLogsRequest\x1a\x1c.pinnace.v1.SendLogsResponse(\x01\x12L\n" +
+	"\tServeExec\x12\x1c.pinnace.v1.ServeExecRequest\x1a\x1d.pinnace.v1.ServeExecResponse(\x010\x01B\xa5\x01\n" +
 	"\x0ecom.pinnace.v1B\n" +
 	"AgentProtoP\x01Z>github.com/pinnacehq/pinnace/internal/api/pinnace/v1;pinnacev1\xa2\x02\x03PXX\xaa\x02\n" +
 	"Pinnace.V1\xca\x02\n" +
@@ -1641,7 +1914,7 @@ func file_pinnace_v1_agent_proto_rawDescGZIP() []byte {
 	return file_pinnace_v1_agent_proto_rawDescData
 }
 
-var file_pinnace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_pinnace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_pinnace_v1_agent_proto_goTypes = []any{
 	(*HostFacts)(nil),                // 0: pinnace.v1.HostFacts
 	(*JoinRequest)(nil),              // 1: pinnace.v1.JoinRequest
@@ -1663,54 +1936,69 @@ var file_pinnace_v1_agent_proto_goTypes = []any{
 	(*LogRequest)(nil),               // 17: pinnace.v1.LogRequest
 	(*SendLogsRequest)(nil),          // 18: pinnace.v1.SendLogsRequest
 	(*SendLogsResponse)(nil),         // 19: pinnace.v1.SendLogsResponse
-	nil,                              // 20: pinnace.v1.HostFacts.LabelsEntry
-	nil,                              // 21: pinnace.v1.Assignment.VarsEntry
-	nil,                              // 22: pinnace.v1.AssignedSecret.ValuesEntry
-	nil,                              // 23: pinnace.v1.InstanceReport.SecretVersionsEntry
-	(*ReleasePlatform)(nil),          // 24: pinnace.v1.ReleasePlatform
-	(*Stage)(nil),                    // 25: pinnace.v1.Stage
-	(*Booted)(nil),                   // 26: pinnace.v1.Booted
-	(*timestamppb.Timestamp)(nil),    // 27: google.protobuf.Timestamp
-	(*Cause)(nil),                    // 28: pinnace.v1.Cause
-	(*StreamLogsResponse)(nil),       // 29: pinnace.v1.StreamLogsResponse
+	(*ExecTask)(nil),                 // 20: pinnace.v1.ExecTask
+	(*ServeExecRequest)(nil),         // 21: pinnace.v1.ServeExecRequest
+	(*ExecRefusal)(nil),              // 22: pinnace.v1.ExecRefusal
+	(*ServeExecResponse)(nil),        // 23: pinnace.v1.ServeExecResponse
+	nil,                              // 24: pinnace.v1.HostFacts.LabelsEntry
+	nil,                              // 25: pinnace.v1.Assignment.VarsEntry
+	nil,                              // 26: pinnace.v1.AssignedSecret.ValuesEntry
+	nil,                              // 27: pinnace.v1.InstanceReport.SecretVersionsEntry
+	(*ReleasePlatform)(nil),          // 28: pinnace.v1.ReleasePlatform
+	(*Stage)(nil),                    // 29: pinnace.v1.Stage
+	(*Booted)(nil),                   // 30: pinnace.v1.Booted
+	(*timestamppb.Timestamp)(nil),    // 31: google.protobuf.Timestamp
+	(*Cause)(nil),                    // 32: pinnace.v1.Cause
+	(*StreamLogsResponse)(nil),       // 33: pinnace.v1.StreamLogsResponse
+	(*ExecStart)(nil),                // 34: pinnace.v1.ExecStart
+	(*ExecResponse)(nil),             // 35: pinnace.v1.ExecResponse
+	(*ExecRequest)(nil),              // 36: pinnace.v1.ExecRequest
 }
 var file_pinnace_v1_agent_proto_depIdxs = []int32{
-	20, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
+	24, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
 	0,  // 1: pinnace.v1.JoinRequest.host:type_name -> pinnace.v1.HostFacts
 	3,  // 2: pinnace.v1.JoinResponse.head:type_name -> pinnace.v1.LogHead
 	6,  // 3: pinnace.v1.WatchAssignmentsResponse.assignments:type_name -> pinnace.v1.Assignment
 	9,  // 4: pinnace.v1.WatchAssignmentsResponse.releases:type_name -> pinnace.v1.AssignedRelease
 	10, // 5: pinnace.v1.WatchAssignmentsResponse.environments:type_name -> pinnace.v1.AssignedEnvironment
 	17, // 6: pinnace.v1.WatchAssignmentsResponse.log_requests:type_name -> pinnace.v1.LogRequest
-	21, // 7: pinnace.v1.Assignment.vars:type_name -> pinnace.v1.Assignment.VarsEntry
-	7,  // 8: pinnace.v1.Assignment.secrets:type_name -> pinnace.v1.AssignedSecret
-	8,  // 9: pinnace.v1.Assignment.volumes:type_name -> pinnace.v1.AssignedVolume
-	22, // 10: pinnace.v1.AssignedSecret.values:type_name -> pinnace.v1.AssignedSecret.ValuesEntry
-	24, // 11: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
-	11, // 12: pinnace.v1.AssignedEnvironment.apps:type_name -> pinnace.v1.AssignedApp
-	13, // 13: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
-	12, // 14: pinnace.v1.AssignedApp.routes:type_name -> pinnace.v1.AssignedRoute
-	25, // 15: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
-	26, // 16: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
-	27, // 17: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
-	28, // 18: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
-	23, // 19: pinnace.v1.InstanceReport.secret_versions:type_name -> pinnace.v1.InstanceReport.SecretVersionsEntry
-	14, // 20: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
-	3,  // 21: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
-	29, // 22: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
-	1,  // 23: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
-	4,  // 24: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
-	15, // 25: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
-	18, // 26: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
-	2,  // 27: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
-	5,  // 28: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
-	16, // 29: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
-	19, // 30: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
-	27, // [27:31] is the sub-list for method output_type
-	23, // [23:27] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	20, // 7: pinnace.v1.WatchAssignmentsResponse.exec_tasks:type_name -> pinnace.v1.ExecTask
+	25, // 8: pinnace.v1.Assignment.vars:type_name -> pinnace.v1.Assignment.VarsEntry
+	7,  // 9: pinnace.v1.Assignment.secrets:type_name -> pinnace.v1.AssignedSecret
+	8,  // 10: pinnace.v1.Assignment.volumes:type_name -> pinnace.v1.AssignedVolume
+	26, // 11: pinnace.v1.AssignedSecret.values:type_name -> pinnace.v1.AssignedSecret.ValuesEntry
+	28, // 12: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
+	11, // 13: pinnace.v1.AssignedEnvironment.apps:type_name -> pinnace.v1.AssignedApp
+	13, // 14: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
+	12, // 15: pinnace.v1.AssignedApp.routes:type_name -> pinnace.v1.AssignedRoute
+	29, // 16: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
+	30, // 17: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
+	31, // 18: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
+	32, // 19: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
+	27, // 20: pinnace.v1.InstanceReport.secret_versions:type_name -> pinnace.v1.InstanceReport.SecretVersionsEntry
+	14, // 21: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
+	3,  // 22: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
+	31, // 23: pinnace.v1.LogRequest.since:type_name -> google.protobuf.Timestamp
+	33, // 24: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
+	34, // 25: pinnace.v1.ExecTask.start:type_name -> pinnace.v1.ExecStart
+	35, // 26: pinnace.v1.ServeExecRequest.message:type_name -> pinnace.v1.ExecResponse
+	22, // 27: pinnace.v1.ServeExecRequest.refusal:type_name -> pinnace.v1.ExecRefusal
+	36, // 28: pinnace.v1.ServeExecResponse.message:type_name -> pinnace.v1.ExecRequest
+	1,  // 29: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
+	4,  // 30: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
+	15, // 31: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
+	18, // 32: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
+	21, // 33: pinnace.v1.AgentService.ServeExec:input_type -> pinnace.v1.ServeExecRequest
+	2,  // 34: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
+	5,  // 35: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
+	16, // 36: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
+	19, // 37: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
+	23, // 38: pinnace.v1.AgentService.ServeExec:output_type -> pinnace.v1.ServeExecResponse
+	34, // [34:39] is the sub-list for method output_type
+	29, // [29:34] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_agent_proto_init() }
@@ -1726,7 +2014,7 @@ func file_pinnace_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_agent_proto_rawDesc), len(file_pinnace_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

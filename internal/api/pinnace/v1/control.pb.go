@@ -3500,7 +3500,9 @@ type StreamLogsRequest struct {
 	Target string `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
 	Follow bool   `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
 	// tail limits how many lines from the past each instance sends; 0 means all.
-	Tail          uint32 `protobuf:"varint,4,opt,name=tail,proto3" json:"tail,omitempty"`
+	Tail uint32 `protobuf:"varint,4,opt,name=tail,proto3" json:"tail,omitempty"`
+	// since leaves out lines that were written before.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3561,6 +3563,13 @@ func (x *StreamLogsRequest) GetTail() uint32 {
 		return x.Tail
 	}
 	return 0
+}
+
+func (x *StreamLogsRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
 }
 
 type StreamLogsResponse struct {
@@ -3648,6 +3657,658 @@ func (x *StreamLogsResponse) GetLine() []byte {
 	return nil
 }
 
+type ExecRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*ExecRequest_Start
+	//	*ExecRequest_Input
+	//	*ExecRequest_Size
+	//	*ExecRequest_Signal
+	Message       isExecRequest_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecRequest) Reset() {
+	*x = ExecRequest{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecRequest) ProtoMessage() {}
+
+func (x *ExecRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
+func (*ExecRequest) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *ExecRequest) GetMessage() isExecRequest_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *ExecRequest) GetStart() *ExecStart {
+	if x != nil {
+		if x, ok := x.Message.(*ExecRequest_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *ExecRequest) GetInput() *ExecInput {
+	if x != nil {
+		if x, ok := x.Message.(*ExecRequest_Input); ok {
+			return x.Input
+		}
+	}
+	return nil
+}
+
+func (x *ExecRequest) GetSize() *TerminalSize {
+	if x != nil {
+		if x, ok := x.Message.(*ExecRequest_Size); ok {
+			return x.Size
+		}
+	}
+	return nil
+}
+
+func (x *ExecRequest) GetSignal() string {
+	if x != nil {
+		if x, ok := x.Message.(*ExecRequest_Signal); ok {
+			return x.Signal
+		}
+	}
+	return ""
+}
+
+type isExecRequest_Message interface {
+	isExecRequest_Message()
+}
+
+type ExecRequest_Start struct {
+	Start *ExecStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type ExecRequest_Input struct {
+	// input is sent as far as input_credit of the answer allows: each message takes its bytes and 256 more.
+	Input *ExecInput `protobuf:"bytes,2,opt,name=input,proto3,oneof"`
+}
+
+type ExecRequest_Size struct {
+	Size *TerminalSize `protobuf:"bytes,3,opt,name=size,proto3,oneof"`
+}
+
+type ExecRequest_Signal struct {
+	// signal is a name such as "INT", for the command's process group.
+	Signal string `protobuf:"bytes,4,opt,name=signal,proto3,oneof"`
+}
+
+func (*ExecRequest_Start) isExecRequest_Message() {}
+
+func (*ExecRequest_Input) isExecRequest_Message() {}
+
+func (*ExecRequest_Size) isExecRequest_Message() {}
+
+func (*ExecRequest_Signal) isExecRequest_Message() {}
+
+type ExecStart struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Environment string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	// target is an instance, a unique prefix of one, "app/ordinal", or an app, for the first of its instances that runs.
+	Target string   `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	Argv   []string `protobuf:"bytes,3,rep,name=argv,proto3" json:"argv,omitempty"`
+	// env are NAME=value, over the workload's.
+	Env []string `protobuf:"bytes,4,rep,name=env,proto3" json:"env,omitempty"`
+	// workdir and user are the workload's when empty.
+	Workdir string `protobuf:"bytes,5,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	User    string `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"`
+	// tty gives the command a terminal, of size.
+	Tty  bool          `protobuf:"varint,7,opt,name=tty,proto3" json:"tty,omitempty"`
+	Size *TerminalSize `protobuf:"bytes,8,opt,name=size,proto3" json:"size,omitempty"`
+	// stdin tells that input follows; otherwise the command has nothing to read.
+	Stdin bool `protobuf:"varint,9,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	// timeout_ms ends the command when it is over; 0 for never.
+	TimeoutMs     int64 `protobuf:"varint,10,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecStart) Reset() {
+	*x = ExecStart{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecStart) ProtoMessage() {}
+
+func (x *ExecStart) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
+func (*ExecStart) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *ExecStart) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *ExecStart) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ExecStart) GetArgv() []string {
+	if x != nil {
+		return x.Argv
+	}
+	return nil
+}
+
+func (x *ExecStart) GetEnv() []string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *ExecStart) GetWorkdir() string {
+	if x != nil {
+		return x.Workdir
+	}
+	return ""
+}
+
+func (x *ExecStart) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ExecStart) GetTty() bool {
+	if x != nil {
+		return x.Tty
+	}
+	return false
+}
+
+func (x *ExecStart) GetSize() *TerminalSize {
+	if x != nil {
+		return x.Size
+	}
+	return nil
+}
+
+func (x *ExecStart) GetStdin() bool {
+	if x != nil {
+		return x.Stdin
+	}
+	return false
+}
+
+func (x *ExecStart) GetTimeoutMs() int64 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+type ExecInput struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// data has at most 16,384 bytes.
+	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// eof tells that this is all.
+	Eof           bool `protobuf:"varint,2,opt,name=eof,proto3" json:"eof,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecInput) Reset() {
+	*x = ExecInput{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecInput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecInput) ProtoMessage() {}
+
+func (x *ExecInput) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
+func (*ExecInput) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *ExecInput) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *ExecInput) GetEof() bool {
+	if x != nil {
+		return x.Eof
+	}
+	return false
+}
+
+type TerminalSize struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rows          uint32                 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
+	Columns       uint32                 `protobuf:"varint,2,opt,name=columns,proto3" json:"columns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TerminalSize) Reset() {
+	*x = TerminalSize{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TerminalSize) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TerminalSize) ProtoMessage() {}
+
+func (x *TerminalSize) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
+func (*TerminalSize) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *TerminalSize) GetRows() uint32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *TerminalSize) GetColumns() uint32 {
+	if x != nil {
+		return x.Columns
+	}
+	return 0
+}
+
+type ExecResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*ExecResponse_Started
+	//	*ExecResponse_Output
+	//	*ExecResponse_InputCredit
+	//	*ExecResponse_Ended
+	Message       isExecResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecResponse) Reset() {
+	*x = ExecResponse{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecResponse) ProtoMessage() {}
+
+func (x *ExecResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
+func (*ExecResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *ExecResponse) GetMessage() isExecResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *ExecResponse) GetStarted() *ExecStarted {
+	if x != nil {
+		if x, ok := x.Message.(*ExecResponse_Started); ok {
+			return x.Started
+		}
+	}
+	return nil
+}
+
+func (x *ExecResponse) GetOutput() *ExecOutput {
+	if x != nil {
+		if x, ok := x.Message.(*ExecResponse_Output); ok {
+			return x.Output
+		}
+	}
+	return nil
+}
+
+func (x *ExecResponse) GetInputCredit() uint32 {
+	if x != nil {
+		if x, ok := x.Message.(*ExecResponse_InputCredit); ok {
+			return x.InputCredit
+		}
+	}
+	return 0
+}
+
+func (x *ExecResponse) GetEnded() *ExecEnded {
+	if x != nil {
+		if x, ok := x.Message.(*ExecResponse_Ended); ok {
+			return x.Ended
+		}
+	}
+	return nil
+}
+
+type isExecResponse_Message interface {
+	isExecResponse_Message()
+}
+
+type ExecResponse_Started struct {
+	Started *ExecStarted `protobuf:"bytes,1,opt,name=started,proto3,oneof"`
+}
+
+type ExecResponse_Output struct {
+	Output *ExecOutput `protobuf:"bytes,2,opt,name=output,proto3,oneof"`
+}
+
+type ExecResponse_InputCredit struct {
+	// input_credit is for how much more input there is room. There is none at first.
+	InputCredit uint32 `protobuf:"varint,3,opt,name=input_credit,json=inputCredit,proto3,oneof"`
+}
+
+type ExecResponse_Ended struct {
+	Ended *ExecEnded `protobuf:"bytes,4,opt,name=ended,proto3,oneof"`
+}
+
+func (*ExecResponse_Started) isExecResponse_Message() {}
+
+func (*ExecResponse_Output) isExecResponse_Message() {}
+
+func (*ExecResponse_InputCredit) isExecResponse_Message() {}
+
+func (*ExecResponse_Ended) isExecResponse_Message() {}
+
+type ExecStarted struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Instance string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	Attempt  uint32                 `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Host     string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	// pid is that of the process in the guest.
+	Pid           uint32 `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecStarted) Reset() {
+	*x = ExecStarted{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecStarted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecStarted) ProtoMessage() {}
+
+func (x *ExecStarted) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
+func (*ExecStarted) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *ExecStarted) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *ExecStarted) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *ExecStarted) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *ExecStarted) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+type ExecOutput struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// stream is "stdout" or "stderr"; a terminal has the first only.
+	Stream string `protobuf:"bytes,1,opt,name=stream,proto3" json:"stream,omitempty"`
+	// data has at most 16,384 bytes.
+	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecOutput) Reset() {
+	*x = ExecOutput{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecOutput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecOutput) ProtoMessage() {}
+
+func (x *ExecOutput) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
+func (*ExecOutput) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *ExecOutput) GetStream() string {
+	if x != nil {
+		return x.Stream
+	}
+	return ""
+}
+
+func (x *ExecOutput) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type ExecEnded struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// code is the exit status, 128 + n after signal n, or 125, 126 or 127 with an error.
+	Code     uint32 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
+	Signal   string `protobuf:"bytes,2,opt,name=signal,proto3" json:"signal,omitempty"`
+	TimedOut bool   `protobuf:"varint,3,opt,name=timed_out,json=timedOut,proto3" json:"timed_out,omitempty"`
+	// error is why it could not be started.
+	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecEnded) Reset() {
+	*x = ExecEnded{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecEnded) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecEnded) ProtoMessage() {}
+
+func (x *ExecEnded) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecEnded.ProtoReflect.Descriptor instead.
+func (*ExecEnded) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *ExecEnded) GetCode() uint32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *ExecEnded) GetSignal() string {
+	if x != nil {
+		return x.Signal
+	}
+	return ""
+}
+
+func (x *ExecEnded) GetTimedOut() bool {
+	if x != nil {
+		return x.TimedOut
+	}
+	return false
+}
+
+func (x *ExecEnded) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type Event struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Seq         uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
@@ -3667,7 +4328,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[54]
+	mi := &file_pinnace_v1_control_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3679,7 +4340,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[54]
+	mi := &file_pinnace_v1_control_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3692,7 +4353,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{54}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -3776,7 +4437,7 @@ type ReadEventsRequest struct {
 
 func (x *ReadEventsRequest) Reset() {
 	*x = ReadEventsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[55]
+	mi := &file_pinnace_v1_control_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3788,7 +4449,7 @@ func (x *ReadEventsRequest) String() string {
 func (*ReadEventsRequest) ProtoMessage() {}
 
 func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[55]
+	mi := &file_pinnace_v1_control_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3801,7 +4462,7 @@ func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsRequest.ProtoReflect.Descriptor instead.
 func (*ReadEventsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{55}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ReadEventsRequest) GetAfter() uint64 {
@@ -3827,7 +4488,7 @@ type ReadEventsResponse struct {
 
 func (x *ReadEventsResponse) Reset() {
 	*x = ReadEventsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[56]
+	mi := &file_pinnace_v1_control_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3839,7 +4500,7 @@ func (x *ReadEventsResponse) String() string {
 func (*ReadEventsResponse) ProtoMessage() {}
 
 func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[56]
+	mi := &file_pinnace_v1_control_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3852,7 +4513,7 @@ func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsResponse.ProtoReflect.Descriptor instead.
 func (*ReadEventsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{56}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ReadEventsResponse) GetEvents() []*Event {
@@ -4147,19 +4808,65 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x10\n" +
 	"\x03all\x18\x03 \x01(\bR\x03all\"K\n" +
 	"\x15ListInstancesResponse\x122\n" +
-	"\tinstances\x18\x01 \x03(\v2\x14.pinnace.v1.InstanceR\tinstances\"y\n" +
+	"\tinstances\x18\x01 \x03(\v2\x14.pinnace.v1.InstanceR\tinstances\"\xab\x01\n" +
 	"\x11StreamLogsRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x16\n" +
 	"\x06follow\x18\x03 \x01(\bR\x06follow\x12\x12\n" +
-	"\x04tail\x18\x04 \x01(\rR\x04tail\"\xb4\x01\n" +
+	"\x04tail\x18\x04 \x01(\rR\x04tail\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xb4\x01\n" +
 	"\x12StreamLogsResponse\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x10\n" +
 	"\x03seq\x18\x03 \x01(\x04R\x03seq\x12\x16\n" +
 	"\x06stream\x18\x04 \x01(\tR\x06stream\x12*\n" +
 	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
-	"\x04line\x18\x06 \x01(\fR\x04line\"\x95\x02\n" +
+	"\x04line\x18\x06 \x01(\fR\x04line\"\xc0\x01\n" +
+	"\vExecRequest\x12-\n" +
+	"\x05start\x18\x01 \x01(\v2\x15.pinnace.v1.ExecStartH\x00R\x05start\x12-\n" +
+	"\x05input\x18\x02 \x01(\v2\x15.pinnace.v1.ExecInputH\x00R\x05input\x12.\n" +
+	"\x04size\x18\x03 \x01(\v2\x18.pinnace.v1.TerminalSizeH\x00R\x04size\x12\x18\n" +
+	"\x06signal\x18\x04 \x01(\tH\x00R\x06signalB\t\n" +
+	"\amessage\"\x8e\x02\n" +
+	"\tExecStart\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x12\n" +
+	"\x04argv\x18\x03 \x03(\tR\x04argv\x12\x10\n" +
+	"\x03env\x18\x04 \x03(\tR\x03env\x12\x18\n" +
+	"\aworkdir\x18\x05 \x01(\tR\aworkdir\x12\x12\n" +
+	"\x04user\x18\x06 \x01(\tR\x04user\x12\x10\n" +
+	"\x03tty\x18\a \x01(\bR\x03tty\x12,\n" +
+	"\x04size\x18\b \x01(\v2\x18.pinnace.v1.TerminalSizeR\x04size\x12\x14\n" +
+	"\x05stdin\x18\t \x01(\bR\x05stdin\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\n" +
+	" \x01(\x03R\ttimeoutMs\"1\n" +
+	"\tExecInput\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x10\n" +
+	"\x03eof\x18\x02 \x01(\bR\x03eof\"<\n" +
+	"\fTerminalSize\x12\x12\n" +
+	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x18\n" +
+	"\acolumns\x18\x02 \x01(\rR\acolumns\"\xd4\x01\n" +
+	"\fExecResponse\x123\n" +
+	"\astarted\x18\x01 \x01(\v2\x17.pinnace.v1.ExecStartedH\x00R\astarted\x120\n" +
+	"\x06output\x18\x02 \x01(\v2\x16.pinnace.v1.ExecOutputH\x00R\x06output\x12#\n" +
+	"\finput_credit\x18\x03 \x01(\rH\x00R\vinputCredit\x12-\n" +
+	"\x05ended\x18\x04 \x01(\v2\x15.pinnace.v1.ExecEndedH\x00R\x05endedB\t\n" +
+	"\amessage\"i\n" +
+	"\vExecStarted\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x10\n" +
+	"\x03pid\x18\x04 \x01(\rR\x03pid\"8\n" +
+	"\n" +
+	"ExecOutput\x12\x16\n" +
+	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"j\n" +
+	"\tExecEnded\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\rR\x04code\x12\x16\n" +
+	"\x06signal\x18\x02 \x01(\tR\x06signal\x12\x1b\n" +
+	"\ttimed_out\x18\x03 \x01(\bR\btimedOut\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\x95\x02\n" +
 	"\x05Event\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\tR\x06stream\x12\x18\n" +
@@ -4176,7 +4883,7 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\"?\n" +
 	"\x12ReadEventsResponse\x12)\n" +
-	"\x06events\x18\x01 \x03(\v2\x11.pinnace.v1.EventR\x06events2\xd5\r\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.pinnace.v1.EventR\x06events2\x94\x0e\n" +
 	"\x0eControlService\x12T\n" +
 	"\rGetServerInfo\x12 .pinnace.v1.GetServerInfoRequest\x1a!.pinnace.v1.GetServerInfoResponse\x12`\n" +
 	"\x11CreateEnvironment\x12$.pinnace.v1.CreateEnvironmentRequest\x1a%.pinnace.v1.CreateEnvironmentResponse\x12]\n" +
@@ -4200,7 +4907,8 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\vGetInstance\x12\x1e.pinnace.v1.GetInstanceRequest\x1a\x1f.pinnace.v1.GetInstanceResponse\x12T\n" +
 	"\rListInstances\x12 .pinnace.v1.ListInstancesRequest\x1a!.pinnace.v1.ListInstancesResponse\x12M\n" +
 	"\n" +
-	"StreamLogs\x12\x1d.pinnace.v1.StreamLogsRequest\x1a\x1e.pinnace.v1.StreamLogsResponse0\x01\x12M\n" +
+	"StreamLogs\x12\x1d.pinnace.v1.StreamLogsRequest\x1a\x1e.pinnace.v1.StreamLogsResponse0\x01\x12=\n" +
+	"\x04Exec\x12\x17.pinnace.v1.ExecRequest\x1a\x18.pinnace.v1.ExecResponse(\x010\x01\x12M\n" +
 	"\n" +
 	"ReadEvents\x12\x1d.pinnace.v1.ReadEventsRequest\x1a\x1e.pinnace.v1.ReadEventsResponse0\x01\x12W\n" +
 	"\x0eSignCheckpoint\x12!.pinnace.v1.SignCheckpointRequest\x1a\".pinnace.v1.SignCheckpointResponseB\xa7\x01\n" +
@@ -4220,7 +4928,7 @@ func file_pinnace_v1_control_proto_rawDescGZIP() []byte {
 	return file_pinnace_v1_control_proto_rawDescData
 }
 
-var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
 var file_pinnace_v1_control_proto_goTypes = []any{
 	(*GetServerInfoRequest)(nil),      // 0: pinnace.v1.GetServerInfoRequest
 	(*GetServerInfoResponse)(nil),     // 1: pinnace.v1.GetServerInfoResponse
@@ -4276,28 +4984,36 @@ var file_pinnace_v1_control_proto_goTypes = []any{
 	(*ListInstancesResponse)(nil),     // 51: pinnace.v1.ListInstancesResponse
 	(*StreamLogsRequest)(nil),         // 52: pinnace.v1.StreamLogsRequest
 	(*StreamLogsResponse)(nil),        // 53: pinnace.v1.StreamLogsResponse
-	(*Event)(nil),                     // 54: pinnace.v1.Event
-	(*ReadEventsRequest)(nil),         // 55: pinnace.v1.ReadEventsRequest
-	(*ReadEventsResponse)(nil),        // 56: pinnace.v1.ReadEventsResponse
-	nil,                               // 57: pinnace.v1.Host.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 58: google.protobuf.Timestamp
-	(*ReleasePlatform)(nil),           // 59: pinnace.v1.ReleasePlatform
-	(*Release)(nil),                   // 60: pinnace.v1.Release
+	(*ExecRequest)(nil),               // 54: pinnace.v1.ExecRequest
+	(*ExecStart)(nil),                 // 55: pinnace.v1.ExecStart
+	(*ExecInput)(nil),                 // 56: pinnace.v1.ExecInput
+	(*TerminalSize)(nil),              // 57: pinnace.v1.TerminalSize
+	(*ExecResponse)(nil),              // 58: pinnace.v1.ExecResponse
+	(*ExecStarted)(nil),               // 59: pinnace.v1.ExecStarted
+	(*ExecOutput)(nil),                // 60: pinnace.v1.ExecOutput
+	(*ExecEnded)(nil),                 // 61: pinnace.v1.ExecEnded
+	(*Event)(nil),                     // 62: pinnace.v1.Event
+	(*ReadEventsRequest)(nil),         // 63: pinnace.v1.ReadEventsRequest
+	(*ReadEventsResponse)(nil),        // 64: pinnace.v1.ReadEventsResponse
+	nil,                               // 65: pinnace.v1.Host.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 66: google.protobuf.Timestamp
+	(*ReleasePlatform)(nil),           // 67: pinnace.v1.ReleasePlatform
+	(*Release)(nil),                   // 68: pinnace.v1.Release
 }
 var file_pinnace_v1_control_proto_depIdxs = []int32{
-	58, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	58, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	66, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	66, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
 	4,  // 2: pinnace.v1.CreateEnvironmentResponse.environment:type_name -> pinnace.v1.Environment
 	4,  // 3: pinnace.v1.ListEnvironmentsResponse.environments:type_name -> pinnace.v1.Environment
-	57, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
-	58, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
-	58, // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
+	65, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
+	66, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
+	66, // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
 	9,  // 7: pinnace.v1.DrainHostResponse.host:type_name -> pinnace.v1.Host
 	9,  // 8: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
-	59, // 9: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
-	60, // 10: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
-	60, // 11: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
-	60, // 12: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
+	67, // 9: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
+	68, // 10: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
+	68, // 11: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
+	68, // 12: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
 	24, // 13: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
 	27, // 14: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
 	25, // 15: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
@@ -4305,75 +5021,85 @@ var file_pinnace_v1_control_proto_depIdxs = []int32{
 	37, // 17: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
 	37, // 18: pinnace.v1.ScaleResponse.deployment:type_name -> pinnace.v1.Deployment
 	37, // 19: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
-	58, // 20: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
-	58, // 21: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
-	58, // 22: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
+	66, // 20: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
+	66, // 21: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
+	66, // 22: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
 	37, // 23: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
 	37, // 24: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
 	37, // 25: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
 	40, // 26: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
 	41, // 27: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
-	58, // 28: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	58, // 29: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
+	66, // 28: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	66, // 29: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
 	44, // 30: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
 	45, // 31: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
 	46, // 32: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
-	58, // 33: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
-	58, // 34: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
-	58, // 35: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
+	66, // 33: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
+	66, // 34: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
+	66, // 35: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
 	47, // 36: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
 	47, // 37: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
-	58, // 38: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
-	54, // 39: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
-	0,  // 40: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
-	5,  // 41: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
-	7,  // 42: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
-	14, // 43: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
-	10, // 44: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
-	12, // 45: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
-	16, // 46: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
-	18, // 47: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
-	20, // 48: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
-	22, // 49: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
-	26, // 50: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
-	29, // 51: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
-	31, // 52: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
-	35, // 53: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
-	33, // 54: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
-	38, // 55: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
-	42, // 56: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
-	48, // 57: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
-	50, // 58: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
-	52, // 59: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
-	55, // 60: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
-	2,  // 61: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
-	1,  // 62: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
-	6,  // 63: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
-	8,  // 64: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
-	15, // 65: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
-	11, // 66: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
-	13, // 67: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
-	17, // 68: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
-	19, // 69: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
-	21, // 70: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
-	23, // 71: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
-	28, // 72: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
-	30, // 73: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
-	32, // 74: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
-	36, // 75: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
-	34, // 76: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
-	39, // 77: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
-	43, // 78: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
-	49, // 79: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
-	51, // 80: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
-	53, // 81: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
-	56, // 82: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
-	3,  // 83: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
-	62, // [62:84] is the sub-list for method output_type
-	40, // [40:62] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	66, // 38: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
+	66, // 39: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
+	55, // 40: pinnace.v1.ExecRequest.start:type_name -> pinnace.v1.ExecStart
+	56, // 41: pinnace.v1.ExecRequest.input:type_name -> pinnace.v1.ExecInput
+	57, // 42: pinnace.v1.ExecRequest.size:type_name -> pinnace.v1.TerminalSize
+	57, // 43: pinnace.v1.ExecStart.size:type_name -> pinnace.v1.TerminalSize
+	59, // 44: pinnace.v1.ExecResponse.started:type_name -> pinnace.v1.ExecStarted
+	60, // 45: pinnace.v1.ExecResponse.output:type_name -> pinnace.v1.ExecOutput
+	61, // 46: pinnace.v1.ExecResponse.ended:type_name -> pinnace.v1.ExecEnded
+	62, // 47: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
+	0,  // 48: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
+	5,  // 49: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
+	7,  // 50: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
+	14, // 51: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
+	10, // 52: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
+	12, // 53: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
+	16, // 54: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
+	18, // 55: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
+	20, // 56: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
+	22, // 57: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
+	26, // 58: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
+	29, // 59: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
+	31, // 60: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
+	35, // 61: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
+	33, // 62: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
+	38, // 63: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
+	42, // 64: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
+	48, // 65: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
+	50, // 66: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
+	52, // 67: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
+	54, // 68: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
+	63, // 69: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
+	2,  // 70: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
+	1,  // 71: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
+	6,  // 72: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
+	8,  // 73: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
+	15, // 74: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
+	11, // 75: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
+	13, // 76: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
+	17, // 77: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
+	19, // 78: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
+	21, // 79: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
+	23, // 80: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
+	28, // 81: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
+	30, // 82: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
+	32, // 83: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
+	36, // 84: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
+	34, // 85: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
+	39, // 86: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
+	43, // 87: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
+	49, // 88: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
+	51, // 89: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
+	53, // 90: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
+	58, // 91: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
+	64, // 92: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
+	3,  // 93: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
+	71, // [71:94] is the sub-list for method output_type
+	48, // [48:71] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_control_proto_init() }
@@ -4386,13 +5112,25 @@ func file_pinnace_v1_control_proto_init() {
 		(*PlanRequest_Release)(nil),
 		(*PlanRequest_Rollback)(nil),
 	}
+	file_pinnace_v1_control_proto_msgTypes[54].OneofWrappers = []any{
+		(*ExecRequest_Start)(nil),
+		(*ExecRequest_Input)(nil),
+		(*ExecRequest_Size)(nil),
+		(*ExecRequest_Signal)(nil),
+	}
+	file_pinnace_v1_control_proto_msgTypes[58].OneofWrappers = []any{
+		(*ExecResponse_Started)(nil),
+		(*ExecResponse_Output)(nil),
+		(*ExecResponse_InputCredit)(nil),
+		(*ExecResponse_Ended)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_control_proto_rawDesc), len(file_pinnace_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   58,
+			NumMessages:   66,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -42,6 +42,8 @@ const (
 	AgentServiceReportProcedure = "/pinnace.v1.AgentService/Report"
 	// AgentServiceSendLogsProcedure is the fully-qualified name of the AgentService's SendLogs RPC.
 	AgentServiceSendLogsProcedure = "/pinnace.v1.AgentService/SendLogs"
+	// AgentServiceServeExecProcedure is the fully-qualified name of the AgentService's ServeExec RPC.
+	AgentServiceServeExecProcedure = "/pinnace.v1.AgentService/ServeExec"
 )
 
 // AgentServiceClient is a client for the pinnace.v1.AgentService service.
@@ -54,6 +56,8 @@ type AgentServiceClient interface {
 	Report(context.Context, *connect.Request[v1.ReportRequest]) (*connect.Response[v1.ReportResponse], error)
 	// SendLogs answers a LogRequest of WatchAssignments.
 	SendLogs(context.Context) *connect.ClientStreamForClient[v1.SendLogsRequest, v1.SendLogsResponse]
+	// ServeExec answers an ExecTask of WatchAssignments.
+	ServeExec(context.Context) *connect.BidiStreamForClient[v1.ServeExecRequest, v1.ServeExecResponse]
 }
 
 // NewAgentServiceClient constructs a client for the pinnace.v1.AgentService service. By default, it
@@ -91,6 +95,12 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("SendLogs")),
 			connect.WithClientOptions(opts...),
 		),
+		serveExec: connect.NewClient[v1.ServeExecRequest, v1.ServeExecResponse](
+			httpClient,
+			baseURL+AgentServiceServeExecProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("ServeExec")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -100,6 +110,7 @@ type agentServiceClient struct {
 	watchAssignments *connect.Client[v1.WatchAssignmentsRequest, v1.WatchAssignmentsResponse]
 	report           *connect.Client[v1.ReportRequest, v1.ReportResponse]
 	sendLogs         *connect.Client[v1.SendLogsRequest, v1.SendLogsResponse]
+	serveExec        *connect.Client[v1.ServeExecRequest, v1.ServeExecResponse]
 }
 
 // Join calls pinnace.v1.AgentService.Join.
@@ -122,6 +133,11 @@ func (c *agentServiceClient) SendLogs(ctx context.Context) *connect.ClientStream
 	return c.sendLogs.CallClientStream(ctx)
 }
 
+// ServeExec calls pinnace.v1.AgentService.ServeExec.
+func (c *agentServiceClient) ServeExec(ctx context.Context) *connect.BidiStreamForClient[v1.ServeExecRequest, v1.ServeExecResponse] {
+	return c.serveExec.CallBidiStream(ctx)
+}
+
 // AgentServiceHandler is an implementation of the pinnace.v1.AgentService service.
 type AgentServiceHandler interface {
 	// Join makes the host known, or refreshes what is known of it.
@@ -132,6 +148,8 @@ type AgentServiceHandler interface {
 	Report(context.Context, *connect.Request[v1.ReportRequest]) (*connect.Response[v1.ReportResponse], error)
 	// SendLogs answers a LogRequest of WatchAssignments.
 	SendLogs(context.Context, *connect.ClientStream[v1.SendLogsRequest]) (*connect.Response[v1.SendLogsResponse], error)
+	// ServeExec answers an ExecTask of WatchAssignments.
+	ServeExec(context.Context, *connect.BidiStream[v1.ServeExecRequest, v1.ServeExecResponse]) error
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -165,6 +183,12 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("SendLogs")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceServeExecHandler := connect.NewBidiStreamHandler(
+		AgentServiceServeExecProcedure,
+		svc.ServeExec,
+		connect.WithSchema(agentServiceMethods.ByName("ServeExec")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/pinnace.v1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AgentServiceJoinProcedure:
@@ -175,6 +199,8 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceReportHandler.ServeHTTP(w, r)
 		case AgentServiceSendLogsProcedure:
 			agentServiceSendLogsHandler.ServeHTTP(w, r)
+		case AgentServiceServeExecProcedure:
+			agentServiceServeExecHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -198,4 +224,8 @@ func (UnimplementedAgentServiceHandler) Report(context.Context, *connect.Request
 
 func (UnimplementedAgentServiceHandler) SendLogs(context.Context, *connect.ClientStream[v1.SendLogsRequest]) (*connect.Response[v1.SendLogsResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.AgentService.SendLogs is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) ServeExec(context.Context, *connect.BidiStream[v1.ServeExecRequest, v1.ServeExecResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.AgentService.ServeExec is not implemented"))
 }

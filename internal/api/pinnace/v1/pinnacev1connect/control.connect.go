@@ -88,6 +88,8 @@ const (
 	// ControlServiceStreamLogsProcedure is the fully-qualified name of the ControlService's StreamLogs
 	// RPC.
 	ControlServiceStreamLogsProcedure = "/pinnace.v1.ControlService/StreamLogs"
+	// ControlServiceExecProcedure is the fully-qualified name of the ControlService's Exec RPC.
+	ControlServiceExecProcedure = "/pinnace.v1.ControlService/Exec"
 	// ControlServiceReadEventsProcedure is the fully-qualified name of the ControlService's ReadEvents
 	// RPC.
 	ControlServiceReadEventsProcedure = "/pinnace.v1.ControlService/ReadEvents"
@@ -125,6 +127,8 @@ type ControlServiceClient interface {
 	GetInstance(context.Context, *connect.Request[v1.GetInstanceRequest]) (*connect.Response[v1.GetInstanceResponse], error)
 	ListInstances(context.Context, *connect.Request[v1.ListInstancesRequest]) (*connect.Response[v1.ListInstancesResponse], error)
 	StreamLogs(context.Context, *connect.Request[v1.StreamLogsRequest]) (*connect.ServerStreamForClient[v1.StreamLogsResponse], error)
+	// Exec runs a command in an instance, beside its workload. The first message is start; the answer ends with ended.
+	Exec(context.Context) *connect.BidiStreamForClient[v1.ExecRequest, v1.ExecResponse]
 	// ReadEvents sends committed events in order with everything that their hash covers.
 	ReadEvents(context.Context, *connect.Request[v1.ReadEventsRequest]) (*connect.ServerStreamForClient[v1.ReadEventsResponse], error)
 	// SignCheckpoint signs the event log as it is now.
@@ -262,6 +266,12 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("StreamLogs")),
 			connect.WithClientOptions(opts...),
 		),
+		exec: connect.NewClient[v1.ExecRequest, v1.ExecResponse](
+			httpClient,
+			baseURL+ControlServiceExecProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("Exec")),
+			connect.WithClientOptions(opts...),
+		),
 		readEvents: connect.NewClient[v1.ReadEventsRequest, v1.ReadEventsResponse](
 			httpClient,
 			baseURL+ControlServiceReadEventsProcedure,
@@ -299,6 +309,7 @@ type controlServiceClient struct {
 	getInstance       *connect.Client[v1.GetInstanceRequest, v1.GetInstanceResponse]
 	listInstances     *connect.Client[v1.ListInstancesRequest, v1.ListInstancesResponse]
 	streamLogs        *connect.Client[v1.StreamLogsRequest, v1.StreamLogsResponse]
+	exec              *connect.Client[v1.ExecRequest, v1.ExecResponse]
 	readEvents        *connect.Client[v1.ReadEventsRequest, v1.ReadEventsResponse]
 	signCheckpoint    *connect.Client[v1.SignCheckpointRequest, v1.SignCheckpointResponse]
 }
@@ -403,6 +414,11 @@ func (c *controlServiceClient) StreamLogs(ctx context.Context, req *connect.Requ
 	return c.streamLogs.CallServerStream(ctx, req)
 }
 
+// Exec calls pinnace.v1.ControlService.Exec.
+func (c *controlServiceClient) Exec(ctx context.Context) *connect.BidiStreamForClient[v1.ExecRequest, v1.ExecResponse] {
+	return c.exec.CallBidiStream(ctx)
+}
+
 // ReadEvents calls pinnace.v1.ControlService.ReadEvents.
 func (c *controlServiceClient) ReadEvents(ctx context.Context, req *connect.Request[v1.ReadEventsRequest]) (*connect.ServerStreamForClient[v1.ReadEventsResponse], error) {
 	return c.readEvents.CallServerStream(ctx, req)
@@ -442,6 +458,8 @@ type ControlServiceHandler interface {
 	GetInstance(context.Context, *connect.Request[v1.GetInstanceRequest]) (*connect.Response[v1.GetInstanceResponse], error)
 	ListInstances(context.Context, *connect.Request[v1.ListInstancesRequest]) (*connect.Response[v1.ListInstancesResponse], error)
 	StreamLogs(context.Context, *connect.Request[v1.StreamLogsRequest], *connect.ServerStream[v1.StreamLogsResponse]) error
+	// Exec runs a command in an instance, beside its workload. The first message is start; the answer ends with ended.
+	Exec(context.Context, *connect.BidiStream[v1.ExecRequest, v1.ExecResponse]) error
 	// ReadEvents sends committed events in order with everything that their hash covers.
 	ReadEvents(context.Context, *connect.Request[v1.ReadEventsRequest], *connect.ServerStream[v1.ReadEventsResponse]) error
 	// SignCheckpoint signs the event log as it is now.
@@ -575,6 +593,12 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("StreamLogs")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceExecHandler := connect.NewBidiStreamHandler(
+		ControlServiceExecProcedure,
+		svc.Exec,
+		connect.WithSchema(controlServiceMethods.ByName("Exec")),
+		connect.WithHandlerOptions(opts...),
+	)
 	controlServiceReadEventsHandler := connect.NewServerStreamHandler(
 		ControlServiceReadEventsProcedure,
 		svc.ReadEvents,
@@ -629,6 +653,8 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceListInstancesHandler.ServeHTTP(w, r)
 		case ControlServiceStreamLogsProcedure:
 			controlServiceStreamLogsHandler.ServeHTTP(w, r)
+		case ControlServiceExecProcedure:
+			controlServiceExecHandler.ServeHTTP(w, r)
 		case ControlServiceReadEventsProcedure:
 			controlServiceReadEventsHandler.ServeHTTP(w, r)
 		case ControlServiceSignCheckpointProcedure:
@@ -720,6 +746,10 @@ func (UnimplementedControlServiceHandler) ListInstances(context.Context, *connec
 
 func (UnimplementedControlServiceHandler) StreamLogs(context.Context, *connect.Request[v1.StreamLogsRequest], *connect.ServerStream[v1.StreamLogsResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.StreamLogs is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) Exec(context.Context, *connect.BidiStream[v1.ExecRequest, v1.ExecResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.Exec is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) ReadEvents(context.Context, *connect.Request[v1.ReadEventsRequest], *connect.ServerStream[v1.ReadEventsResponse]) error {

@@ -1,0 +1,402 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/fleet"
+)
+
+const (
+	// execWindow is how much output of a command an agent may send before the caller has taken it: what the server
+	// holds for one at most. Each message takes its bytes and execCost, so that small ones can't take more.
+	execWindow = 256 << 10
+	execCost   = 256
+	// maxExecs is how many commands pass through the server at a time, and maxExecData what one message may hold.
+	maxExecs    = 128
+	maxExecData = 16 << 10
+	// execPatience is how long an agent may take to answer a task.
+	execPatience = 15 * time.Second
+)
+
+// execBroker brings those who run commands and the agents of their instances together.
+type execBroker struct {
+	mu    sync.Mutex
+	tasks map[string]*execTask // guarded by mu; by id
+}
+
+// execTask is a command that somebody waits for.
+type execTask struct {
+	host string
+	task *pb.ExecTask
+	// toAgent carries what the caller says; whoever serves the agent takes it. done is closed when the caller is gone,
+	// lost when the agent's side is over.
+	toAgent chan *pb.ServeExecResponse
+	done    <-chan struct{}
+	lost    chan struct{}
+	more    chan struct{} // something has come from the agent
+
+	mu     sync.Mutex // guards what follows
+	taken  bool
+	came   []*pb.ServeExecRequest // from the agent, for the caller
+	credit int                    // how much more the agent may send
+	end    bool                   // nothing more may come
+}
+
+func newExecBroker() *execBroker { return &execBroker{tasks: map[string]*execTask{}} }
+
+// add returns false when there are too many.
+func (b *execBroker) add(t *execTask) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.tasks) >= maxExecs {
+		return false
+	}
+	b.tasks[t.task.GetId()] = t
+	return true
+}
+
+func (b *execBroker) remove(id string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.tasks, id)
+}
+
+// take hands a task to the agent that answers it; nobody else can answer it then.
+func (b *execBroker) take(id string) *execTask {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	t := b.tasks[id]
+	if t == nil {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.taken {
+		return nil
+	}
+	t.taken = true
+	return t
+}
+
+// waiting returns the tasks for a host that are not in asked, and puts them there.
+func (b *execBroker) waiting(host string, asked map[string]bool) []*pb.ExecTask {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []*pb.ExecTask
+	for id, t := range b.tasks {
+		if t.host == host && !asked[id] {
+			asked[id] = true
+			out = append(out, t.task)
+		}
+	}
+	for id := range asked {
+		if b.tasks[id] == nil {
+			delete(asked, id)
+		}
+	}
+	slices.SortFunc(out, func(a, b *pb.ExecTask) int { return strings.Compare(a.GetId(), b.GetId()) })
+	return out
+}
+
+// isTaken tells whether an agent has answered.
+func (t *execTask) isTaken() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.taken
+}
+
+// put keeps what an agent has sent until the caller takes it.
+func (t *execTask) put(m *pb.ServeExecRequest) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.end {
+		return refuse(connect.CodeInvalidArgument, "the command had ended")
+	}
+	cost := 0
+	switch what := m.GetMessage().GetMessage().(type) {
+	case nil:
+		t.end = m.GetRefusal() != nil
+		if !t.end {
+			return nil // of a later version
+		}
+	case *pb.ExecResponse_Output:
+		if len(what.Output.GetData()) > maxExecData {
+			return refuse(connect.CodeInvalidArgument, "%d bytes of output in one message", len(what.Output.GetData()))
+		}
+		cost = len(what.Output.GetData())
+	case *pb.ExecResponse_Ended:
+		t.end = true
+	}
+	if !t.end {
+		cost += execCost
+	}
+	if t.credit -= cost; t.credit < 0 {
+		return refuse(connect.CodeResourceExhausted, "more than there was credit for")
+	}
+	t.came = append(t.came, m)
+	select {
+	case t.more <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// pull takes what has come.
+func (t *execTask) pull() []*pb.ServeExecRequest {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	came := t.came
+	t.came = nil
+	return came
+}
+
+// give lets the agent send more.
+func (t *execTask) give(ctx context.Context, n int) {
+	t.mu.Lock()
+	t.credit += n
+	t.mu.Unlock()
+	t.tell(ctx, &pb.ServeExecResponse{OutputCredit: uint32(n)})
+}
+
+// tell says something to the agent, if it still serves.
+func (t *execTask) tell(ctx context.Context, m *pb.ServeExecResponse) {
+	select {
+	case t.toAgent <- m:
+	case <-t.lost:
+	case <-ctx.Done():
+	}
+}
+
+// ServeExec takes what an agent says of one command, and tells it what the caller does.
+func (a *agents) ServeExec(ctx context.Context, stream *connect.BidiStream[pb.ServeExecRequest, pb.ServeExecResponse]) error {
+	first, err := stream.Receive()
+	if err != nil {
+		return err
+	}
+	t := a.execs.take(first.GetTask())
+	if t == nil {
+		return refuse(connect.CodeNotFound, "nobody waits for task %q", cut(first.GetTask()))
+	}
+	defer close(t.lost)
+	received := make(chan error, 1)
+	go func() { // it ends with the request
+		for {
+			m, err := stream.Receive()
+			if err == nil {
+				err = t.put(m)
+			}
+			if err != nil {
+				received <- err
+				return
+			}
+		}
+	}()
+	for {
+		select {
+		case m := <-t.toAgent:
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+		case err := <-received:
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		case <-t.done:
+			return refuse(connect.CodeCanceled, "nobody waits for the command any more")
+		case <-ctx.Done():
+			return a.onWire(ctx, ctx.Err())
+		}
+	}
+}
+
+// Exec runs a command in an instance.
+func (c *control) Exec(ctx context.Context, stream *connect.BidiStream[pb.ExecRequest, pb.ExecResponse]) error {
+	first, err := stream.Receive()
+	if err != nil {
+		return err
+	}
+	start := first.GetStart()
+	if len(start.GetArgv()) == 0 || start.GetArgv()[0] == "" {
+		return refuse(connect.CodeInvalidArgument, "there is no command")
+	}
+	i, err := c.execTarget(start)
+	if err != nil {
+		return c.onWire(ctx, err)
+	}
+	id, err := c.newID("exec")
+	if err != nil {
+		return c.onWire(ctx, err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	t := &execTask{
+		host: i.Host, toAgent: make(chan *pb.ServeExecResponse), done: ctx.Done(), lost: make(chan struct{}), more: make(chan struct{}, 1),
+		task: &pb.ExecTask{Id: id, Instance: i.ID, Start: start, OutputCredit: execWindow}, credit: execWindow,
+	}
+	if !c.execs.add(t) {
+		return refuse(connect.CodeResourceExhausted, "%d commands run through this server already; end one of them", maxExecs)
+	}
+	defer c.execs.remove(id)
+	// Who wanted to run what is on record before it runs.
+	err = c.ledger.append(ctx, actorAdmin, "", &fleet.ExecRequested{
+		Instance: i.ID, Program: cut(start.GetArgv()[0]), Arguments: len(start.GetArgv()) - 1, User: cut(start.GetUser()), Terminal: start.GetTty(),
+	})
+	if err != nil {
+		return c.onWire(ctx, err)
+	}
+	c.changed.fire()
+	go func() { // it ends with the request
+		defer cancel()
+		c.passCaller(ctx, stream, t)
+	}()
+	return c.passAgent(ctx, stream, t)
+}
+
+// passCaller hands to the agent what the caller says, until the caller is gone.
+func (c *control) passCaller(ctx context.Context, stream *connect.BidiStream[pb.ExecRequest, pb.ExecResponse], t *execTask) {
+	for {
+		m, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			// It has nothing more to say, and still listens.
+			t.tell(ctx, &pb.ServeExecResponse{Message: &pb.ExecRequest{Message: &pb.ExecRequest_Input{Input: &pb.ExecInput{Eof: true}}}})
+			<-ctx.Done()
+			return
+		}
+		if err != nil {
+			return
+		}
+		if m.GetStart() == nil {
+			t.tell(ctx, &pb.ServeExecResponse{Message: m})
+		}
+	}
+}
+
+// passAgent hands to the caller what the agent sends, until the command has ended.
+func (c *control) passAgent(ctx context.Context, stream *connect.BidiStream[pb.ExecRequest, pb.ExecResponse], t *execTask) error {
+	late := time.NewTimer(execPatience)
+	defer late.Stop()
+	owed := 0
+	for {
+		came := t.pull()
+		for _, m := range came {
+			if r := m.GetRefusal(); r != nil {
+				return execRefusal(r)
+			}
+			answer := m.GetMessage()
+			if err := stream.Send(answer); err != nil {
+				return err
+			}
+			if answer.GetEnded() != nil {
+				return nil
+			}
+			if owed += len(answer.GetOutput().GetData()) + execCost; owed >= execWindow/4 {
+				t.give(ctx, owed)
+				owed = 0
+			}
+		}
+		if len(came) > 0 {
+			continue
+		}
+		select {
+		case <-t.more:
+		case <-t.lost:
+			if !t.pending() {
+				return c.lostExec(t)
+			}
+		case <-late.C:
+			if !t.isTaken() {
+				return refuse(connect.CodeUnavailable, "host %s has not answered within %s: its agent may be away, or older than this server", t.host, execPatience)
+			}
+		case <-ctx.Done():
+			return c.onWire(ctx, ctx.Err())
+		}
+	}
+}
+
+// pending tells whether something has come that is not taken.
+func (t *execTask) pending() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.came) > 0
+}
+
+func (c *control) lostExec(t *execTask) error {
+	return refuse(connect.CodeUnavailable, "the connection to host %s broke; the command in %s is ended there", t.host, t.task.GetInstance())
+}
+
+// execRefusal is what an agent says of a command that it cannot run, for the caller.
+func execRefusal(r *pb.ExecRefusal) error {
+	code := connect.CodeUnavailable
+	switch r.GetReason() {
+	case "not-running", "unable":
+		code = connect.CodeFailedPrecondition
+	case "busy":
+		code = connect.CodeResourceExhausted
+	}
+	return refuse(code, "%s", r.GetMessage())
+}
+
+// execTarget finds the instance that a command is for, and says why it can't run there.
+func (c *control) execTarget(start *pb.ExecStart) (i *fleet.Instance, err error) {
+	now := c.now()
+	c.ledger.read(func(st *fleet.State) {
+		env, target := start.GetEnvironment(), start.GetTarget()
+		if _, err = environmentIn(st, env); err != nil {
+			return
+		}
+		if app := st.App(env, target); app != nil {
+			i, err = c.firstRunning(st.Instances(env, target), target, env, now)
+			return
+		}
+		if i, err = findInstance(st, env, target); err == nil {
+			err = c.canExec(i, now)
+		}
+	})
+	return i, err
+}
+
+// firstRunning is the instance with the lowest ordinal in which a command can run.
+func (c *control) firstRunning(all []*fleet.Instance, app, env string, now time.Time) (*fleet.Instance, error) {
+	if len(all) == 0 {
+		return nil, refuse(connect.CodeFailedPrecondition, "no instance of %s runs in %s\nhint: pinnace status %s -e %s", app, env, app, env)
+	}
+	all = slices.Clone(all)
+	slices.SortFunc(all, func(a, b *fleet.Instance) int {
+		if a.Ordinal != b.Ordinal {
+			return a.Ordinal - b.Ordinal
+		}
+		return a.PlacedAt.Compare(b.PlacedAt)
+	})
+	for _, i := range all {
+		if c.canExec(i, now) == nil {
+			return i, nil
+		}
+	}
+	return nil, c.canExec(all[0], now)
+}
+
+// canExec says why no command can run in an instance.
+func (c *control) canExec(i *fleet.Instance, now time.Time) error {
+	switch state := c.stateOf(i, c.observed.instance(i.ID), now); state {
+	case "started", stateReady, "unready", stateStopping:
+		return nil
+	case stateEnded:
+		return refuse(connect.CodeFailedPrecondition, "instance %s has ended\nhint: pinnace why %s tells how", i.ID, i.ID)
+	case stateUnknown:
+		return refuse(connect.CodeUnavailable, "host %s of instance %s is away\nhint: is `pinnace agent` running there?", i.Host, i.ID)
+	case "backoff":
+		return refuse(connect.CodeFailedPrecondition, "instance %s does not run: it ended, and is about to start again\nhint: pinnace why %s tells how", i.ID, i.ID)
+	default:
+		return refuse(connect.CodeFailedPrecondition, "instance %s has not started yet: it is %s\nhint: pinnace why %s tells how far it is", i.ID, state, i.ID)
+	}
+}
