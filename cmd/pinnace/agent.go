@@ -29,6 +29,7 @@ import (
 	"github.com/pinnacehq/pinnace/internal/network"
 	"github.com/pinnacehq/pinnace/internal/registry"
 	"github.com/pinnacehq/pinnace/internal/vm"
+	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
 	"github.com/pinnacehq/pinnace/internal/vm/holder"
 )
 
@@ -48,6 +49,8 @@ type agentRole struct {
 	quota         sizeFlag
 	reserve       sizeFlag
 	scrubRate     sizeFlag
+	ioRate        sizeFlag
+	ioOperations  int64
 	// registries says how registries are spoken to.
 	registries func(agent string, notice func(string)) (registry.Options, error)
 	log        *slog.Logger
@@ -107,6 +110,8 @@ func (r *agentRole) add(cmd *cobra.Command) {
 	flags.Var(&r.quota, "image-quota", "what images may take: a size, or a part of the file system; 0 for no bound")
 	flags.Var(&r.reserve, "image-reserve", "what pulling an image leaves free on the file system")
 	flags.Var(&r.scrubRate, "image-scrub", "how much of the images is read again each second, to find what has rotted; 0 for none")
+	flags.Var(&r.ioRate, "vm-io-rate", "how much each microVM may read, and write, of each disk a second; 0 for no bound")
+	flags.Int64Var(&r.ioOperations, "vm-io-operations", 0, "how many times each microVM may read, and write, each disk a second; 0 for no bound")
 	flags.Uint32Var(&r.firstUID, "first-uid", 700000, "the first of the user ids that VMs run under")
 }
 
@@ -201,6 +206,9 @@ func (r *agentRole) options() (agent.Options, error) {
 	if err != nil {
 		return agent.Options{}, err
 	}
+	if r.ioOperations < 0 {
+		return agent.Options{}, fail(exitInvalid, "", "--vm-io-operations %d is negative", r.ioOperations)
+	}
 	public, err := netip.ParseAddr(r.publicAddress)
 	if err != nil {
 		return agent.Options{}, fail(exitInvalid, "", "--public-address: %w", err)
@@ -217,6 +225,7 @@ func (r *agentRole) options() (agent.Options, error) {
 		Server: pinnacev1connect.NewAgentServiceClient(agentHTTPClient(), r.server, connect.WithInterceptors(bearer(r.token))),
 		Source: func(repository string) image.Source { return repositorySource{client, repository} },
 
+		IO:            cgroup.IORate{Bytes: r.ioRate.bytes, Operations: r.ioOperations},
 		PublicAddress: public,
 		FirstUID:      r.firstUID,
 		LeaveMachines: !r.stopVMs,
@@ -269,8 +278,23 @@ func (r *agentRole) facts() (*pinnacev1.HostFacts, error) {
 		Id: id, Name: id, Architecture: runtime.GOARCH, Version: version, Labels: r.labels,
 		MemoryBytes: int64(info.Totalram) * int64(info.Unit),
 		CpuMilli:    int64(runtime.NumCPU()) * 1000,
-		DiskBytes:   int64(disk.Bavail) * disk.Bsize,
+		DiskBytes:   int64(disk.Bavail)*disk.Bsize + scratchBytes(filepath.Join(r.dirs.data, "agent", "disks")),
 	}, nil
+}
+
+// scratchBytes is what scratch disks take already, which is booked for their instances and so counts as free.
+func scratchBytes(dir string) (n int64) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0
+	}
+	for _, e := range entries {
+		var st unix.Stat_t
+		if unix.Lstat(filepath.Join(dir, e.Name()), &st) == nil {
+			n += st.Blocks * 512
+		}
+	}
+	return n
 }
 
 // prepareMachines finds the kernel, builds the initramfs and sees what a driver can do.

@@ -31,6 +31,7 @@ import (
 	"github.com/pinnacehq/pinnace/internal/proxy"
 	"github.com/pinnacehq/pinnace/internal/vm"
 	"github.com/pinnacehq/pinnace/internal/volume"
+	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
 )
 
 // Network is what the agent needs of the host's networks. *network.Manager is one.
@@ -81,6 +82,8 @@ type Options struct {
 	Proxy   Proxy
 	// PublicAddress is where public ports are bound, 0.0.0.0 for all of the host's addresses.
 	PublicAddress netip.Addr
+	// IO bounds what each machine reads from and writes to each of the host's disks; zero fields don't.
+	IO cgroup.IORate
 	// FirstUID and the numbers above it are the identities that machines run under, one each. 0 means the
 	// agent's own identity, for tests without root.
 	FirstUID uint32

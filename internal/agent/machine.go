@@ -35,6 +35,8 @@ func (t *attempt) machineSpec(set image.DiskSet) vm.Spec {
 		UID:       t.uid,
 		GID:       t.uid,
 		Cgroup:    fmt.Sprintf("%s/%s.%d", t.agent.cgroupParent(), t.id, t.number),
+		CPUMilli:  res.CPUMilli,
+		IO:        t.agent.IO,
 		Console:   filepath.Join(t.dir, "console"),
 		Disks:     []vm.Disk{{ID: serialMeta, Path: set.Metadata, ReadOnly: true}},
 	}

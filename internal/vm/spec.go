@@ -5,6 +5,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+
+	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
 )
 
 // Bounds of a Spec.
@@ -41,12 +43,18 @@ type Spec struct {
 	Netns string
 	// UID and GID are the identity of the monitor's process. Anything but the caller's own needs root.
 	UID, GID uint32
-	// Cgroup is the name of the machine's own cgroup below the mount point of the hierarchy that accounts
-	// memory, such as "pinnace/vm-x", or empty for the caller's. The driver makes and removes its last element.
+	// Cgroup is the name of the machine's own cgroup below the mount points of the host's hierarchies, such as
+	// "pinnace/vm-x", or empty for the caller's. The driver makes and removes its last element, and bounds what the
+	// monitor and its holder use there: memory, processes, and what follows.
 	Cgroup string
 	// Kept are files that stay open for as long as the machine runs, whatever becomes of the process that started it:
 	// locks on what the machine uses. After Start the caller closes its own.
 	Kept []*os.File
+	// CPUMilli is the machine's weight against others that want the processors at the same time, in thousandths of
+	// one; 0 for the host's default.
+	CPUMilli int64
+	// IO bounds what the machine reads from and writes to each of the host's disks; zero fields don't.
+	IO cgroup.IORate
 	// Console is the file that gets the end of the console's output when the machine has ended, at most
 	// ConsoleLimit bytes, or empty.
 	Console string
@@ -69,6 +77,29 @@ type Disk struct {
 type NIC struct {
 	Tap string
 	MAC string
+}
+
+// monitorThreads is what a monitor and its holder may have besides a thread for each virtual processor. QEMU has up to 64
+// for IO, and a holder about ten.
+const monitorThreads = 256
+
+// Limits are those of the machine's cgroup. overheadMiB is what the monitor may need beside the guest's memory.
+func (s *Spec) Limits(overheadMiB int) (cgroup.Limits, error) {
+	l := cgroup.Limits{
+		Memory: int64(s.MemoryMiB+overheadMiB) << 20, CPUMilli: s.CPUMilli, PIDs: int64(monitorThreads + s.VCPUs), IO: s.IO,
+	}
+	if s.IO == (cgroup.IORate{}) {
+		return l, nil
+	}
+	var files []string
+	for _, d := range s.Disks {
+		files = append(files, d.Path)
+	}
+	var err error
+	if l.Devices, err = cgroup.DevicesOf(files); err != nil {
+		return l, &SpecError{"IO", fmt.Sprintf("cannot be bounded: %v", err)}
+	}
+	return l, nil
 }
 
 // A SpecError says what is wrong with a Spec.
@@ -99,6 +130,8 @@ func (s *Spec) Validate(maxDisks int) error {
 		return &SpecError{"Disks", fmt.Sprintf("%d are more than the %d that this driver can attach", len(s.Disks), maxDisks)}
 	case s.Cgroup != "" && !filepath.IsLocal(s.Cgroup):
 		return &SpecError{"Cgroup", fmt.Sprintf("%q is not a path below the hierarchy's mount point", s.Cgroup)}
+	case s.CPUMilli < 0 || s.IO.Bytes < 0 || s.IO.Operations < 0:
+		return &SpecError{"CPUMilli and IO", "are not to be negative"}
 	case s.UID == ^uint32(0) || s.GID == ^uint32(0):
 		return &SpecError{"UID", "4294967295 means no identity"}
 	}

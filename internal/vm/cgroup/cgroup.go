@@ -1,13 +1,14 @@
-// Package cgroup puts the process of a virtual machine monitor into a control group of its own, so that its
-// memory is bounded from outside and the host can tell when that bound killed it.
+// Package cgroup puts the process of a virtual machine monitor into a control group of its own, so that its memory,
+// processes and IO are bounded from outside, its share of the processors is weighed against others', and the host can
+// tell when the bound on memory killed it.
 //
-// It works on whichever hierarchy accounts memory on this host: version 1's memory controller, or version
-// 2. It is not a general library for control groups: CPU, IO and the delegation of hierarchies are not here.
+// It works on whichever hierarchies this host has for that: those of version 1, one for each controller or several, the
+// one of version 2, or both side by side. It is not a general library for control groups: it has what monitors need,
+// starts a process inside its group where the kernel can do that, and takes over the groups of an earlier process.
 package cgroup
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -22,24 +23,58 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Hierarchy is where this host accounts memory.
+// A Controller is what a hierarchy accounts and bounds.
+type Controller string
+
+// The controllers that monitors have a use for. IO is called blkio in version 1.
+const (
+	Memory Controller = "memory"
+	CPU    Controller = "cpu"
+	PIDs   Controller = "pids"
+	IO     Controller = "io"
+)
+
+// Controllers lists them.
+func Controllers() []Controller { return []Controller{Memory, CPU, PIDs, IO} }
+
+// nameV1 is what version 1 calls the controller.
+func (c Controller) nameV1() string {
+	if c == IO {
+		return "blkio"
+	}
+	return string(c)
+}
+
+// mount is where a controller is.
+type mount struct {
+	path    string
+	version int
+}
+
+// A Hierarchy is where this host accounts what monitors use: one hierarchy or several.
 type Hierarchy struct {
-	// Mount is the mount point.
-	Mount string
-	// Version is 1 or 2.
+	// Mount is the mount point of the hierarchy that accounts memory, and Version its version, 1 or 2.
+	Mount   string
 	Version int
+
+	mounts map[Controller]mount
 }
 
 // ErrUnsupported means that no hierarchy on this host accounts memory.
 var ErrUnsupported = errors.New("no mounted cgroup hierarchy accounts memory")
 
-// Find looks for the hierarchy that accounts memory. The error wraps ErrUnsupported when there is none.
-func Find() (Hierarchy, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+// Find looks for the hierarchies. The error wraps ErrUnsupported when none accounts memory; the other controllers may be
+// missing.
+func Find() (Hierarchy, error) { return FindIn("/proc/self/mountinfo") }
+
+// FindIn is Find with another list of mounts.
+func FindIn(mountinfo string) (Hierarchy, error) {
+	f, err := os.Open(mountinfo)
 	if err != nil {
 		return Hierarchy{}, err
 	}
 	defer f.Close()
+	h := Hierarchy{mounts: map[Controller]mount{}}
 	var v2 string
 	for sc := bufio.NewScanner(f); sc.Scan(); {
 		before, after, ok := strings.Cut(sc.Text(), " - ")
@@ -47,24 +82,77 @@ func Find() (Hierarchy, error) {
 		if !ok || len(fields) < 5 || len(kind) < 3 {
 			continue
 		}
-		switch {
-		case kind[0] == "cgroup" && hasWord(kind[2], ",", "memory"):
-			return Hierarchy{Mount: fields[4], Version: 1}, nil
-		case kind[0] == "cgroup2":
+		switch kind[0] {
+		case "cgroup":
+			for _, c := range Controllers() {
+				if hasWord(kind[2], ",", c.nameV1()) {
+					h.mounts[c] = mount{fields[4], 1}
+				}
+			}
+		case "cgroup2":
 			v2 = fields[4]
 		}
 	}
-	if v2 == "" {
+	has := ""
+	if v2 != "" {
+		// A controller is in one hierarchy only.
+		b, err := os.ReadFile(filepath.Join(v2, "cgroup.controllers"))
+		if err != nil {
+			return Hierarchy{}, err
+		}
+		has = strings.TrimSpace(string(b))
+		for _, c := range Controllers() {
+			if hasWord(has, " ", string(c)) {
+				h.mounts[c] = mount{v2, 2}
+			}
+		}
+	}
+	memory, ok := h.mounts[Memory]
+	switch {
+	case !ok && v2 != "":
+		return Hierarchy{}, fmt.Errorf("%w: %s has only: %s", ErrUnsupported, v2, has)
+	case !ok:
 		return Hierarchy{}, ErrUnsupported
 	}
-	b, err := os.ReadFile(filepath.Join(v2, "cgroup.controllers"))
-	if err != nil {
-		return Hierarchy{}, err
+	h.Mount, h.Version = memory.path, memory.version
+	return h, nil
+}
+
+// Missing are the controllers that this host does not have.
+func (h Hierarchy) Missing() []Controller {
+	return slices.DeleteFunc(Controllers(), func(c Controller) bool { _, ok := h.mounts[c]; return ok })
+}
+
+// Weakness says what is not bounded or weighed for want of controllers, for people; empty when none is missing.
+func (h Hierarchy) Weakness() string {
+	var words []string
+	for _, c := range h.Missing() {
+		words = append(words, map[Controller]string{
+			CPU: "shares of the processors are not weighed", PIDs: "processes of monitors are not counted", IO: "IO cannot be bounded",
+		}[c]+" (no "+string(c)+" controller)")
 	}
-	if !hasWord(string(b), " ", "memory") {
-		return Hierarchy{}, fmt.Errorf("%w: %s has only: %s", ErrUnsupported, v2, bytes.TrimSpace(b))
+	return strings.Join(words, ", ")
+}
+
+// paths are where the group name is in each hierarchy, that which accounts memory first.
+func (h Hierarchy) paths(name string) []string {
+	paths := []string{filepath.Join(h.Mount, name)}
+	for _, c := range Controllers() {
+		if m, ok := h.mounts[c]; ok {
+			paths = append(paths, filepath.Join(m.path, name))
+		}
 	}
-	return Hierarchy{Mount: v2, Version: 2}, nil
+	return unique(paths)
+}
+
+func unique(paths []string) []string {
+	var out []string
+	for _, p := range paths {
+		if !slices.Contains(out, p) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 func hasWord(s, sep, word string) bool {
@@ -76,46 +164,60 @@ func hasWord(s, sep, word string) bool {
 	return false
 }
 
-// A Group is one control group for one process.
+// A Group is one control group for one process and those that it starts.
 type Group struct {
-	path    string
+	path    string // where memory is accounted
 	version int
 	dir     *os.File
+	others  []string // the group in the other hierarchies
 }
 
-// Create makes the group name below the hierarchy's mount point and limits it to memory bytes, without
-// swap where the host can say so. A group of that name that is there and empty is used again: it is what a
-// crash leaves.
-func (h Hierarchy) Create(name string, memory int64) (*Group, error) {
-	path := filepath.Join(h.Mount, name)
-	if h.Version == 2 {
-		if err := h.enableMemory(name); err != nil {
-			return nil, err
+// Create makes the group name below the mount points and sets its limits. A group of that name that is there and empty is
+// used again: it is what a crash leaves.
+func (h Hierarchy) Create(name string, l Limits) (_ *Group, err error) {
+	paths := h.paths(name)
+	g := &Group{path: paths[0], version: h.Version, others: paths[1:]}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.discard())
+		}
+	}()
+	if err := h.makeParents(name); err != nil {
+		return nil, err
+	}
+	for _, path := range paths {
+		if err := os.MkdirAll(path, 0o750); err != nil {
+			return nil, fmt.Errorf("create cgroup: %w", err)
 		}
 	}
-	if err := os.MkdirAll(path, 0o750); err != nil {
-		return nil, fmt.Errorf("create cgroup: %w", err)
+	if err := h.limit(name, l); err != nil {
+		return nil, err
 	}
-	g := &Group{path: path, version: h.Version}
-	if err := g.limit(memory); err != nil {
-		return nil, errors.Join(err, os.Remove(path))
+	if g.dir, err = os.Open(g.path); err != nil {
+		return nil, err
 	}
-	dir, err := os.Open(path)
-	if err != nil {
-		return nil, errors.Join(err, os.Remove(path))
-	}
-	g.dir = dir
 	return g, nil
+}
+
+// discard removes a group that nothing was put into.
+func (g *Group) discard() error {
+	var errs []error
+	for _, path := range append(slices.Clone(g.others), g.path) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Open opens the group name that an earlier process made. The error wraps fs.ErrNotExist when it is not there.
 func (h Hierarchy) Open(name string) (*Group, error) {
-	path := filepath.Join(h.Mount, name)
-	dir, err := os.Open(path)
+	paths := h.paths(name)
+	dir, err := os.Open(paths[0])
 	if err != nil {
 		return nil, fmt.Errorf("open cgroup: %w", err)
 	}
-	return &Group{path: path, version: h.Version, dir: dir}, nil
+	return &Group{path: paths[0], version: h.Version, dir: dir, others: paths[1:]}, nil
 }
 
 // Children are the groups directly below name; none when that is not there.
@@ -190,47 +292,6 @@ func killMember(procs, pid string) error {
 	return nil
 }
 
-// enableMemory hands the memory controller down to the parents of name, which version 2 wants level by level.
-func (h Hierarchy) enableMemory(name string) error {
-	dir := h.Mount
-	for part := range strings.SplitSeq(filepath.Clean(name), "/") {
-		control := filepath.Join(dir, "cgroup.subtree_control")
-		if err := os.WriteFile(control, []byte("+memory"), 0); err != nil {
-			return fmt.Errorf("hand the memory controller down: %w", err)
-		}
-		dir = filepath.Join(dir, part)
-		if err := os.Mkdir(dir, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("create cgroup: %w", err)
-		}
-	}
-	return nil
-}
-
-func (g *Group) limit(memory int64) error {
-	limit, swap, noSwap := "memory.limit_in_bytes", "memory.memsw.limit_in_bytes", strconv.FormatInt(memory, 10)
-	if g.version == 2 {
-		limit, swap, noSwap = "memory.max", "memory.swap.max", "0"
-	}
-	if err := g.write(limit, strconv.FormatInt(memory, 10)); err != nil {
-		return fmt.Errorf("limit cgroup to %d bytes: %w", memory, err)
-	}
-	// Hosts without swap accounting have no such file.
-	if err := g.write(swap, noSwap); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("keep cgroup out of swap: %w", err)
-	}
-	return nil
-}
-
-func (g *Group) write(file, value string) error {
-	// O_CREATE would turn a missing file into "permission denied".
-	f, err := os.OpenFile(filepath.Join(g.path, file), os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(value)
-	return errors.Join(err, f.Close())
-}
-
 // FD is the descriptor to give to clone as CLONE_INTO_CGROUP; ok is false for version 1, which has no such
 // thing.
 func (g *Group) FD() (fd int, ok bool) {
@@ -240,8 +301,10 @@ func (g *Group) FD() (fd int, ok bool) {
 // Add moves a process into the group. With version 1, memory that it has already stays accounted where it
 // was; with version 2, a process that was cloned into the group is there already, and stays.
 func (g *Group) Add(pid int) error {
-	if err := g.write("cgroup.procs", strconv.Itoa(pid)); err != nil {
-		return fmt.Errorf("add process to cgroup: %w", err)
+	for _, path := range append([]string{g.path}, g.others...) {
+		if err := write(path, "cgroup.procs", strconv.Itoa(pid)); err != nil {
+			return fmt.Errorf("add process to cgroup: %w", err)
+		}
 	}
 	return nil
 }
@@ -270,13 +333,20 @@ func (g *Group) Close() { _ = g.dir.Close() } // a directory
 // Remove removes the group. Its processes must have ended; the kernel may need a moment more to notice, so
 // Remove tries for up to a second.
 func (g *Group) Remove() error {
-	return errors.Join(g.dir.Close(), remove(g.path))
+	return errors.Join(g.dir.Close(), removeAll(append([]string{g.path}, g.others...)))
 }
 
 // Remove removes the group name that an earlier process made and whose processes have ended. One that is not
 // there is no error.
-func (h Hierarchy) Remove(name string) error {
-	return remove(filepath.Join(h.Mount, name))
+func (h Hierarchy) Remove(name string) error { return removeAll(h.paths(name)) }
+
+// removeAll removes a group from all hierarchies, from the first, by which it is found, last.
+func removeAll(paths []string) error {
+	var errs []error
+	for _, path := range slices.Backward(paths) {
+		errs = append(errs, remove(path))
+	}
+	return errors.Join(errs...)
 }
 
 func remove(path string) error {

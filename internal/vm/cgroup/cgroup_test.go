@@ -41,7 +41,7 @@ func find(t *testing.T) cgroup.Hierarchy {
 func TestLimitKillsAndTells(t *testing.T) {
 	h := find(t)
 	name := filepath.Join(parent, fmt.Sprint(os.Getpid()))
-	g, err := h.Create(name, 16<<20)
+	g, err := h.Create(name, cgroup.Limits{Memory: 16 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestCreateTakesOverLeftovers(t *testing.T) {
 	h := find(t)
 	name := filepath.Join(parent, "left")
 	for range 2 { // the second finds what a crash would leave
-		if _, err := h.Create(name, 1<<20); err != nil {
+		if _, err := h.Create(name, cgroup.Limits{Memory: 1 << 20, PIDs: 10}); err != nil {
 			t.Fatal(err)
 		}
 	}

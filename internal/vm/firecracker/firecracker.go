@@ -184,8 +184,11 @@ func (d *Driver) start(ctx context.Context, h *host, spec vm.Spec) (_ *machine, 
 		return nil, err
 	}
 	if spec.Cgroup != "" && h.hierarchy != nil {
-		limit := int64(spec.MemoryMiB+h.caps.OverheadMiB) << 20
-		if group, err = h.hierarchy.Create(spec.Cgroup, limit); err != nil {
+		limits, err := spec.Limits(h.caps.OverheadMiB)
+		if err != nil {
+			return nil, err
+		}
+		if group, err = h.hierarchy.Create(spec.Cgroup, limits); err != nil {
 			return nil, err
 		}
 	}

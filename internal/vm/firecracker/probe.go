@@ -56,6 +56,9 @@ func (d *Driver) look(ctx context.Context) (*host, error) {
 		h.caps.Weaknesses = append(h.caps.Weaknesses, fmt.Sprintf("the memory of monitors is not limited: %v", err))
 	} else {
 		h.hierarchy = &hierarchy
+		if weakness := hierarchy.Weakness(); weakness != "" {
+			h.caps.Weaknesses = append(h.caps.Weaknesses, weakness)
+		}
 	}
 	if !canLimit() {
 		h.caps.Weaknesses = append(h.caps.Weaknesses, "no CAP_SYS_RESOURCE: a monitor that crashes may leave a core file with the guest's memory")

@@ -72,6 +72,9 @@ func (d *Driver) findHierarchy(caps *vm.Capabilities) *cgroup.Hierarchy {
 		caps.Weaknesses = append(caps.Weaknesses, fmt.Sprintf("the memory of monitors is not limited: %v", err))
 		return nil
 	}
+	if weakness := hierarchy.Weakness(); weakness != "" {
+		caps.Weaknesses = append(caps.Weaknesses, weakness)
+	}
 	return &hierarchy
 }
 

@@ -184,8 +184,11 @@ func (d *Driver) start(ctx context.Context, h *host, spec vm.Spec, accel Accel) 
 		return nil, err
 	}
 	if spec.Cgroup != "" && h.hierarchy != nil {
-		limit := int64(spec.MemoryMiB+h.caps.OverheadMiB) << 20
-		if st.group, err = h.hierarchy.Create(spec.Cgroup, limit); err != nil {
+		limits, err := spec.Limits(h.caps.OverheadMiB)
+		if err != nil {
+			return nil, err
+		}
+		if st.group, err = h.hierarchy.Create(spec.Cgroup, limits); err != nil {
 			return nil, err
 		}
 	}

@@ -38,6 +38,7 @@ func (s Suite) Run(t *testing.T) {
 	t.Run("KillAndWait", s.testKillAndWait)
 	t.Run("GuestResets", s.testGuestResets)
 	t.Run("GuestPanics", s.testGuestPanics)
+	t.Run("MonitorRunsOutOfMemory", s.testMonitorOOM)
 	t.Run("ChannelsAreApart", s.testChannels)
 	t.Run("ChannelIsDialledAgain", s.testDialAgain)
 	t.Run("Disks", s.testDisks)

@@ -39,6 +39,9 @@ func (g SuiteGuest) Play() End {
 			fmt.Fprintln(g.Control, g.listDisks())
 		case "sync":
 			fmt.Fprintln(g.Control, g.writeDisk(arg))
+		case "eat":
+			Eat()
+			fmt.Fprintln(g.Control, "ok")
 		case "reboot":
 			return End{}
 		case "panic":
@@ -46,6 +49,21 @@ func (g SuiteGuest) Play() End {
 		}
 	}
 	return End{}
+}
+
+// eaten holds what Eat has taken.
+var eaten [][]byte
+
+// Eat takes 48 MiB of memory, which is there in every machine of the suite, and keeps it.
+func Eat() {
+	const piece, pieces = 1 << 20, 48
+	for range pieces {
+		b := make([]byte, piece)
+		for i := 0; i < len(b); i += 512 {
+			b[i] = 1
+		}
+		eaten = append(eaten, b)
+	}
 }
 
 func (g SuiteGuest) listDisks() string {

@@ -8,6 +8,7 @@
 //	macs         answers the addresses of the network devices but loopback, separated by ","
 //	sync NAME    writes a block to the disk of that serial or device name and flushes it, answers "ok"
 //	console TEXT writes TEXT to the console, answers "ok"
+//	eat          takes 48 MiB of memory and keeps it, answers "ok"
 //	reboot       resets the machine
 //	panic        makes the kernel panic
 //
@@ -92,6 +93,9 @@ func do(verb, arg string, logs io.Writer) (string, error) {
 	case "console":
 		fmt.Println(arg)
 		return "ok", nil
+	case "eat":
+		eat()
+		return "ok", nil
 	case "reboot":
 		return "", unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	case "panic":
@@ -113,6 +117,20 @@ func flood(arg string, logs io.Writer) error {
 		}
 	}
 	return nil
+}
+
+// eaten holds what eat has taken.
+var eaten [][]byte
+
+func eat() {
+	const piece, pieces = 1 << 20, 48
+	for range pieces {
+		b := make([]byte, piece)
+		for i := 0; i < len(b); i += 512 {
+			b[i] = 1
+		}
+		eaten = append(eaten, b)
+	}
 }
 
 func loadModules(dir string) error {

@@ -1,0 +1,4 @@
+package cgroup
+
+// WholeDisk is wholeDisk.
+func WholeDisk(sys string, d Device) (Device, error) { return wholeDisk(sys, d) }
