@@ -238,7 +238,7 @@ func readSmall(path string) ([]byte, error) {
 
 // examineRegistries says whether the files that say how registries are spoken to can be used.
 func (c *cli) examineRegistries() finding {
-	f := finding{Name: "registries"}
+	f := finding{Name: "registries", Needed: true}
 	hosts, err := c.registryHosts()
 	if err != nil {
 		_, message, hint := describe(err)
