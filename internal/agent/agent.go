@@ -30,8 +30,8 @@ import (
 	"github.com/pinnacehq/pinnace/internal/network"
 	"github.com/pinnacehq/pinnace/internal/proxy"
 	"github.com/pinnacehq/pinnace/internal/vm"
-	"github.com/pinnacehq/pinnace/internal/volume"
 	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
+	"github.com/pinnacehq/pinnace/internal/volume"
 )
 
 // Network is what the agent needs of the host's networks. *network.Manager is one.
