@@ -35,6 +35,16 @@ type EnvironmentCreated struct {
 	Name string `json:"name"`
 }
 
+// VarsChanged changes variables of an environment. Deployments have a copy of those that they run with, so that what
+// runs changes by a deployment only.
+type VarsChanged struct {
+	Environment string            `json:"environment"`
+	Set         map[string]string `json:"set,omitempty"`
+	Unset       []string          `json:"unset,omitempty"`
+	// Restored is the deployment whose variables a rollback restores, if that is what happens.
+	Restored string `json:"restored,omitempty"`
+}
+
 // HostJoined makes a host known, or replaces what was known of it.
 type HostJoined struct {
 	Host         string            `json:"host"`
@@ -214,6 +224,7 @@ type DeploymentFinished struct {
 
 // Types of the events, all in version 1.
 func (*EnvironmentCreated) EventType() string   { return "environment.created" }
+func (*VarsChanged) EventType() string          { return "environment.vars-changed" }
 func (*HostJoined) EventType() string           { return "host.joined" }
 func (*HostDrainStarted) EventType() string     { return "host.drain-started" }
 func (*HostDrainEnded) EventType() string       { return "host.drain-ended" }
@@ -231,6 +242,7 @@ func (*InstanceEnded) EventType() string        { return "instance.ended" }
 func (*ExecRequested) EventType() string        { return "exec.requested" }
 
 func (*EnvironmentCreated) EventVersion() uint16   { return 1 }
+func (*VarsChanged) EventVersion() uint16          { return 1 }
 func (*HostJoined) EventVersion() uint16           { return 1 }
 func (*HostDrainStarted) EventVersion() uint16     { return 1 }
 func (*HostDrainEnded) EventVersion() uint16       { return 1 }
@@ -279,7 +291,7 @@ func Decode(typ string, version uint16, payload []byte) (Payload, error) {
 
 func blank(typ string) Payload {
 	all := []Payload{
-		&EnvironmentCreated{}, &HostJoined{}, &HostDrainStarted{}, &HostDrainEnded{}, &HostRemoved{}, &ReleaseCreated{}, &ReleaseSourced{}, &DeploymentStarted{}, &DeploymentTurnedBack{},
+		&EnvironmentCreated{}, &VarsChanged{}, &HostJoined{}, &HostDrainStarted{}, &HostDrainEnded{}, &HostRemoved{}, &ReleaseCreated{}, &ReleaseSourced{}, &DeploymentStarted{}, &DeploymentTurnedBack{},
 		&DeploymentSwitched{}, &DeploymentFinished{}, &InstancesPlanned{}, &InstanceStarted{}, &InstanceReady{}, &InstanceEnded{},
 		&ExecRequested{},
 	}

@@ -5,7 +5,9 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/pinnacehq/pinnace/internal/manifest"
 	"github.com/pinnacehq/pinnace/internal/release"
@@ -35,6 +37,67 @@ func (p *EnvironmentCreated) fold(s *State, e Event) error {
 		return fmt.Errorf("environment %s: %w", p.Name, ErrExists)
 	}
 	s.environments.put(p.Name, &Environment{Name: p.Name, CreatedAt: e.At})
+	return nil
+}
+
+// Bounds of the variables of an environment: how many, and how many bytes names and values have in all.
+const (
+	MaxVars      = 256
+	MaxVarsBytes = 128 << 10
+)
+
+var varShape = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,127}$`)
+
+func checkVar(name, value string) error {
+	switch {
+	case !varShape.MatchString(name):
+		return fmt.Errorf("variable name %q: want %s", name, varShape)
+	case strings.HasPrefix(name, "PINNACE_"):
+		return fmt.Errorf("variable %s: the prefix PINNACE_ is the platform's", name)
+	case !utf8.ValidString(value) || strings.ContainsRune(value, 0):
+		return fmt.Errorf("variable %s: its value is not text", name)
+	}
+	return nil
+}
+
+// CheckVars says why variables cannot be those of an environment.
+func CheckVars(vars map[string]string) error {
+	size := 0
+	for _, name := range slices.Sorted(maps.Keys(vars)) {
+		if err := checkVar(name, vars[name]); err != nil {
+			return err
+		}
+		size += len(name) + len(vars[name])
+	}
+	if len(vars) > MaxVars || size > MaxVarsBytes {
+		return fmt.Errorf("%d variables with %d bytes: the most is %d with %d bytes", len(vars), size, MaxVars, MaxVarsBytes)
+	}
+	return nil
+}
+
+func (p *VarsChanged) fold(s *State, _ Event) error {
+	env := s.environments.get(p.Environment)
+	if env == nil {
+		return fmt.Errorf("environment %s: %w", p.Environment, ErrNotFound)
+	}
+	if len(p.Set)+len(p.Unset) == 0 {
+		return fmt.Errorf("variables of %s: nothing changes", p.Environment)
+	}
+	vars := maps.Clone(env.Vars)
+	if vars == nil {
+		vars = map[string]string{}
+	}
+	for _, name := range p.Unset {
+		if _, ok := vars[name]; !ok {
+			return fmt.Errorf("variable %s of %s: %w", name, p.Environment, ErrNotFound)
+		}
+		delete(vars, name)
+	}
+	maps.Copy(vars, p.Set)
+	if err := CheckVars(vars); err != nil {
+		return fmt.Errorf("variables of %s: %w", p.Environment, err)
+	}
+	s.environments.change(p.Environment, func(env *Environment) { env.Vars = vars })
 	return nil
 }
 
@@ -193,7 +256,7 @@ func (p *DeploymentStarted) check(s *State) error {
 			return fmt.Errorf("a scale is of what is live, with another count")
 		}
 		fallthrough
-	case KindDeploy, KindRollback:
+	case KindDeploy, KindRollback, KindSettings:
 		if p.Count < 1 || p.Count > MaxCount {
 			return fmt.Errorf("count %d is not within 1 and %d", p.Count, MaxCount)
 		}

@@ -17,6 +17,8 @@ const (
 	KindStop     Kind = "stop"
 	// KindScale changes the count and nothing else: what runs, runs on.
 	KindScale Kind = "scale"
+	// KindSettings brings changed settings of the environment to what is live.
+	KindSettings Kind = "settings"
 )
 
 // DeploymentState is how far a deployment is.
@@ -41,6 +43,8 @@ type (
 		CreatedAt time.Time
 		// Apps counts the apps that were ever deployed; it gives the next one its virtual address.
 		Apps int
+		// Vars are the variables that manifests can ask for by name; no deployment gets others.
+		Vars map[string]string
 	}
 
 	// App is an app in an environment.

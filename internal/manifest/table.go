@@ -72,7 +72,7 @@ func workloadKeys() []Key {
 			Doc: "What happens when the process ends by itself. Restarts back off from 1 s, doubling up to 60 s; ten minutes up start over at 1 s. With `never`, exit code 0 is completed, not failed.",
 			ref: func(s *scope) any { return (*string)(&s.m.Restart) },
 		}, {
-			Path: "vars", Type: StringSet, Default: `[]`, Max: 256, Bounds: "names as in `env`", Effect: EffectReplace, Pending: []string{"*"},
+			Path: "vars", Type: StringSet, Default: `[]`, Max: 256, Bounds: "names as in `env`", Effect: EffectReplace,
 			Doc:   "Names of variables that the environment must supply. They are not secret. Nothing else is injected.",
 			check: variableName, Pattern: patternVariable, Except: patternReserved, ref: func(s *scope) any { return &s.m.Vars },
 		}, {

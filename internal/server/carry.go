@@ -53,7 +53,7 @@ func takeOver(v *rollout.View, m *manifest.Manifest, kind fleet.Kind) {
 	switch m.Rollout.Strategy {
 	case manifest.StrategyCanary:
 		// What served before needs no trying out.
-		if v.Canary = m.Rollout.Canary; kind == fleet.KindDeploy {
+		if v.Canary = m.Rollout.Canary; kind != fleet.KindRollback {
 			v.Strategy = rollout.Canary
 		}
 	case manifest.StrategyBlueGreen:

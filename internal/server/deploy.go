@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 
 	"connectrpc.com/connect"
 
@@ -58,7 +59,7 @@ func (c *control) Rollback(ctx context.Context, req *connect.Request[pb.Rollback
 	if p.unchanged {
 		return connect.NewResponse(&pb.RollbackResponse{Deployment: deploymentProto(p.live)}), nil
 	}
-	d, err := c.start(ctx, p.started(id))
+	d, err := c.start(ctx, p.started(id), p.restored...)
 	if err != nil {
 		return nil, c.onWire(ctx, err)
 	}
@@ -78,7 +79,11 @@ func (c *control) proposeRollback(st *fleet.State, environment, name, deployment
 	if err != nil {
 		return nil, connect.NewError(codeOf(err), err)
 	}
-	return c.propose(st, environment, st.Release(target.Release), target, c.now())
+	p, err := c.propose(st, environment, st.Release(target.Release), target, c.now())
+	if err == nil {
+		p.restored = restoredVars(st.Environment(environment), target)
+	}
+	return p, err
 }
 
 func (c *control) Stop(ctx context.Context, req *connect.Request[pb.StopRequest]) (*connect.Response[pb.StopResponse], error) {
@@ -120,9 +125,10 @@ func (c *control) Stop(ctx context.Context, req *connect.Request[pb.StopRequest]
 	return connect.NewResponse(&pb.StopResponse{Deployment: deploymentProto(d)}), nil
 }
 
-// start appends the beginning of a deployment. Whatever changed since it was proposed, the fold finds out.
-func (c *control) start(ctx context.Context, e *fleet.DeploymentStarted) (d *fleet.Deployment, err error) {
-	if err := c.ledger.append(ctx, actorAdmin, "", e); err != nil {
+// start appends the beginning of a deployment, with what comes before it. Whatever changed since it was proposed, the
+// fold finds out.
+func (c *control) start(ctx context.Context, e *fleet.DeploymentStarted, before ...fleet.Payload) (d *fleet.Deployment, err error) {
+	if err := c.ledger.append(ctx, actorAdmin, "", append(slices.Clone(before), e)...); err != nil {
 		return nil, err
 	}
 	c.ledger.read(func(st *fleet.State) { d = st.Deployment(e.Deployment) })

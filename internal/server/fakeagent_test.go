@@ -38,6 +38,7 @@ type fakeAgent struct {
 
 type fakeInstance struct {
 	agent  *fakeAgent
+	vars   map[string]string
 	fate   string
 	parked bool // guarded by agent.mu
 	stop   chan struct{}
@@ -73,6 +74,16 @@ func (a *fakeAgent) problem(format string, args ...any) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.problems = append(a.problems, fmt.Sprintf(format, args...))
+}
+
+// vars are the variables of an instance that runs.
+func (a *fakeAgent) vars(instance string) map[string]string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if i := a.instances[instance]; i != nil {
+		return i.vars
+	}
+	return nil
 }
 
 // become gives instances that start from now on a fate, whatever their image; an empty one is that of the image.
@@ -160,7 +171,7 @@ func (a *fakeAgent) act(ctx context.Context, msg *pb.WatchAssignmentsResponse) {
 func (a *fakeAgent) start(ctx context.Context, asg *pb.Assignment, r *pb.AssignedRelease) *fakeInstance {
 	var config struct{ Fate string }
 	_ = json.Unmarshal(r.GetPlatform().GetImageConfig(), &config)
-	i := &fakeInstance{agent: a, fate: config.Fate, stop: make(chan struct{}), now: &pb.InstanceReport{Instance: asg.GetInstance(), State: statePlaced}}
+	i := &fakeInstance{agent: a, fate: config.Fate, vars: asg.GetVars(), stop: make(chan struct{}), now: &pb.InstanceReport{Instance: asg.GetInstance(), State: statePlaced}}
 	if task := asg.GetTask(); len(task) > 0 {
 		i.fate = task[0]
 	}

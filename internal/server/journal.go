@@ -199,6 +199,8 @@ func opening(d *fleet.Deployment) string {
 	switch d.Kind {
 	case fleet.KindStop:
 		return fmt.Sprintf("deployment %s: stop %s in %s", d.ID, d.App, d.Environment)
+	case fleet.KindSettings:
+		return fmt.Sprintf("deployment %s: %s in %s gets its changed settings", d.ID, d.App, d.Environment)
 	case fleet.KindScale:
 		return fmt.Sprintf("deployment %s: scale %s in %s to %d", d.ID, d.App, d.Environment, d.Count)
 	case fleet.KindRollback:

@@ -209,6 +209,8 @@ func (l *ledger) stream(p fleet.Payload) string {
 	switch p := p.(type) {
 	case *fleet.EnvironmentCreated:
 		return "env/" + p.Name
+	case *fleet.VarsChanged:
+		return "env/" + p.Environment
 	case *fleet.HostJoined:
 		return "host/" + p.Host
 	case *fleet.HostDrainStarted:

@@ -103,8 +103,14 @@ type supply struct {
 	bundles map[string]map[string]bool
 }
 
-// supplyOf is empty, as nothing sets vars or secrets of an environment yet: whatever a manifest needs is missing.
-func supplyOf(*fleet.Environment) supply { return supply{} }
+// supplyOf is what an environment has. It has no secrets yet, as nothing sets any.
+func supplyOf(env *fleet.Environment) supply {
+	s := supply{vars: map[string]bool{}}
+	for name := range env.Vars {
+		s.vars[name] = true
+	}
+	return s
+}
 
 // lacks compares the supply with what a manifest needs.
 func (s supply) lacks(m *manifest.Manifest) *pb.CheckManifestResponse {

@@ -4,6 +4,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,9 +30,11 @@ type proposal struct {
 	// hosts are where the first instances would go.
 	hosts   []string
 	running []*fleet.Instance
-	ready   map[string]bool // of running
-	now     time.Time
-	token   string
+	// restored are the settings that go back with a rollback.
+	restored []fleet.Payload
+	ready    map[string]bool // of running
+	now      time.Time
+	token    string
 }
 
 // propose checks everything that can be known before something is started. An error is fit for the wire, or
@@ -42,6 +46,11 @@ func (s *Server) propose(st *fleet.State, environment string, r *fleet.Release, 
 	}
 	if target != nil {
 		p.kind, p.vars = fleet.KindRollback, target.Vars
+	} else {
+		var err error
+		if p.vars, err = varsFor(st.Environment(environment), r.Manifest); err != nil {
+			return nil, err
+		}
 	}
 	if p.app != nil {
 		p.count, p.live = p.app.Count, st.Deployment(p.app.Live)
@@ -94,7 +103,7 @@ func (p *proposal) firstStep() int {
 
 // isLive reports whether the release serves with the settings that a deployment would have.
 func (p *proposal) isLive(st *fleet.State) bool {
-	if p.live == nil || p.live.Release != p.release.ID || p.live.Count != p.count {
+	if p.live == nil || p.live.Release != p.release.ID || p.live.Count != p.count || !maps.Equal(p.live.Vars, p.vars) {
 		return false
 	}
 	have := 0
@@ -120,6 +129,9 @@ func (p *proposal) fingerprint() string {
 	h := sha256.New()
 	for _, part := range []string{p.environment, string(p.release.ID), string(p.kind), fmt.Sprint(p.count)} {
 		fmt.Fprintf(h, "%d:%s,", len(part), part)
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.vars)) {
+		fmt.Fprintf(h, "%d:%s,%d:%s,", len(name), name, len(p.vars[name]), p.vars[name])
 	}
 	if p.app != nil {
 		fmt.Fprintf(h, "%s,%s,%s,", p.app.Live, p.app.Latest, strings.Join(p.app.Instances, ","))

@@ -694,6 +694,234 @@ func (x *Host) GetInstances() uint32 {
 	return 0
 }
 
+type SetVarsRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Environment string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	Set         map[string]string      `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Unset       []string               `protobuf:"bytes,3,rep,name=unset,proto3" json:"unset,omitempty"`
+	// no_deploy leaves what runs as it is, until its next deployment.
+	NoDeploy       bool   `protobuf:"varint,4,opt,name=no_deploy,json=noDeploy,proto3" json:"no_deploy,omitempty"`
+	IdempotencyKey string `protobuf:"bytes,5,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SetVarsRequest) Reset() {
+	*x = SetVarsRequest{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVarsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVarsRequest) ProtoMessage() {}
+
+func (x *SetVarsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVarsRequest.ProtoReflect.Descriptor instead.
+func (*SetVarsRequest) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SetVarsRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *SetVarsRequest) GetSet() map[string]string {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *SetVarsRequest) GetUnset() []string {
+	if x != nil {
+		return x.Unset
+	}
+	return nil
+}
+
+func (x *SetVarsRequest) GetNoDeploy() bool {
+	if x != nil {
+		return x.NoDeploy
+	}
+	return false
+}
+
+func (x *SetVarsRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type SetVarsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// unchanged is true when all variables have these values already.
+	Unchanged bool `protobuf:"varint,1,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
+	// deployments bring the change to what is live, one for each app.
+	Deployments []*Deployment `protobuf:"bytes,2,rep,name=deployments,proto3" json:"deployments,omitempty"`
+	// pending are the apps that run with other values until they are deployed.
+	Pending       []string `protobuf:"bytes,3,rep,name=pending,proto3" json:"pending,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetVarsResponse) Reset() {
+	*x = SetVarsResponse{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVarsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVarsResponse) ProtoMessage() {}
+
+func (x *SetVarsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVarsResponse.ProtoReflect.Descriptor instead.
+func (*SetVarsResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *SetVarsResponse) GetUnchanged() bool {
+	if x != nil {
+		return x.Unchanged
+	}
+	return false
+}
+
+func (x *SetVarsResponse) GetDeployments() []*Deployment {
+	if x != nil {
+		return x.Deployments
+	}
+	return nil
+}
+
+func (x *SetVarsResponse) GetPending() []string {
+	if x != nil {
+		return x.Pending
+	}
+	return nil
+}
+
+type ListVarsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListVarsRequest) Reset() {
+	*x = ListVarsRequest{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListVarsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListVarsRequest) ProtoMessage() {}
+
+func (x *ListVarsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListVarsRequest.ProtoReflect.Descriptor instead.
+func (*ListVarsRequest) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ListVarsRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+type ListVarsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vars          map[string]string      `protobuf:"bytes,1,rep,name=vars,proto3" json:"vars,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListVarsResponse) Reset() {
+	*x = ListVarsResponse{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListVarsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListVarsResponse) ProtoMessage() {}
+
+func (x *ListVarsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListVarsResponse.ProtoReflect.Descriptor instead.
+func (*ListVarsResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListVarsResponse) GetVars() map[string]string {
+	if x != nil {
+		return x.Vars
+	}
+	return nil
+}
+
 type DrainHostRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
@@ -705,7 +933,7 @@ type DrainHostRequest struct {
 
 func (x *DrainHostRequest) Reset() {
 	*x = DrainHostRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[10]
+	mi := &file_pinnace_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -717,7 +945,7 @@ func (x *DrainHostRequest) String() string {
 func (*DrainHostRequest) ProtoMessage() {}
 
 func (x *DrainHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[10]
+	mi := &file_pinnace_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -730,7 +958,7 @@ func (x *DrainHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainHostRequest.ProtoReflect.Descriptor instead.
 func (*DrainHostRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DrainHostRequest) GetHost() string {
@@ -756,7 +984,7 @@ type DrainHostResponse struct {
 
 func (x *DrainHostResponse) Reset() {
 	*x = DrainHostResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[11]
+	mi := &file_pinnace_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -768,7 +996,7 @@ func (x *DrainHostResponse) String() string {
 func (*DrainHostResponse) ProtoMessage() {}
 
 func (x *DrainHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[11]
+	mi := &file_pinnace_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -781,7 +1009,7 @@ func (x *DrainHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainHostResponse.ProtoReflect.Descriptor instead.
 func (*DrainHostResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DrainHostResponse) GetHost() *Host {
@@ -802,7 +1030,7 @@ type RemoveHostRequest struct {
 
 func (x *RemoveHostRequest) Reset() {
 	*x = RemoveHostRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[12]
+	mi := &file_pinnace_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +1042,7 @@ func (x *RemoveHostRequest) String() string {
 func (*RemoveHostRequest) ProtoMessage() {}
 
 func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[12]
+	mi := &file_pinnace_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +1055,7 @@ func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
 func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RemoveHostRequest) GetHost() string {
@@ -854,7 +1082,7 @@ type RemoveHostResponse struct {
 
 func (x *RemoveHostResponse) Reset() {
 	*x = RemoveHostResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[13]
+	mi := &file_pinnace_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -866,7 +1094,7 @@ func (x *RemoveHostResponse) String() string {
 func (*RemoveHostResponse) ProtoMessage() {}
 
 func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[13]
+	mi := &file_pinnace_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -879,7 +1107,7 @@ func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
 func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RemoveHostResponse) GetLost() []string {
@@ -897,7 +1125,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[14]
+	mi := &file_pinnace_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -909,7 +1137,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[14]
+	mi := &file_pinnace_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -922,7 +1150,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 type ListHostsResponse struct {
@@ -934,7 +1162,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[15]
+	mi := &file_pinnace_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +1174,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[15]
+	mi := &file_pinnace_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +1187,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -987,7 +1215,7 @@ type CreateReleaseRequest struct {
 
 func (x *CreateReleaseRequest) Reset() {
 	*x = CreateReleaseRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[16]
+	mi := &file_pinnace_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1227,7 @@ func (x *CreateReleaseRequest) String() string {
 func (*CreateReleaseRequest) ProtoMessage() {}
 
 func (x *CreateReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[16]
+	mi := &file_pinnace_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1240,7 @@ func (x *CreateReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReleaseRequest.ProtoReflect.Descriptor instead.
 func (*CreateReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CreateReleaseRequest) GetManifest() []byte {
@@ -1075,7 +1303,7 @@ type CreateReleaseResponse struct {
 
 func (x *CreateReleaseResponse) Reset() {
 	*x = CreateReleaseResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[17]
+	mi := &file_pinnace_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1315,7 @@ func (x *CreateReleaseResponse) String() string {
 func (*CreateReleaseResponse) ProtoMessage() {}
 
 func (x *CreateReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[17]
+	mi := &file_pinnace_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1328,7 @@ func (x *CreateReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReleaseResponse.ProtoReflect.Descriptor instead.
 func (*CreateReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CreateReleaseResponse) GetRelease() *Release {
@@ -1127,7 +1355,7 @@ type GetReleaseRequest struct {
 
 func (x *GetReleaseRequest) Reset() {
 	*x = GetReleaseRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[18]
+	mi := &file_pinnace_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1367,7 @@ func (x *GetReleaseRequest) String() string {
 func (*GetReleaseRequest) ProtoMessage() {}
 
 func (x *GetReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[18]
+	mi := &file_pinnace_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1380,7 @@ func (x *GetReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReleaseRequest.ProtoReflect.Descriptor instead.
 func (*GetReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetReleaseRequest) GetRelease() string {
@@ -1171,7 +1399,7 @@ type GetReleaseResponse struct {
 
 func (x *GetReleaseResponse) Reset() {
 	*x = GetReleaseResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[19]
+	mi := &file_pinnace_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1183,7 +1411,7 @@ func (x *GetReleaseResponse) String() string {
 func (*GetReleaseResponse) ProtoMessage() {}
 
 func (x *GetReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[19]
+	mi := &file_pinnace_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1196,7 +1424,7 @@ func (x *GetReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReleaseResponse.ProtoReflect.Descriptor instead.
 func (*GetReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetReleaseResponse) GetRelease() *Release {
@@ -1216,7 +1444,7 @@ type ListReleasesRequest struct {
 
 func (x *ListReleasesRequest) Reset() {
 	*x = ListReleasesRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[20]
+	mi := &file_pinnace_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1228,7 +1456,7 @@ func (x *ListReleasesRequest) String() string {
 func (*ListReleasesRequest) ProtoMessage() {}
 
 func (x *ListReleasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[20]
+	mi := &file_pinnace_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1241,7 +1469,7 @@ func (x *ListReleasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleasesRequest.ProtoReflect.Descriptor instead.
 func (*ListReleasesRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListReleasesRequest) GetApp() string {
@@ -1261,7 +1489,7 @@ type ListReleasesResponse struct {
 
 func (x *ListReleasesResponse) Reset() {
 	*x = ListReleasesResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[21]
+	mi := &file_pinnace_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1501,7 @@ func (x *ListReleasesResponse) String() string {
 func (*ListReleasesResponse) ProtoMessage() {}
 
 func (x *ListReleasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[21]
+	mi := &file_pinnace_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1514,7 @@ func (x *ListReleasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleasesResponse.ProtoReflect.Descriptor instead.
 func (*ListReleasesResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListReleasesResponse) GetReleases() []*Release {
@@ -1312,7 +1540,7 @@ type CheckManifestRequest struct {
 
 func (x *CheckManifestRequest) Reset() {
 	*x = CheckManifestRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[22]
+	mi := &file_pinnace_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1552,7 @@ func (x *CheckManifestRequest) String() string {
 func (*CheckManifestRequest) ProtoMessage() {}
 
 func (x *CheckManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[22]
+	mi := &file_pinnace_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1565,7 @@ func (x *CheckManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckManifestRequest.ProtoReflect.Descriptor instead.
 func (*CheckManifestRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CheckManifestRequest) GetEnvironment() string {
@@ -1391,7 +1619,7 @@ type CheckManifestResponse struct {
 
 func (x *CheckManifestResponse) Reset() {
 	*x = CheckManifestResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[23]
+	mi := &file_pinnace_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1403,7 +1631,7 @@ func (x *CheckManifestResponse) String() string {
 func (*CheckManifestResponse) ProtoMessage() {}
 
 func (x *CheckManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[23]
+	mi := &file_pinnace_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1416,7 +1644,7 @@ func (x *CheckManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckManifestResponse.ProtoReflect.Descriptor instead.
 func (*CheckManifestResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CheckManifestResponse) GetMissingVars() []string {
@@ -1468,7 +1696,7 @@ type MissingSecret struct {
 
 func (x *MissingSecret) Reset() {
 	*x = MissingSecret{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[24]
+	mi := &file_pinnace_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1708,7 @@ func (x *MissingSecret) String() string {
 func (*MissingSecret) ProtoMessage() {}
 
 func (x *MissingSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[24]
+	mi := &file_pinnace_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1721,7 @@ func (x *MissingSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingSecret.ProtoReflect.Descriptor instead.
 func (*MissingSecret) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *MissingSecret) GetBundle() string {
@@ -1531,7 +1759,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[25]
+	mi := &file_pinnace_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1543,7 +1771,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[25]
+	mi := &file_pinnace_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1556,7 +1784,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Step) GetAction() string {
@@ -1608,7 +1836,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[26]
+	mi := &file_pinnace_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1620,7 +1848,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[26]
+	mi := &file_pinnace_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1633,7 +1861,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PlanRequest) GetEnvironment() string {
@@ -1694,7 +1922,7 @@ type RollbackTarget struct {
 
 func (x *RollbackTarget) Reset() {
 	*x = RollbackTarget{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[27]
+	mi := &file_pinnace_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1706,7 +1934,7 @@ func (x *RollbackTarget) String() string {
 func (*RollbackTarget) ProtoMessage() {}
 
 func (x *RollbackTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[27]
+	mi := &file_pinnace_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1719,7 +1947,7 @@ func (x *RollbackTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackTarget.ProtoReflect.Descriptor instead.
 func (*RollbackTarget) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RollbackTarget) GetDeployment() string {
@@ -1743,7 +1971,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[28]
+	mi := &file_pinnace_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +1983,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[28]
+	mi := &file_pinnace_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +1996,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PlanResponse) GetToken() string {
@@ -1826,7 +2054,7 @@ type DeployRequest struct {
 
 func (x *DeployRequest) Reset() {
 	*x = DeployRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[29]
+	mi := &file_pinnace_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +2066,7 @@ func (x *DeployRequest) String() string {
 func (*DeployRequest) ProtoMessage() {}
 
 func (x *DeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[29]
+	mi := &file_pinnace_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +2079,7 @@ func (x *DeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
 func (*DeployRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeployRequest) GetEnvironment() string {
@@ -1893,7 +2121,7 @@ type DeployResponse struct {
 
 func (x *DeployResponse) Reset() {
 	*x = DeployResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[30]
+	mi := &file_pinnace_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +2133,7 @@ func (x *DeployResponse) String() string {
 func (*DeployResponse) ProtoMessage() {}
 
 func (x *DeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[30]
+	mi := &file_pinnace_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +2146,7 @@ func (x *DeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
 func (*DeployResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DeployResponse) GetDeployment() *Deployment {
@@ -1948,7 +2176,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[31]
+	mi := &file_pinnace_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1960,7 +2188,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[31]
+	mi := &file_pinnace_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1973,7 +2201,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RollbackRequest) GetEnvironment() string {
@@ -2013,7 +2241,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[32]
+	mi := &file_pinnace_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2025,7 +2253,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[32]
+	mi := &file_pinnace_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2038,7 +2266,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RollbackResponse) GetDeployment() *Deployment {
@@ -2060,7 +2288,7 @@ type ScaleRequest struct {
 
 func (x *ScaleRequest) Reset() {
 	*x = ScaleRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[33]
+	mi := &file_pinnace_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2300,7 @@ func (x *ScaleRequest) String() string {
 func (*ScaleRequest) ProtoMessage() {}
 
 func (x *ScaleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[33]
+	mi := &file_pinnace_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2313,7 @@ func (x *ScaleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScaleRequest.ProtoReflect.Descriptor instead.
 func (*ScaleRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ScaleRequest) GetEnvironment() string {
@@ -2127,7 +2355,7 @@ type ScaleResponse struct {
 
 func (x *ScaleResponse) Reset() {
 	*x = ScaleResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[34]
+	mi := &file_pinnace_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2367,7 @@ func (x *ScaleResponse) String() string {
 func (*ScaleResponse) ProtoMessage() {}
 
 func (x *ScaleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[34]
+	mi := &file_pinnace_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2380,7 @@ func (x *ScaleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScaleResponse.ProtoReflect.Descriptor instead.
 func (*ScaleResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ScaleResponse) GetDeployment() *Deployment {
@@ -2180,7 +2408,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[35]
+	mi := &file_pinnace_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2420,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[35]
+	mi := &file_pinnace_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2433,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StopRequest) GetEnvironment() string {
@@ -2238,7 +2466,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[36]
+	mi := &file_pinnace_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2250,7 +2478,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[36]
+	mi := &file_pinnace_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2263,7 +2491,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StopResponse) GetDeployment() *Deployment {
@@ -2296,7 +2524,7 @@ type Deployment struct {
 
 func (x *Deployment) Reset() {
 	*x = Deployment{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[37]
+	mi := &file_pinnace_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2536,7 @@ func (x *Deployment) String() string {
 func (*Deployment) ProtoMessage() {}
 
 func (x *Deployment) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[37]
+	mi := &file_pinnace_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2549,7 @@ func (x *Deployment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deployment.ProtoReflect.Descriptor instead.
 func (*Deployment) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Deployment) GetId() string {
@@ -2417,7 +2645,7 @@ type WatchDeploymentRequest struct {
 
 func (x *WatchDeploymentRequest) Reset() {
 	*x = WatchDeploymentRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[38]
+	mi := &file_pinnace_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2429,7 +2657,7 @@ func (x *WatchDeploymentRequest) String() string {
 func (*WatchDeploymentRequest) ProtoMessage() {}
 
 func (x *WatchDeploymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[38]
+	mi := &file_pinnace_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2442,7 +2670,7 @@ func (x *WatchDeploymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeploymentRequest.ProtoReflect.Descriptor instead.
 func (*WatchDeploymentRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *WatchDeploymentRequest) GetDeployment() string {
@@ -2468,7 +2696,7 @@ type WatchDeploymentResponse struct {
 
 func (x *WatchDeploymentResponse) Reset() {
 	*x = WatchDeploymentResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[39]
+	mi := &file_pinnace_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2480,7 +2708,7 @@ func (x *WatchDeploymentResponse) String() string {
 func (*WatchDeploymentResponse) ProtoMessage() {}
 
 func (x *WatchDeploymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[39]
+	mi := &file_pinnace_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2493,7 +2721,7 @@ func (x *WatchDeploymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeploymentResponse.ProtoReflect.Descriptor instead.
 func (*WatchDeploymentResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *WatchDeploymentResponse) GetAt() *timestamppb.Timestamp {
@@ -2551,7 +2779,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[40]
+	mi := &file_pinnace_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2563,7 +2791,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[40]
+	mi := &file_pinnace_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2576,7 +2804,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Endpoint) GetPortName() string {
@@ -2624,7 +2852,7 @@ type AppStatus struct {
 
 func (x *AppStatus) Reset() {
 	*x = AppStatus{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[41]
+	mi := &file_pinnace_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2636,7 +2864,7 @@ func (x *AppStatus) String() string {
 func (*AppStatus) ProtoMessage() {}
 
 func (x *AppStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[41]
+	mi := &file_pinnace_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2649,7 +2877,7 @@ func (x *AppStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppStatus.ProtoReflect.Descriptor instead.
 func (*AppStatus) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AppStatus) GetApp() string {
@@ -2725,7 +2953,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[42]
+	mi := &file_pinnace_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2737,7 +2965,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[42]
+	mi := &file_pinnace_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2750,7 +2978,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetStatusRequest) GetEnvironment() string {
@@ -2776,7 +3004,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[43]
+	mi := &file_pinnace_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2788,7 +3016,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[43]
+	mi := &file_pinnace_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2801,7 +3029,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *GetStatusResponse) GetApps() []*AppStatus {
@@ -2824,7 +3052,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[44]
+	mi := &file_pinnace_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2836,7 +3064,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[44]
+	mi := &file_pinnace_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2849,7 +3077,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Stage) GetName() string {
@@ -2899,7 +3127,7 @@ type Cause struct {
 
 func (x *Cause) Reset() {
 	*x = Cause{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[45]
+	mi := &file_pinnace_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2911,7 +3139,7 @@ func (x *Cause) String() string {
 func (*Cause) ProtoMessage() {}
 
 func (x *Cause) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[45]
+	mi := &file_pinnace_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2924,7 +3152,7 @@ func (x *Cause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cause.ProtoReflect.Descriptor instead.
 func (*Cause) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Cause) GetKind() string {
@@ -3003,7 +3231,7 @@ type Booted struct {
 
 func (x *Booted) Reset() {
 	*x = Booted{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[46]
+	mi := &file_pinnace_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3015,7 +3243,7 @@ func (x *Booted) String() string {
 func (*Booted) ProtoMessage() {}
 
 func (x *Booted) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[46]
+	mi := &file_pinnace_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3028,7 +3256,7 @@ func (x *Booted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Booted.ProtoReflect.Descriptor instead.
 func (*Booted) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Booted) GetManifestHash() string {
@@ -3137,7 +3365,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[47]
+	mi := &file_pinnace_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3149,7 +3377,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[47]
+	mi := &file_pinnace_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3162,7 +3390,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Instance) GetId() string {
@@ -3302,7 +3530,7 @@ type GetInstanceRequest struct {
 
 func (x *GetInstanceRequest) Reset() {
 	*x = GetInstanceRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[48]
+	mi := &file_pinnace_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3314,7 +3542,7 @@ func (x *GetInstanceRequest) String() string {
 func (*GetInstanceRequest) ProtoMessage() {}
 
 func (x *GetInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[48]
+	mi := &file_pinnace_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3327,7 +3555,7 @@ func (x *GetInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInstanceRequest.ProtoReflect.Descriptor instead.
 func (*GetInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetInstanceRequest) GetInstance() string {
@@ -3353,7 +3581,7 @@ type GetInstanceResponse struct {
 
 func (x *GetInstanceResponse) Reset() {
 	*x = GetInstanceResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[49]
+	mi := &file_pinnace_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3365,7 +3593,7 @@ func (x *GetInstanceResponse) String() string {
 func (*GetInstanceResponse) ProtoMessage() {}
 
 func (x *GetInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[49]
+	mi := &file_pinnace_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3378,7 +3606,7 @@ func (x *GetInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInstanceResponse.ProtoReflect.Descriptor instead.
 func (*GetInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetInstanceResponse) GetInstance() *Instance {
@@ -3400,7 +3628,7 @@ type ListInstancesRequest struct {
 
 func (x *ListInstancesRequest) Reset() {
 	*x = ListInstancesRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[50]
+	mi := &file_pinnace_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3412,7 +3640,7 @@ func (x *ListInstancesRequest) String() string {
 func (*ListInstancesRequest) ProtoMessage() {}
 
 func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[50]
+	mi := &file_pinnace_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3425,7 +3653,7 @@ func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesRequest.ProtoReflect.Descriptor instead.
 func (*ListInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{50}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListInstancesRequest) GetEnvironment() string {
@@ -3458,7 +3686,7 @@ type ListInstancesResponse struct {
 
 func (x *ListInstancesResponse) Reset() {
 	*x = ListInstancesResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[51]
+	mi := &file_pinnace_v1_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3470,7 +3698,7 @@ func (x *ListInstancesResponse) String() string {
 func (*ListInstancesResponse) ProtoMessage() {}
 
 func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[51]
+	mi := &file_pinnace_v1_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3483,7 +3711,7 @@ func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesResponse.ProtoReflect.Descriptor instead.
 func (*ListInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{51}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListInstancesResponse) GetInstances() []*Instance {
@@ -3509,7 +3737,7 @@ type StreamLogsRequest struct {
 
 func (x *StreamLogsRequest) Reset() {
 	*x = StreamLogsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[52]
+	mi := &file_pinnace_v1_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3521,7 +3749,7 @@ func (x *StreamLogsRequest) String() string {
 func (*StreamLogsRequest) ProtoMessage() {}
 
 func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[52]
+	mi := &file_pinnace_v1_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3534,7 +3762,7 @@ func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamLogsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{52}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *StreamLogsRequest) GetEnvironment() string {
@@ -3587,7 +3815,7 @@ type StreamLogsResponse struct {
 
 func (x *StreamLogsResponse) Reset() {
 	*x = StreamLogsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[53]
+	mi := &file_pinnace_v1_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3599,7 +3827,7 @@ func (x *StreamLogsResponse) String() string {
 func (*StreamLogsResponse) ProtoMessage() {}
 
 func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[53]
+	mi := &file_pinnace_v1_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3612,7 +3840,7 @@ func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{53}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *StreamLogsResponse) GetInstance() string {
@@ -3672,7 +3900,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[54]
+	mi := &file_pinnace_v1_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3684,7 +3912,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[54]
+	mi := &file_pinnace_v1_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3697,7 +3925,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{54}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ExecRequest) GetMessage() isExecRequest_Message {
@@ -3797,7 +4025,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[55]
+	mi := &file_pinnace_v1_control_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3809,7 +4037,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[55]
+	mi := &file_pinnace_v1_control_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3822,7 +4050,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{55}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ExecStart) GetEnvironment() string {
@@ -3907,7 +4135,7 @@ type ExecInput struct {
 
 func (x *ExecInput) Reset() {
 	*x = ExecInput{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[56]
+	mi := &file_pinnace_v1_control_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3919,7 +4147,7 @@ func (x *ExecInput) String() string {
 func (*ExecInput) ProtoMessage() {}
 
 func (x *ExecInput) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[56]
+	mi := &file_pinnace_v1_control_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3932,7 +4160,7 @@ func (x *ExecInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
 func (*ExecInput) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{56}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ExecInput) GetData() []byte {
@@ -3959,7 +4187,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[57]
+	mi := &file_pinnace_v1_control_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3971,7 +4199,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[57]
+	mi := &file_pinnace_v1_control_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3984,7 +4212,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{57}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -4016,7 +4244,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[58]
+	mi := &file_pinnace_v1_control_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4028,7 +4256,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[58]
+	mi := &file_pinnace_v1_control_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4041,7 +4269,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{58}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ExecResponse) GetMessage() isExecResponse_Message {
@@ -4129,7 +4357,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[59]
+	mi := &file_pinnace_v1_control_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4141,7 +4369,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[59]
+	mi := &file_pinnace_v1_control_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4154,7 +4382,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{59}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ExecStarted) GetInstance() string {
@@ -4197,7 +4425,7 @@ type ExecOutput struct {
 
 func (x *ExecOutput) Reset() {
 	*x = ExecOutput{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[60]
+	mi := &file_pinnace_v1_control_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4209,7 +4437,7 @@ func (x *ExecOutput) String() string {
 func (*ExecOutput) ProtoMessage() {}
 
 func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[60]
+	mi := &file_pinnace_v1_control_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4222,7 +4450,7 @@ func (x *ExecOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
 func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{60}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ExecOutput) GetStream() string {
@@ -4253,7 +4481,7 @@ type ExecEnded struct {
 
 func (x *ExecEnded) Reset() {
 	*x = ExecEnded{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[61]
+	mi := &file_pinnace_v1_control_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4265,7 +4493,7 @@ func (x *ExecEnded) String() string {
 func (*ExecEnded) ProtoMessage() {}
 
 func (x *ExecEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[61]
+	mi := &file_pinnace_v1_control_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4278,7 +4506,7 @@ func (x *ExecEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecEnded.ProtoReflect.Descriptor instead.
 func (*ExecEnded) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{61}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ExecEnded) GetCode() uint32 {
@@ -4328,7 +4556,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[62]
+	mi := &file_pinnace_v1_control_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4340,7 +4568,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[62]
+	mi := &file_pinnace_v1_control_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4353,7 +4581,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{62}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -4437,7 +4665,7 @@ type ReadEventsRequest struct {
 
 func (x *ReadEventsRequest) Reset() {
 	*x = ReadEventsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[63]
+	mi := &file_pinnace_v1_control_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4449,7 +4677,7 @@ func (x *ReadEventsRequest) String() string {
 func (*ReadEventsRequest) ProtoMessage() {}
 
 func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[63]
+	mi := &file_pinnace_v1_control_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4462,7 +4690,7 @@ func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsRequest.ProtoReflect.Descriptor instead.
 func (*ReadEventsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{63}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ReadEventsRequest) GetAfter() uint64 {
@@ -4488,7 +4716,7 @@ type ReadEventsResponse struct {
 
 func (x *ReadEventsResponse) Reset() {
 	*x = ReadEventsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[64]
+	mi := &file_pinnace_v1_control_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4500,7 +4728,7 @@ func (x *ReadEventsResponse) String() string {
 func (*ReadEventsResponse) ProtoMessage() {}
 
 func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[64]
+	mi := &file_pinnace_v1_control_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4513,7 +4741,7 @@ func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsResponse.ProtoReflect.Descriptor instead.
 func (*ReadEventsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{64}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ReadEventsResponse) GetEvents() []*Event {
@@ -4586,6 +4814,26 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"drainingAt\x12\x1c\n" +
 	"\tinstances\x18\x0f \x01(\rR\tinstances\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfd\x01\n" +
+	"\x0eSetVarsRequest\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x125\n" +
+	"\x03set\x18\x02 \x03(\v2#.pinnace.v1.SetVarsRequest.SetEntryR\x03set\x12\x14\n" +
+	"\x05unset\x18\x03 \x03(\tR\x05unset\x12\x1b\n" +
+	"\tno_deploy\x18\x04 \x01(\bR\bnoDeploy\x12'\n" +
+	"\x0fidempotency_key\x18\x05 \x01(\tR\x0eidempotencyKey\x1a6\n" +
+	"\bSetEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x83\x01\n" +
+	"\x0fSetVarsResponse\x12\x1c\n" +
+	"\tunchanged\x18\x01 \x01(\bR\tunchanged\x128\n" +
+	"\vdeployments\x18\x02 \x03(\v2\x16.pinnace.v1.DeploymentR\vdeployments\x12\x18\n" +
+	"\apending\x18\x03 \x03(\tR\apending\"3\n" +
+	"\x0fListVarsRequest\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\"\x87\x01\n" +
+	"\x10ListVarsResponse\x12:\n" +
+	"\x04vars\x18\x01 \x03(\v2&.pinnace.v1.ListVarsResponse.VarsEntryR\x04vars\x1a7\n" +
+	"\tVarsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"8\n" +
 	"\x10DrainHostRequest\x12\x12\n" +
@@ -4883,11 +5131,13 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\"?\n" +
 	"\x12ReadEventsResponse\x12)\n" +
-	"\x06events\x18\x01 \x03(\v2\x11.pinnace.v1.EventR\x06events2\x94\x0e\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.pinnace.v1.EventR\x06events2\x9f\x0f\n" +
 	"\x0eControlService\x12T\n" +
 	"\rGetServerInfo\x12 .pinnace.v1.GetServerInfoRequest\x1a!.pinnace.v1.GetServerInfoResponse\x12`\n" +
 	"\x11CreateEnvironment\x12$.pinnace.v1.CreateEnvironmentRequest\x1a%.pinnace.v1.CreateEnvironmentResponse\x12]\n" +
-	"\x10ListEnvironments\x12#.pinnace.v1.ListEnvironmentsRequest\x1a$.pinnace.v1.ListEnvironmentsResponse\x12H\n" +
+	"\x10ListEnvironments\x12#.pinnace.v1.ListEnvironmentsRequest\x1a$.pinnace.v1.ListEnvironmentsResponse\x12B\n" +
+	"\aSetVars\x12\x1a.pinnace.v1.SetVarsRequest\x1a\x1b.pinnace.v1.SetVarsResponse\x12E\n" +
+	"\bListVars\x12\x1b.pinnace.v1.ListVarsRequest\x1a\x1c.pinnace.v1.ListVarsResponse\x12H\n" +
 	"\tListHosts\x12\x1c.pinnace.v1.ListHostsRequest\x1a\x1d.pinnace.v1.ListHostsResponse\x12H\n" +
 	"\tDrainHost\x12\x1c.pinnace.v1.DrainHostRequest\x1a\x1d.pinnace.v1.DrainHostResponse\x12K\n" +
 	"\n" +
@@ -4928,7 +5178,7 @@ func file_pinnace_v1_control_proto_rawDescGZIP() []byte {
 	return file_pinnace_v1_control_proto_rawDescData
 }
 
-var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
+var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 72)
 var file_pinnace_v1_control_proto_goTypes = []any{
 	(*GetServerInfoRequest)(nil),      // 0: pinnace.v1.GetServerInfoRequest
 	(*GetServerInfoResponse)(nil),     // 1: pinnace.v1.GetServerInfoResponse
@@ -4940,166 +5190,179 @@ var file_pinnace_v1_control_proto_goTypes = []any{
 	(*ListEnvironmentsRequest)(nil),   // 7: pinnace.v1.ListEnvironmentsRequest
 	(*ListEnvironmentsResponse)(nil),  // 8: pinnace.v1.ListEnvironmentsResponse
 	(*Host)(nil),                      // 9: pinnace.v1.Host
-	(*DrainHostRequest)(nil),          // 10: pinnace.v1.DrainHostRequest
-	(*DrainHostResponse)(nil),         // 11: pinnace.v1.DrainHostResponse
-	(*RemoveHostRequest)(nil),         // 12: pinnace.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),        // 13: pinnace.v1.RemoveHostResponse
-	(*ListHostsRequest)(nil),          // 14: pinnace.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),         // 15: pinnace.v1.ListHostsResponse
-	(*CreateReleaseRequest)(nil),      // 16: pinnace.v1.CreateReleaseRequest
-	(*CreateReleaseResponse)(nil),     // 17: pinnace.v1.CreateReleaseResponse
-	(*GetReleaseRequest)(nil),         // 18: pinnace.v1.GetReleaseRequest
-	(*GetReleaseResponse)(nil),        // 19: pinnace.v1.GetReleaseResponse
-	(*ListReleasesRequest)(nil),       // 20: pinnace.v1.ListReleasesRequest
-	(*ListReleasesResponse)(nil),      // 21: pinnace.v1.ListReleasesResponse
-	(*CheckManifestRequest)(nil),      // 22: pinnace.v1.CheckManifestRequest
-	(*CheckManifestResponse)(nil),     // 23: pinnace.v1.CheckManifestResponse
-	(*MissingSecret)(nil),             // 24: pinnace.v1.MissingSecret
-	(*Step)(nil),                      // 25: pinnace.v1.Step
-	(*PlanRequest)(nil),               // 26: pinnace.v1.PlanRequest
-	(*RollbackTarget)(nil),            // 27: pinnace.v1.RollbackTarget
-	(*PlanResponse)(nil),              // 28: pinnace.v1.PlanResponse
-	(*DeployRequest)(nil),             // 29: pinnace.v1.DeployRequest
-	(*DeployResponse)(nil),            // 30: pinnace.v1.DeployResponse
-	(*RollbackRequest)(nil),           // 31: pinnace.v1.RollbackRequest
-	(*RollbackResponse)(nil),          // 32: pinnace.v1.RollbackResponse
-	(*ScaleRequest)(nil),              // 33: pinnace.v1.ScaleRequest
-	(*ScaleResponse)(nil),             // 34: pinnace.v1.ScaleResponse
-	(*StopRequest)(nil),               // 35: pinnace.v1.StopRequest
-	(*StopResponse)(nil),              // 36: pinnace.v1.StopResponse
-	(*Deployment)(nil),                // 37: pinnace.v1.Deployment
-	(*WatchDeploymentRequest)(nil),    // 38: pinnace.v1.WatchDeploymentRequest
-	(*WatchDeploymentResponse)(nil),   // 39: pinnace.v1.WatchDeploymentResponse
-	(*Endpoint)(nil),                  // 40: pinnace.v1.Endpoint
-	(*AppStatus)(nil),                 // 41: pinnace.v1.AppStatus
-	(*GetStatusRequest)(nil),          // 42: pinnace.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),         // 43: pinnace.v1.GetStatusResponse
-	(*Stage)(nil),                     // 44: pinnace.v1.Stage
-	(*Cause)(nil),                     // 45: pinnace.v1.Cause
-	(*Booted)(nil),                    // 46: pinnace.v1.Booted
-	(*Instance)(nil),                  // 47: pinnace.v1.Instance
-	(*GetInstanceRequest)(nil),        // 48: pinnace.v1.GetInstanceRequest
-	(*GetInstanceResponse)(nil),       // 49: pinnace.v1.GetInstanceResponse
-	(*ListInstancesRequest)(nil),      // 50: pinnace.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil),     // 51: pinnace.v1.ListInstancesResponse
-	(*StreamLogsRequest)(nil),         // 52: pinnace.v1.StreamLogsRequest
-	(*StreamLogsResponse)(nil),        // 53: pinnace.v1.StreamLogsResponse
-	(*ExecRequest)(nil),               // 54: pinnace.v1.ExecRequest
-	(*ExecStart)(nil),                 // 55: pinnace.v1.ExecStart
-	(*ExecInput)(nil),                 // 56: pinnace.v1.ExecInput
-	(*TerminalSize)(nil),              // 57: pinnace.v1.TerminalSize
-	(*ExecResponse)(nil),              // 58: pinnace.v1.ExecResponse
-	(*ExecStarted)(nil),               // 59: pinnace.v1.ExecStarted
-	(*ExecOutput)(nil),                // 60: pinnace.v1.ExecOutput
-	(*ExecEnded)(nil),                 // 61: pinnace.v1.ExecEnded
-	(*Event)(nil),                     // 62: pinnace.v1.Event
-	(*ReadEventsRequest)(nil),         // 63: pinnace.v1.ReadEventsRequest
-	(*ReadEventsResponse)(nil),        // 64: pinnace.v1.ReadEventsResponse
-	nil,                               // 65: pinnace.v1.Host.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 66: google.protobuf.Timestamp
-	(*ReleasePlatform)(nil),           // 67: pinnace.v1.ReleasePlatform
-	(*Release)(nil),                   // 68: pinnace.v1.Release
+	(*SetVarsRequest)(nil),            // 10: pinnace.v1.SetVarsRequest
+	(*SetVarsResponse)(nil),           // 11: pinnace.v1.SetVarsResponse
+	(*ListVarsRequest)(nil),           // 12: pinnace.v1.ListVarsRequest
+	(*ListVarsResponse)(nil),          // 13: pinnace.v1.ListVarsResponse
+	(*DrainHostRequest)(nil),          // 14: pinnace.v1.DrainHostRequest
+	(*DrainHostResponse)(nil),         // 15: pinnace.v1.DrainHostResponse
+	(*RemoveHostRequest)(nil),         // 16: pinnace.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),        // 17: pinnace.v1.RemoveHostResponse
+	(*ListHostsRequest)(nil),          // 18: pinnace.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),         // 19: pinnace.v1.ListHostsResponse
+	(*CreateReleaseRequest)(nil),      // 20: pinnace.v1.CreateReleaseRequest
+	(*CreateReleaseResponse)(nil),     // 21: pinnace.v1.CreateReleaseResponse
+	(*GetReleaseRequest)(nil),         // 22: pinnace.v1.GetReleaseRequest
+	(*GetReleaseResponse)(nil),        // 23: pinnace.v1.GetReleaseResponse
+	(*ListReleasesRequest)(nil),       // 24: pinnace.v1.ListReleasesRequest
+	(*ListReleasesResponse)(nil),      // 25: pinnace.v1.ListReleasesResponse
+	(*CheckManifestRequest)(nil),      // 26: pinnace.v1.CheckManifestRequest
+	(*CheckManifestResponse)(nil),     // 27: pinnace.v1.CheckManifestResponse
+	(*MissingSecret)(nil),             // 28: pinnace.v1.MissingSecret
+	(*Step)(nil),                      // 29: pinnace.v1.Step
+	(*PlanRequest)(nil),               // 30: pinnace.v1.PlanRequest
+	(*RollbackTarget)(nil),            // 31: pinnace.v1.RollbackTarget
+	(*PlanResponse)(nil),              // 32: pinnace.v1.PlanResponse
+	(*DeployRequest)(nil),             // 33: pinnace.v1.DeployRequest
+	(*DeployResponse)(nil),            // 34: pinnace.v1.DeployResponse
+	(*RollbackRequest)(nil),           // 35: pinnace.v1.RollbackRequest
+	(*RollbackResponse)(nil),          // 36: pinnace.v1.RollbackResponse
+	(*ScaleRequest)(nil),              // 37: pinnace.v1.ScaleRequest
+	(*ScaleResponse)(nil),             // 38: pinnace.v1.ScaleResponse
+	(*StopRequest)(nil),               // 39: pinnace.v1.StopRequest
+	(*StopResponse)(nil),              // 40: pinnace.v1.StopResponse
+	(*Deployment)(nil),                // 41: pinnace.v1.Deployment
+	(*WatchDeploymentRequest)(nil),    // 42: pinnace.v1.WatchDeploymentRequest
+	(*WatchDeploymentResponse)(nil),   // 43: pinnace.v1.WatchDeploymentResponse
+	(*Endpoint)(nil),                  // 44: pinnace.v1.Endpoint
+	(*AppStatus)(nil),                 // 45: pinnace.v1.AppStatus
+	(*GetStatusRequest)(nil),          // 46: pinnace.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),         // 47: pinnace.v1.GetStatusResponse
+	(*Stage)(nil),                     // 48: pinnace.v1.Stage
+	(*Cause)(nil),                     // 49: pinnace.v1.Cause
+	(*Booted)(nil),                    // 50: pinnace.v1.Booted
+	(*Instance)(nil),                  // 51: pinnace.v1.Instance
+	(*GetInstanceRequest)(nil),        // 52: pinnace.v1.GetInstanceRequest
+	(*GetInstanceResponse)(nil),       // 53: pinnace.v1.GetInstanceResponse
+	(*ListInstancesRequest)(nil),      // 54: pinnace.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil),     // 55: pinnace.v1.ListInstancesResponse
+	(*StreamLogsRequest)(nil),         // 56: pinnace.v1.StreamLogsRequest
+	(*StreamLogsResponse)(nil),        // 57: pinnace.v1.StreamLogsResponse
+	(*ExecRequest)(nil),               // 58: pinnace.v1.ExecRequest
+	(*ExecStart)(nil),                 // 59: pinnace.v1.ExecStart
+	(*ExecInput)(nil),                 // 60: pinnace.v1.ExecInput
+	(*TerminalSize)(nil),              // 61: pinnace.v1.TerminalSize
+	(*ExecResponse)(nil),              // 62: pinnace.v1.ExecResponse
+	(*ExecStarted)(nil),               // 63: pinnace.v1.ExecStarted
+	(*ExecOutput)(nil),                // 64: pinnace.v1.ExecOutput
+	(*ExecEnded)(nil),                 // 65: pinnace.v1.ExecEnded
+	(*Event)(nil),                     // 66: pinnace.v1.Event
+	(*ReadEventsRequest)(nil),         // 67: pinnace.v1.ReadEventsRequest
+	(*ReadEventsResponse)(nil),        // 68: pinnace.v1.ReadEventsResponse
+	nil,                               // 69: pinnace.v1.Host.LabelsEntry
+	nil,                               // 70: pinnace.v1.SetVarsRequest.SetEntry
+	nil,                               // 71: pinnace.v1.ListVarsResponse.VarsEntry
+	(*timestamppb.Timestamp)(nil),     // 72: google.protobuf.Timestamp
+	(*ReleasePlatform)(nil),           // 73: pinnace.v1.ReleasePlatform
+	(*Release)(nil),                   // 74: pinnace.v1.Release
 }
 var file_pinnace_v1_control_proto_depIdxs = []int32{
-	66, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	66, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	72, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	72, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
 	4,  // 2: pinnace.v1.CreateEnvironmentResponse.environment:type_name -> pinnace.v1.Environment
 	4,  // 3: pinnace.v1.ListEnvironmentsResponse.environments:type_name -> pinnace.v1.Environment
-	65, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
-	66, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
-	66, // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
-	9,  // 7: pinnace.v1.DrainHostResponse.host:type_name -> pinnace.v1.Host
-	9,  // 8: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
-	67, // 9: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
-	68, // 10: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
-	68, // 11: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
-	68, // 12: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
-	24, // 13: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
-	27, // 14: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
-	25, // 15: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
-	37, // 16: pinnace.v1.DeployResponse.deployment:type_name -> pinnace.v1.Deployment
-	37, // 17: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
-	37, // 18: pinnace.v1.ScaleResponse.deployment:type_name -> pinnace.v1.Deployment
-	37, // 19: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
-	66, // 20: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
-	66, // 21: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
-	66, // 22: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
-	37, // 23: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
-	37, // 24: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
-	37, // 25: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
-	40, // 26: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
-	41, // 27: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
-	66, // 28: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	66, // 29: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
-	44, // 30: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
-	45, // 31: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
-	46, // 32: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
-	66, // 33: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
-	66, // 34: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
-	66, // 35: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
-	47, // 36: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
-	47, // 37: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
-	66, // 38: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
-	66, // 39: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
-	55, // 40: pinnace.v1.ExecRequest.start:type_name -> pinnace.v1.ExecStart
-	56, // 41: pinnace.v1.ExecRequest.input:type_name -> pinnace.v1.ExecInput
-	57, // 42: pinnace.v1.ExecRequest.size:type_name -> pinnace.v1.TerminalSize
-	57, // 43: pinnace.v1.ExecStart.size:type_name -> pinnace.v1.TerminalSize
-	59, // 44: pinnace.v1.ExecResponse.started:type_name -> pinnace.v1.ExecStarted
-	60, // 45: pinnace.v1.ExecResponse.output:type_name -> pinnace.v1.ExecOutput
-	61, // 46: pinnace.v1.ExecResponse.ended:type_name -> pinnace.v1.ExecEnded
-	62, // 47: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
-	0,  // 48: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
-	5,  // 49: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
-	7,  // 50: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
-	14, // 51: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
-	10, // 52: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
-	12, // 53: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
-	16, // 54: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
-	18, // 55: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
-	20, // 56: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
-	22, // 57: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
-	26, // 58: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
-	29, // 59: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
-	31, // 60: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
-	35, // 61: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
-	33, // 62: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
-	38, // 63: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
-	42, // 64: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
-	48, // 65: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
-	50, // 66: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
-	52, // 67: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
-	54, // 68: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
-	63, // 69: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
-	2,  // 70: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
-	1,  // 71: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
-	6,  // 72: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
-	8,  // 73: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
-	15, // 74: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
-	11, // 75: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
-	13, // 76: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
-	17, // 77: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
-	19, // 78: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
-	21, // 79: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
-	23, // 80: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
-	28, // 81: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
-	30, // 82: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
-	32, // 83: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
-	36, // 84: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
-	34, // 85: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
-	39, // 86: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
-	43, // 87: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
-	49, // 88: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
-	51, // 89: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
-	53, // 90: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
-	58, // 91: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
-	64, // 92: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
-	3,  // 93: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
-	71, // [71:94] is the sub-list for method output_type
-	48, // [48:71] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	69, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
+	72, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
+	72, // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
+	70, // 7: pinnace.v1.SetVarsRequest.set:type_name -> pinnace.v1.SetVarsRequest.SetEntry
+	41, // 8: pinnace.v1.SetVarsResponse.deployments:type_name -> pinnace.v1.Deployment
+	71, // 9: pinnace.v1.ListVarsResponse.vars:type_name -> pinnace.v1.ListVarsResponse.VarsEntry
+	9,  // 10: pinnace.v1.DrainHostResponse.host:type_name -> pinnace.v1.Host
+	9,  // 11: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
+	73, // 12: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
+	74, // 13: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
+	74, // 14: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
+	74, // 15: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
+	28, // 16: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
+	31, // 17: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
+	29, // 18: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
+	41, // 19: pinnace.v1.DeployResponse.deployment:type_name -> pinnace.v1.Deployment
+	41, // 20: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
+	41, // 21: pinnace.v1.ScaleResponse.deployment:type_name -> pinnace.v1.Deployment
+	41, // 22: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
+	72, // 23: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
+	72, // 24: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
+	72, // 25: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
+	41, // 26: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
+	41, // 27: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
+	41, // 28: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
+	44, // 29: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
+	45, // 30: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
+	72, // 31: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	72, // 32: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
+	48, // 33: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
+	49, // 34: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
+	50, // 35: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
+	72, // 36: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
+	72, // 37: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
+	72, // 38: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
+	51, // 39: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
+	51, // 40: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
+	72, // 41: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
+	72, // 42: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
+	59, // 43: pinnace.v1.ExecRequest.start:type_name -> pinnace.v1.ExecStart
+	60, // 44: pinnace.v1.ExecRequest.input:type_name -> pinnace.v1.ExecInput
+	61, // 45: pinnace.v1.ExecRequest.size:type_name -> pinnace.v1.TerminalSize
+	61, // 46: pinnace.v1.ExecStart.size:type_name -> pinnace.v1.TerminalSize
+	63, // 47: pinnace.v1.ExecResponse.started:type_name -> pinnace.v1.ExecStarted
+	64, // 48: pinnace.v1.ExecResponse.output:type_name -> pinnace.v1.ExecOutput
+	65, // 49: pinnace.v1.ExecResponse.ended:type_name -> pinnace.v1.ExecEnded
+	66, // 50: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
+	0,  // 51: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
+	5,  // 52: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
+	7,  // 53: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
+	10, // 54: pinnace.v1.ControlService.SetVars:input_type -> pinnace.v1.SetVarsRequest
+	12, // 55: pinnace.v1.ControlService.ListVars:input_type -> pinnace.v1.ListVarsRequest
+	18, // 56: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
+	14, // 57: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
+	16, // 58: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
+	20, // 59: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
+	22, // 60: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
+	24, // 61: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
+	26, // 62: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
+	30, // 63: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
+	33, // 64: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
+	35, // 65: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
+	39, // 66: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
+	37, // 67: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
+	42, // 68: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
+	46, // 69: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
+	52, // 70: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
+	54, // 71: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
+	56, // 72: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
+	58, // 73: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
+	67, // 74: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
+	2,  // 75: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
+	1,  // 76: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
+	6,  // 77: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
+	8,  // 78: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
+	11, // 79: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
+	13, // 80: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
+	19, // 81: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
+	15, // 82: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
+	17, // 83: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
+	21, // 84: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
+	23, // 85: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
+	25, // 86: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
+	27, // 87: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
+	32, // 88: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
+	34, // 89: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
+	36, // 90: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
+	40, // 91: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
+	38, // 92: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
+	43, // 93: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
+	47, // 94: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
+	53, // 95: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
+	55, // 96: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
+	57, // 97: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
+	62, // 98: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
+	68, // 99: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
+	3,  // 100: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
+	76, // [76:101] is the sub-list for method output_type
+	51, // [51:76] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_control_proto_init() }
@@ -5108,17 +5371,17 @@ func file_pinnace_v1_control_proto_init() {
 		return
 	}
 	file_pinnace_v1_release_proto_init()
-	file_pinnace_v1_control_proto_msgTypes[26].OneofWrappers = []any{
+	file_pinnace_v1_control_proto_msgTypes[30].OneofWrappers = []any{
 		(*PlanRequest_Release)(nil),
 		(*PlanRequest_Rollback)(nil),
 	}
-	file_pinnace_v1_control_proto_msgTypes[54].OneofWrappers = []any{
+	file_pinnace_v1_control_proto_msgTypes[58].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Input)(nil),
 		(*ExecRequest_Size)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_pinnace_v1_control_proto_msgTypes[58].OneofWrappers = []any{
+	file_pinnace_v1_control_proto_msgTypes[62].OneofWrappers = []any{
 		(*ExecResponse_Started)(nil),
 		(*ExecResponse_Output)(nil),
 		(*ExecResponse_InputCredit)(nil),
@@ -5130,7 +5393,7 @@ func file_pinnace_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_control_proto_rawDesc), len(file_pinnace_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   66,
+			NumMessages:   72,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -42,6 +42,10 @@ const (
 	// ControlServiceListEnvironmentsProcedure is the fully-qualified name of the ControlService's
 	// ListEnvironments RPC.
 	ControlServiceListEnvironmentsProcedure = "/pinnace.v1.ControlService/ListEnvironments"
+	// ControlServiceSetVarsProcedure is the fully-qualified name of the ControlService's SetVars RPC.
+	ControlServiceSetVarsProcedure = "/pinnace.v1.ControlService/SetVars"
+	// ControlServiceListVarsProcedure is the fully-qualified name of the ControlService's ListVars RPC.
+	ControlServiceListVarsProcedure = "/pinnace.v1.ControlService/ListVars"
 	// ControlServiceListHostsProcedure is the fully-qualified name of the ControlService's ListHosts
 	// RPC.
 	ControlServiceListHostsProcedure = "/pinnace.v1.ControlService/ListHosts"
@@ -103,6 +107,9 @@ type ControlServiceClient interface {
 	GetServerInfo(context.Context, *connect.Request[v1.GetServerInfoRequest]) (*connect.Response[v1.GetServerInfoResponse], error)
 	CreateEnvironment(context.Context, *connect.Request[v1.CreateEnvironmentRequest]) (*connect.Response[v1.CreateEnvironmentResponse], error)
 	ListEnvironments(context.Context, *connect.Request[v1.ListEnvironmentsRequest]) (*connect.Response[v1.ListEnvironmentsResponse], error)
+	// SetVars changes variables of an environment, and deploys them to the live apps that have one of them.
+	SetVars(context.Context, *connect.Request[v1.SetVarsRequest]) (*connect.Response[v1.SetVarsResponse], error)
+	ListVars(context.Context, *connect.Request[v1.ListVarsRequest]) (*connect.Response[v1.ListVarsResponse], error)
 	ListHosts(context.Context, *connect.Request[v1.ListHostsRequest]) (*connect.Response[v1.ListHostsResponse], error)
 	// DrainHost has a host become empty, or ends that. What can run elsewhere leaves it, successor first.
 	DrainHost(context.Context, *connect.Request[v1.DrainHostRequest]) (*connect.Response[v1.DrainHostResponse], error)
@@ -162,6 +169,18 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+ControlServiceListEnvironmentsProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("ListEnvironments")),
+			connect.WithClientOptions(opts...),
+		),
+		setVars: connect.NewClient[v1.SetVarsRequest, v1.SetVarsResponse](
+			httpClient,
+			baseURL+ControlServiceSetVarsProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("SetVars")),
+			connect.WithClientOptions(opts...),
+		),
+		listVars: connect.NewClient[v1.ListVarsRequest, v1.ListVarsResponse](
+			httpClient,
+			baseURL+ControlServiceListVarsProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ListVars")),
 			connect.WithClientOptions(opts...),
 		),
 		listHosts: connect.NewClient[v1.ListHostsRequest, v1.ListHostsResponse](
@@ -292,6 +311,8 @@ type controlServiceClient struct {
 	getServerInfo     *connect.Client[v1.GetServerInfoRequest, v1.GetServerInfoResponse]
 	createEnvironment *connect.Client[v1.CreateEnvironmentRequest, v1.CreateEnvironmentResponse]
 	listEnvironments  *connect.Client[v1.ListEnvironmentsRequest, v1.ListEnvironmentsResponse]
+	setVars           *connect.Client[v1.SetVarsRequest, v1.SetVarsResponse]
+	listVars          *connect.Client[v1.ListVarsRequest, v1.ListVarsResponse]
 	listHosts         *connect.Client[v1.ListHostsRequest, v1.ListHostsResponse]
 	drainHost         *connect.Client[v1.DrainHostRequest, v1.DrainHostResponse]
 	removeHost        *connect.Client[v1.RemoveHostRequest, v1.RemoveHostResponse]
@@ -327,6 +348,16 @@ func (c *controlServiceClient) CreateEnvironment(ctx context.Context, req *conne
 // ListEnvironments calls pinnace.v1.ControlService.ListEnvironments.
 func (c *controlServiceClient) ListEnvironments(ctx context.Context, req *connect.Request[v1.ListEnvironmentsRequest]) (*connect.Response[v1.ListEnvironmentsResponse], error) {
 	return c.listEnvironments.CallUnary(ctx, req)
+}
+
+// SetVars calls pinnace.v1.ControlService.SetVars.
+func (c *controlServiceClient) SetVars(ctx context.Context, req *connect.Request[v1.SetVarsRequest]) (*connect.Response[v1.SetVarsResponse], error) {
+	return c.setVars.CallUnary(ctx, req)
+}
+
+// ListVars calls pinnace.v1.ControlService.ListVars.
+func (c *controlServiceClient) ListVars(ctx context.Context, req *connect.Request[v1.ListVarsRequest]) (*connect.Response[v1.ListVarsResponse], error) {
+	return c.listVars.CallUnary(ctx, req)
 }
 
 // ListHosts calls pinnace.v1.ControlService.ListHosts.
@@ -434,6 +465,9 @@ type ControlServiceHandler interface {
 	GetServerInfo(context.Context, *connect.Request[v1.GetServerInfoRequest]) (*connect.Response[v1.GetServerInfoResponse], error)
 	CreateEnvironment(context.Context, *connect.Request[v1.CreateEnvironmentRequest]) (*connect.Response[v1.CreateEnvironmentResponse], error)
 	ListEnvironments(context.Context, *connect.Request[v1.ListEnvironmentsRequest]) (*connect.Response[v1.ListEnvironmentsResponse], error)
+	// SetVars changes variables of an environment, and deploys them to the live apps that have one of them.
+	SetVars(context.Context, *connect.Request[v1.SetVarsRequest]) (*connect.Response[v1.SetVarsResponse], error)
+	ListVars(context.Context, *connect.Request[v1.ListVarsRequest]) (*connect.Response[v1.ListVarsResponse], error)
 	ListHosts(context.Context, *connect.Request[v1.ListHostsRequest]) (*connect.Response[v1.ListHostsResponse], error)
 	// DrainHost has a host become empty, or ends that. What can run elsewhere leaves it, successor first.
 	DrainHost(context.Context, *connect.Request[v1.DrainHostRequest]) (*connect.Response[v1.DrainHostResponse], error)
@@ -489,6 +523,18 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		ControlServiceListEnvironmentsProcedure,
 		svc.ListEnvironments,
 		connect.WithSchema(controlServiceMethods.ByName("ListEnvironments")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceSetVarsHandler := connect.NewUnaryHandler(
+		ControlServiceSetVarsProcedure,
+		svc.SetVars,
+		connect.WithSchema(controlServiceMethods.ByName("SetVars")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceListVarsHandler := connect.NewUnaryHandler(
+		ControlServiceListVarsProcedure,
+		svc.ListVars,
+		connect.WithSchema(controlServiceMethods.ByName("ListVars")),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceListHostsHandler := connect.NewUnaryHandler(
@@ -619,6 +665,10 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceCreateEnvironmentHandler.ServeHTTP(w, r)
 		case ControlServiceListEnvironmentsProcedure:
 			controlServiceListEnvironmentsHandler.ServeHTTP(w, r)
+		case ControlServiceSetVarsProcedure:
+			controlServiceSetVarsHandler.ServeHTTP(w, r)
+		case ControlServiceListVarsProcedure:
+			controlServiceListVarsHandler.ServeHTTP(w, r)
 		case ControlServiceListHostsProcedure:
 			controlServiceListHostsHandler.ServeHTTP(w, r)
 		case ControlServiceDrainHostProcedure:
@@ -678,6 +728,14 @@ func (UnimplementedControlServiceHandler) CreateEnvironment(context.Context, *co
 
 func (UnimplementedControlServiceHandler) ListEnvironments(context.Context, *connect.Request[v1.ListEnvironmentsRequest]) (*connect.Response[v1.ListEnvironmentsResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ListEnvironments is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) SetVars(context.Context, *connect.Request[v1.SetVarsRequest]) (*connect.Response[v1.SetVarsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.SetVars is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ListVars(context.Context, *connect.Request[v1.ListVarsRequest]) (*connect.Response[v1.ListVarsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ListVars is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) ListHosts(context.Context, *connect.Request[v1.ListHostsRequest]) (*connect.Response[v1.ListHostsResponse], error) {
