@@ -124,6 +124,7 @@ func (a *Agent) act(ctx context.Context, msg *pinnacev1.WatchAssignmentsResponse
 			inst.deliver(secrets)
 			inst.assign(open)
 		}
+		inst.hurried.Store(asg.Undrained)
 		switch {
 		case asg.StopNow:
 			inst.requestKill()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -38,6 +39,7 @@ type instance struct {
 
 	stopOnce sync.Once
 	stopc    chan struct{} // closed when the instance is to stop for good
+	hurried  atomic.Bool   // it is to stop without waiting for connections to end
 	killOnce sync.Once
 	killc    chan struct{} // closed when it is to stop at once; then stopc is, too
 	done     chan struct{} // closed when nothing of the instance runs any more

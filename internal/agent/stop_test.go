@@ -180,6 +180,21 @@ func TestStopNowWhileItDrains(t *testing.T) {
 	}
 }
 
+// TestStopUndrained: a stop that does not wait for connections begins with the signal.
+func TestStopUndrained(t *testing.T) {
+	l := newLab(t)
+	l.runs("api", l.serves(&answer{}, 8080))
+	l.start()
+	l.deploy("api-1", l.app("api", webPort, `stop.drain = "5m"`))
+	l.proxy.do(func() { l.proxy.open["api-1"] = 1 })
+	l.server.assign(func(set *pinnacev1.WatchAssignmentsResponse) {
+		set.Assignments[0].Stop, set.Assignments[0].Undrained = true, true
+	})
+	if end := l.awaitEnd("api-1").End; end.Kind != causeExited || end.Code != 0 || !end.Planned {
+		t.Errorf("got %v", end)
+	}
+}
+
 // stopNow asks for the end of an instance at once.
 func (l *lab) stopNow(instance string) {
 	l.server.assign(func(set *pinnacev1.WatchAssignmentsResponse) {

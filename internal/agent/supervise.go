@@ -61,6 +61,9 @@ func (t *attempt) supervise(ctx context.Context) *pinnacev1.Cause {
 			return t.endFor(ctx, ending{Kind: endingLate, Why: health.lastFailure()}, 0)
 		case <-t.stopc:
 			health.end()
+			if t.hurried.Load() {
+				drain = 0
+			}
 			return t.endFor(ctx, ending{Kind: endingPlanned, Final: true}, drain)
 		case <-ctx.Done():
 			health.end()

@@ -481,7 +481,9 @@ type Assignment struct {
 	// serves.
 	Task []string `protobuf:"bytes,12,rep,name=task,proto3" json:"task,omitempty"`
 	// stop_now is a stop without its signal and its time: the instance is killed.
-	StopNow       bool `protobuf:"varint,16,opt,name=stop_now,json=stopNow,proto3" json:"stop_now,omitempty"`
+	StopNow bool `protobuf:"varint,16,opt,name=stop_now,json=stopNow,proto3" json:"stop_now,omitempty"`
+	// undrained is for a stop that does not wait for connections to end.
+	Undrained     bool `protobuf:"varint,17,opt,name=undrained,proto3" json:"undrained,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -603,6 +605,13 @@ func (x *Assignment) GetTask() []string {
 func (x *Assignment) GetStopNow() bool {
 	if x != nil {
 		return x.StopNow
+	}
+	return false
+}
+
+func (x *Assignment) GetUndrained() bool {
+	if x != nil {
+		return x.Undrained
 	}
 	return false
 }
@@ -1781,7 +1790,7 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\fenvironments\x18\x05 \x03(\v2\x1f.pinnace.v1.AssignedEnvironmentR\fenvironments\x129\n" +
 	"\flog_requests\x18\x06 \x03(\v2\x16.pinnace.v1.LogRequestR\vlogRequests\x123\n" +
 	"\n" +
-	"exec_tasks\x18\a \x03(\v2\x14.pinnace.v1.ExecTaskR\texecTasks\"\xe6\x03\n" +
+	"exec_tasks\x18\a \x03(\v2\x14.pinnace.v1.ExecTaskR\texecTasks\"\x84\x04\n" +
 	"\n" +
 	"Assignment\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12 \n" +
@@ -1799,7 +1808,8 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	" \x03(\v2\x1a.pinnace.v1.AssignedVolumeR\avolumes\x12\x16\n" +
 	"\x06parked\x18\v \x01(\bR\x06parked\x12\x12\n" +
 	"\x04task\x18\f \x03(\tR\x04task\x12\x19\n" +
-	"\bstop_now\x18\x10 \x01(\bR\astopNow\x1a7\n" +
+	"\bstop_now\x18\x10 \x01(\bR\astopNow\x12\x1c\n" +
+	"\tundrained\x18\x11 \x01(\bR\tundrained\x1a7\n" +
 	"\tVarsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbd\x01\n" +
