@@ -20,7 +20,7 @@ var layers = []struct {
 	packages []string
 }{
 	{"cmd", []string{"cmd/pinnace", "cmd/pinnace/initbin", "cmd/pinnace-init", "cmd/pinnace-holder"}},
-	{"actors", []string{"internal/server", "internal/agent"}},
+	{"actors", []string{"internal/server", "internal/agent", "internal/local"}},
 	{"mechanisms", []string{
 		"internal/eventlog", "internal/registry", "internal/inflate", "internal/erofs", "internal/sandbox", "internal/image", "internal/kernel",
 		"internal/vm", "internal/guest", "internal/network", "internal/proxy",

@@ -55,6 +55,13 @@ type agentRole struct {
 	registries func(agent string, notice func(string)) (registry.Options, error)
 	log        *slog.Logger
 	logLevel   slog.Level
+
+	// What follows is for an agent that is no host's; it is zero for others.
+
+	client  pinnacev1connect.AgentServiceClient // is asked instead of the server
+	store   *image.Store                        // is used instead of one of the agent's own
+	sharing string                              // names the agent to those that share the store
+	volumes string                              // is where volumes are instead of in the agent's directory
 }
 
 func (c *cli) newAgent() *cobra.Command {
@@ -100,9 +107,7 @@ func (r *agentRole) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&r.hostID, "host-id", "", "name of this host (default: its host name)")
 	flags.StringToStringVar(&r.labels, "label", nil, "labels of this host, NAME=VALUE")
-	flags.Var((*dirFlag)(&r.kernels), "kernels", "where guest kernels are (default: DATA_DIR/kernels)")
-	r.drivers.add(cmd)
-	flags.StringVar(&r.uplink, "uplink", "host", `where guests reach the outside through: host, none, or the path of a network namespace`)
+	r.addMachines(cmd)
 	flags.StringVar(&r.prefix, "net-prefix", network.DefaultPrefix, "how the names of this agent's network devices begin")
 	flags.StringVar(&r.publicAddress, "public-address", "0.0.0.0", "address of this host that public ports are bound on")
 	r.quota, r.reserve = sizeFlag{percent: 80, share: true}, sizeFlag{percent: 2, share: true}
@@ -113,6 +118,14 @@ func (r *agentRole) add(cmd *cobra.Command) {
 	flags.Var(&r.ioRate, "vm-io-rate", "how much each microVM may read, and write, of each disk a second; 0 for no bound")
 	flags.Int64Var(&r.ioOperations, "vm-io-operations", 0, "how many times each microVM may read, and write, each disk a second; 0 for no bound")
 	flags.Uint32Var(&r.firstUID, "first-uid", 700000, "the first of the user ids that VMs run under")
+}
+
+// addMachines gives cmd the flags that say how VMs are run.
+func (r *agentRole) addMachines(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.Var((*dirFlag)(&r.kernels), "kernels", "where guest kernels are (default: DATA_DIR/kernels)")
+	r.drivers.add(cmd)
+	flags.StringVar(&r.uplink, "uplink", "host", `where guests reach the outside through: host, none, or the path of a network namespace`)
 }
 
 // run acts for the server until ctx is done. ready, when not nil, gets what this host runs VMs with.
@@ -135,12 +148,12 @@ func (r *agentRole) run(ctx context.Context, ready func(*machines)) (err error) 
 	if err != nil {
 		return err
 	}
-	images, err := r.openImages(filepath.Join(opts.Dir, "images"))
-	if err != nil {
-		return err
+	if opts.Images == nil {
+		if opts.Images, err = r.openImages(filepath.Join(opts.Dir, "images")); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, opts.Images.Close()) }()
 	}
-	opts.Images, opts.ScrubRate = images, r.scrubRate.bytes
-	defer func() { err = errors.Join(err, images.Close()) }()
 
 	// An agent that does not get as far as running leaves alone what an earlier one has left: it may be in use.
 	proxyLink, endProxy, fresh, err := r.startProxy(ctx)
@@ -218,12 +231,18 @@ func (r *agentRole) options() (agent.Options, error) {
 		return agent.Options{}, err
 	}
 	client := registry.New(registries)
+	server := r.client
+	if server == nil {
+		server = pinnacev1connect.NewAgentServiceClient(agentHTTPClient(), r.server, connect.WithInterceptors(bearer(r.token)))
+	}
 	return agent.Options{
 		Host:   host,
 		Dir:    filepath.Join(r.dirs.data, "agent"),
 		RunDir: filepath.Join(r.dirs.run, "agent"),
-		Server: pinnacev1connect.NewAgentServiceClient(agentHTTPClient(), r.server, connect.WithInterceptors(bearer(r.token))),
-		Source: func(repository string) image.Source { return repositorySource{client, repository} },
+		Server: server,
+		Images: r.store, LeaseOwner: r.sharing, ScrubRate: r.scrubRate.bytes,
+		VolumesDir: r.volumes,
+		Source:     func(repository string) image.Source { return repositorySource{client, repository} },
 
 		IO:            cgroup.IORate{Bytes: r.ioRate.bytes, Operations: r.ioOperations},
 		PublicAddress: public,

@@ -93,10 +93,7 @@ func (c *cli) createRelease(ctx context.Context, file, reference string) (*pinna
 		ClientVersion: version,
 	}
 	for _, p := range image.Platforms {
-		req.Platforms = append(req.Platforms, &pinnacev1.ReleasePlatform{
-			Architecture: p.Architecture, ManifestDigest: p.ManifestDigest,
-			ImageManifest: p.Manifest, ImageConfig: p.Config,
-		})
+		req.Platforms = append(req.Platforms, releasePlatform(p))
 	}
 	res, err := client.CreateRelease(ctx, connect.NewRequest(req))
 	if err != nil {

@@ -199,25 +199,28 @@ func (c *cli) printWhy(i *pinnacev1.Instance) {
 	}
 }
 
-func causeLine(e *pinnacev1.Cause) string {
-	line := "ended at " + clock(e.At) + ": "
+func causeLine(e *pinnacev1.Cause) string { return "ended at " + clock(e.At) + ": " + causeText(e) }
+
+// causeText says why something ended.
+func causeText(e *pinnacev1.Cause) string {
+	line := ""
 	switch e.Kind {
 	case "exited":
-		line += fmt.Sprintf("the process exited with status %d", e.Code)
+		line = fmt.Sprintf("the process exited with status %d", e.Code)
 	case "signalled":
-		line += "the process was ended by " + printable(e.Signal)
+		line = "the process was ended by " + printable(e.Signal)
 	case "guest_oom":
-		line += "the workload ran out of memory; its cap is resources.memory"
+		line = "the workload ran out of memory; its cap is resources.memory"
 	case "vmm_oom":
-		line += "the VM's monitor ran out of the memory that the host allows it"
+		line = "the VM's monitor ran out of the memory that the host allows it"
 	case "kernel_panic":
-		line += "the guest's kernel panicked"
+		line = "the guest's kernel panicked"
 	case "start_failed":
-		line += "it could not be started, at the stage " + printable(e.Stage)
+		line = "it could not be started, at the stage " + printable(e.Stage)
 	case "lost":
-		line += "the VM ended without a report from its init"
+		line = "the VM ended without a report from its init"
 	default:
-		line += printable(e.Kind)
+		line = printable(e.Kind)
 	}
 	if e.Planned {
 		line += ", as planned"
