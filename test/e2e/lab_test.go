@@ -40,6 +40,14 @@ var labs atomic.Int32
 // newLab makes a lab and starts it. It ends with the test, and must leave nothing behind.
 func newLab(t *testing.T, flags ...string) *lab {
 	t.Helper()
+	l := makeLab(t, flags...)
+	l.start()
+	return l
+}
+
+// makeLab makes a lab in which nothing runs yet.
+func makeLab(t *testing.T, flags ...string) *lab {
+	t.Helper()
 	if skip != "" {
 		t.Skip(skip)
 	}
@@ -55,7 +63,6 @@ func newLab(t *testing.T, flags ...string) *lab {
 	l.env = append(os.Environ(), "XDG_CONFIG_HOME="+filepath.Join(dir, "config"), "HOME="+dir, "SUDO_USER=",
 		"PINNACE_SERVER=", "PINNACE_TOKEN=", "PINNACE_ENV=", "DOCKER_CONFIG="+filepath.Join(dir, "docker"))
 	t.Cleanup(l.end)
-	l.start()
 	return l
 }
 
@@ -171,6 +178,12 @@ func (l *lab) leftOvers() []string {
 	for line := range strings.Lines(string(mounts)) {
 		if strings.Contains(line, l.dir) {
 			left = append(left, "mount "+line)
+		}
+	}
+	aliases, _ := filepath.Glob("/sys/class/net/*/ifalias")
+	for _, a := range aliases {
+		if b, _ := os.ReadFile(a); strings.Contains(string(b), l.dir) {
+			left = append(left, "device "+filepath.Dir(a))
 		}
 	}
 	links, _ := net.Interfaces()
