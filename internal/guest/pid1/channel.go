@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -41,7 +42,24 @@ func OpenChannel(name string) (io.ReadWriter, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: node, Err: err}
 	}
-	return port{os.NewFile(uintptr(fd), node)}, nil
+	return port{os.NewFile(uintptr(fd), node), changes(fd)}, nil
+}
+
+// changes gets something whenever the host connects to a port or goes away, as far as the kernel tells (O_ASYNC).
+func changes(fd int) <-chan os.Signal {
+	changed := make(chan os.Signal, 1)
+	signal.Notify(changed, unix.SIGIO)
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETOWN, os.Getpid())
+	}
+	if err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags|unix.O_ASYNC)
+	}
+	if err != nil {
+		logf(logInfo, "hear of the host's coming and going: %v", err) // it is looked for in any case
+	}
+	return changed
 }
 
 func findPort(class, name string) (string, error) {
@@ -57,17 +75,30 @@ func findPort(class, name string) (string, error) {
 	return "", fmt.Errorf("the VM has no port %q among its %d, and no vsock", name, len(files))
 }
 
+// lookForHost is how often a port is read that no host is connected to. Without a host a guest has to be idle: a machine
+// runs many of them, and the host that comes back wants to have the processor.
+const lookForHost = 250 * time.Millisecond
+
 // port is a virtio-serial port. Reading one while the host is not connected gives nothing at once, which is not the
 // end.
-type port struct{ *os.File }
+type port struct {
+	*os.File
+	changed <-chan os.Signal
+}
 
 func (p port) Read(buf []byte) (int, error) {
+	late := time.NewTimer(lookForHost)
+	defer late.Stop()
 	for {
 		n, err := p.File.Read(buf)
 		if n > 0 || (err != nil && !errors.Is(err, io.EOF)) {
 			return n, err
 		}
-		time.Sleep(10 * time.Millisecond)
+		select {
+		case <-p.changed:
+		case <-late.C:
+		}
+		late.Reset(lookForHost)
 	}
 }
 
