@@ -30,6 +30,10 @@ func (r *agentRole) startProxy(ctx context.Context) (link *proxyLink, end func()
 		r.log.Info("found a proxy of another version; upgrading it", "from", build, "to", version)
 	}
 	if link.process, err = r.spawnProxy(ctx); err != nil {
+		if p := link.process; fresh && p != nil {
+			// It has no connections that it would have to be left to, and the caller will not end it.
+			_ = p.cmd.Process.Kill() // it may have ended
+		}
 		return nil, nil, false, err
 	}
 	return link, end, fresh, nil

@@ -249,7 +249,14 @@ func (t *attempt) goOn(ctx context.Context) *pinnacev1.Cause {
 	}
 	hello, cancel := context.WithTimeout(ctx, t.agent.timing.hello)
 	defer cancel()
-	if _, err := t.guest.Hello(hello); err != nil {
+	_, err := t.guest.Hello(hello)
+	if err != nil && ctx.Err() != nil && !leaving(ctx) {
+		// The agent ends already. It stops what it runs in order, and this guest is about to answer.
+		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.agent.timing.stopOnExit)
+		defer cancel()
+		_, err = t.guest.Hello(late)
+	}
+	if err != nil {
 		if leaving(ctx) {
 			return nil
 		}

@@ -3,11 +3,13 @@ package agent
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -454,4 +456,49 @@ func TestLastSeq(t *testing.T) {
 	want(open(100<<10), 1, 19)
 	mustWrite(t, newest, "")
 	want(open(100<<10), 1, uint64(20-strings.Count(string(b), "\n")))
+}
+
+// A heldPort is a guest's end of a channel on which nothing is answered while held is locked.
+type heldPort struct {
+	io.ReadWriteCloser
+	held *sync.RWMutex
+}
+
+func (p heldPort) Write(b []byte) (int, error) {
+	p.held.RLock()
+	defer p.held.RUnlock()
+	return p.ReadWriteCloser.Write(b)
+}
+
+// TestEndsBeforeAGuestAnswers has an agent that is told to end, and to stop its machines, before the guest of one that it
+// has taken over has answered it: it is stopped in order, not cut off.
+func TestEndsBeforeAGuestAnswers(t *testing.T) {
+	l := newLab(t)
+	var held sync.RWMutex
+	l.runs("api", func(ctx context.Context, g *vmtest.FakeGuest) vmtest.End {
+		return vmtest.End{Panic: guesttest.Workload{}.Boot(ctx, guesttest.Machine{
+			Control: heldPort{g.Control, &held}, Logs: g.Logs, Console: g.Console, MemoryBytes: 128 << 20,
+		})}
+	})
+	l.start()
+	l.deploy("api-1", l.app("api"))
+	l.leave()
+	held.Lock()
+	l.forgetReports()
+	if err := l.make(); err != nil {
+		t.Fatal(err)
+	}
+	inst := l.agent.instances["api-1"]
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- l.agent.Run(ctx) }()
+	// However soon it answers, the agent is ending already.
+	held.Unlock()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if end := inst.report().End; end == nil || end.Kind != causeExited || end.Code != 0 || !end.Planned {
+		t.Errorf("it ended with %v", end)
+	}
 }
