@@ -100,6 +100,11 @@ BOOTS ?= 10
 bench-vm: deps-test kernel build ## what a microVM costs, to a boot with an init that does nothing; fails below the gates
 	$(E2E) PINNACE_BENCH_VM=1 PINNACE_BENCH_BOOTS=$(BOOTS) go test -count=1 -timeout 60m -run 'TestBenchVM$$|TestBenchAdopt$$' ./test/e2e
 
+FLOOD ?= 60
+.PHONY: bench-hostile
+bench-hostile: deps-test kernel build ## a guest floods the host for FLOOD seconds; fails when the agent grows or a neighbour suffers
+	$(E2E) PINNACE_BENCH_HOSTILE=$(FLOOD) go test -count=1 -timeout 30m -run 'TestHostileGuest$$' ./test/e2e
+
 BENCH_DIR ?= /var/tmp/pinnace-bench
 .PHONY: bench-images
 bench-images: ## pull a 400 MB image by Pinnace and by other tools, in turn, and compare (as root)
@@ -122,13 +127,20 @@ fuzz: ## every fuzz test for FUZZTIME each, DIFFERENTIAL generated manifests, ev
 	PINNACE_MATRIX=all go test -run 'TestEvilRedirects$$' ./internal/registry
 	PINNACE_DIFFERENTIAL=$(DIFFERENTIAL) go test -timeout 0 -run 'TestDifferential$$' ./internal/manifest ./internal/server
 
-N     ?= 10
-KILLS ?= 500
+.PHONY: workloads
+workloads: deps-test kernel build ## run Debian's servers and databases as microVMs, and have each ended in its own way (as root)
+	@scripts/deps.sh workloads
+	$(E2E) PINNACE_WORKLOADS=1 go test -count=1 -v -timeout 60m -run 'TestWorkloads|TestDatabases|TestDebianImages' ./test/e2e
+
+N      ?= 10
+KILLS  ?= 500
+CYCLES ?= 300
 .PHONY: torture
-torture: deps-test kernel build ## the tests that kill things, N times over, and KILLS kills of a pull
+torture: deps-test kernel build ## the tests that kill things, N times over, KILLS kills of a pull, CYCLES starts and stops
 	PINNACE_IMAGE_KILLS=$(KILLS) go test -count=1 -timeout 0 -v -run 'Kill|Step|Shared' ./internal/image ./cmd/pinnace
 	$(E2E) go test -count=$(N) -timeout 0 -run 'Kill|Crash' -skip TestKillAgent $(PKGS)
 	$(E2E) PINNACE_KILLS=$(N) go test -count=1 -timeout 0 -run TestKillAgent -v ./internal/agent ./test/e2e
+	$(E2E) PINNACE_CYCLES=$(CYCLES) go test -count=1 -timeout 0 -run TestCycles -v ./test/e2e
 	$(E2E) PINNACE_TORTURE=1 go test -count=1 -timeout 0 -v -run 'KillAtPoints|TestTamper$$|TestFight|TestSyncError' ./internal/eventlog/...
 
 .PHONY: bare

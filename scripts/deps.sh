@@ -6,6 +6,7 @@
 #   scripts/deps.sh demo          the same, and what the demo runs
 #   scripts/deps.sh test          the same, and what the end-to-end tests run
 #   scripts/deps.sh bench         the same as build, and what benchmarks compare with
+#   scripts/deps.sh workloads     the same as build, and what makes images of Debian's packages
 #   scripts/deps.sh kernel        the same as build, and what scripts/build-kernel.sh needs
 #
 # It changes nothing else: Debian 12 has a Go that is too old to fetch the one go.mod names, so there it
@@ -66,6 +67,9 @@ bench)
 	need npm npm "fetches what the application in that image is made of"
 	need unshare util-linux "runs the tools that pulls are compared with among mounts of their own"
 	;;
+workloads)
+	need debootstrap debootstrap "makes the base of images of Debian's packages"
+	;;
 kernel)
 	need gcc gcc "compiles the kernel"
 	need make make "runs its build"
@@ -81,7 +85,7 @@ kernel)
 		missing="$missing libelf-dev"
 	}
 	;;
-*) die "usage: scripts/deps.sh build|demo|test|bench|kernel" ;;
+*) die "usage: scripts/deps.sh build|demo|test|bench|workloads|kernel" ;;
 esac
 if [ "$want" = test ]; then
 	need debootstrap debootstrap "makes a base for images that were not written for Pinnace"

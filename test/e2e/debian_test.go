@@ -103,6 +103,22 @@ func (l *lab) debian(t *testing.T, packages ...string) string {
 // buildah builds an image on the base and pushes it.
 func (l *lab) buildah(t *testing.T, base, name, dockerfile string) string {
 	t.Helper()
+	if images := l.runBuildah(t, "images", "--quiet", "--filter", "reference=localhost/base"); images == "" {
+		// An archive keeps who owns what; a folder that is copied would become root's.
+		archive := base + ".tar"
+		if out, err := exec.Command("tar", "-C", base, "-cf", archive, ".").CombinedOutput(); err != nil {
+			t.Fatalf("tar: %v\n%s", err, tail(string(out)))
+		}
+		container := l.runBuildah(t, "from", "scratch")
+		l.runBuildah(t, "add", "--quiet", container, archive, "/")
+		l.runBuildah(t, "commit", "--quiet", container, "base")
+	}
+	return l.buildahBuild(t, name, dockerfile)
+}
+
+// buildahBuild builds an image from what is in the folder build-NAME, and pushes it.
+func (l *lab) buildahBuild(t *testing.T, name, dockerfile string) string {
+	t.Helper()
 	context := filepath.Join(l.dir, "build-"+name)
 	if err := os.MkdirAll(context, 0o755); err != nil {
 		t.Fatal(err)
@@ -114,32 +130,24 @@ func (l *lab) buildah(t *testing.T, base, name, dockerfile string) string {
 	if err := os.WriteFile(filepath.Join(context, "index.html"), []byte("served by Debian's nginx\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	storage := []string{"--storage-driver", "vfs", "--root", filepath.Join(l.dir, "storage"), "--runroot", filepath.Join(l.dir, "storage-run")}
-	run := func(args ...string) string {
-		cmd := exec.Command("../../scripts/with-own-root.sh", append(append([]string{"buildah"}, storage...), args...)...)
-		cmd.Env = append(os.Environ(), "BUILDAH_ISOLATION=chroot", "TMPDIR="+l.dir)
-		var stderr strings.Builder
-		cmd.Stderr = &stderr
-		out, err := cmd.Output()
-		if err != nil {
-			t.Fatalf("buildah %v: %v\n%s", args, err, tail(stderr.String()))
-		}
-		return strings.TrimSpace(string(out))
-	}
-	if images := run("images", "--quiet", "--filter", "reference=localhost/base"); images == "" {
-		// An archive keeps who owns what; a folder that is copied would become root's.
-		archive := base + ".tar"
-		if out, err := exec.Command("tar", "-C", base, "-cf", archive, ".").CombinedOutput(); err != nil {
-			t.Fatalf("tar: %v\n%s", err, tail(string(out)))
-		}
-		container := run("from", "scratch")
-		run("add", "--quiet", container, archive, "/")
-		run("commit", "--quiet", container, "base")
-	}
-	run("build", "--quiet", "--layers", "--tag", name, context)
+	l.runBuildah(t, "build", "--quiet", "--layers", "--tag", name, context)
 	ref := l.registry + "/" + name + ":debian"
-	run("push", "--quiet", "--tls-verify=false", name, "docker://"+ref)
+	l.runBuildah(t, "push", "--quiet", "--tls-verify=false", name, "docker://"+ref)
 	return ref
+}
+
+func (l *lab) runBuildah(t *testing.T, args ...string) string {
+	t.Helper()
+	storage := []string{"--storage-driver", "vfs", "--root", filepath.Join(l.dir, "storage"), "--runroot", filepath.Join(l.dir, "storage-run")}
+	cmd := exec.Command("../../scripts/with-own-root.sh", append(append([]string{"buildah"}, storage...), args...)...)
+	cmd.Env = append(os.Environ(), "BUILDAH_ISOLATION=chroot", "TMPDIR="+l.dir)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("buildah %v: %v\n%s", args, err, tail(stderr.String()))
+	}
+	return strings.TrimSpace(string(out))
 }
 
 func tail(s string) string {

@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -28,9 +27,9 @@ import (
 // kills is how often TestKillAgent kills; PINNACE_KILLS sets another number.
 const kills = 3
 
-// TestKillAgent kills the agent again and again at random, during starts and stops of one app and in the flood of lines
-// of another. No workload is restarted by that, no connection is reset, no line is unaccounted for, and nothing is left
-// over.
+// TestKillAgent kills the agent again and again at random: while it takes over, and otherwise during starts and stops of
+// one app, with all the instances of both apps in a flood of lines. No workload is restarted by that, no connection is
+// reset, no line of any instance is unaccounted for, and nothing is left over.
 func TestKillAgent(t *testing.T) {
 	times := kills
 	if text := os.Getenv("PINNACE_KILLS"); text != "" {
@@ -39,46 +38,41 @@ func TestKillAgent(t *testing.T) {
 			t.Fatalf("PINNACE_KILLS: %v", err)
 		}
 	}
-	l := newLab(t)
-	l.stop() // it has made keys, the environment and the context
-	data, run := filepath.Join(l.dir, "data"), filepath.Join(l.dir, "run")
-	l.role(t, "the server is up", "server", "--data-dir", data, "--listen", l.api, "--agent-listen", l.agents)
-	l.role(t, "the registry is up", "registry", "--data-dir", data, "--listen", l.registry)
-	agentArgs := []string{
-		"agent", "--data-dir", data, "--run-dir", run, "--kernels", kernels, "--net-prefix", l.prefix, "--host-id", "lab",
-		"--uplink", "none", "--agent-server", "http://" + l.agents, "--token-file", filepath.Join(data, "server", "keys", "agent.token"),
-	}
-	agent := l.role(t, "joined the server", agentArgs...)
-	t.Cleanup(func() {
-		if agent.ProcessState == nil {
-			end(t, agent)
-		}
-		end(t, l.role(t, "joined the server", append(agentArgs, "--stop-vms")...)) // and the proxy with it
-	})
-
+	a := newApart(t)
+	l := a.l
+	flood := func(c *v1.Config) { c.Env = append(c.Env, "FLOOD=1") }
 	steadyPort, churnPort := freePort(t), freePort(t)
-	l.must("deploy", "-f", l.manifest("steady", web("steady", steadyPort)), "--image",
-		l.push("steady", "v1", workloadImage(t, "1", func(c *v1.Config) { c.Env = append(c.Env, "FLOOD=1") })))
+	l.must("deploy", "-f", l.manifest("steady", web("steady", steadyPort)), "--image", l.push("steady", "v1", workloadImage(t, "1", flood)))
 	steady := l.connect(t, steadyPort)
 	boot := steady.get("/boot")
 	asking := ask(steady)
-	churn := l.churn(t, churnPort)
+	churn := l.churn(t, churnPort, flood)
 
+	halfway := 0
 	for round := range times {
 		after := rand.N(4 * time.Second)
 		time.Sleep(after)
-		if err := agent.Process.Signal(syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-		_ = agent.Wait()
+		a.kill()
 		away := rand.N(2 * time.Second)
 		time.Sleep(away)
+		if rand.N(3) == 0 { // another one does not get as far as having taken over
+			half := exec.Command(binary, a.args...)
+			half.Env = l.env
+			if err := half.Start(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(rand.N(1500 * time.Millisecond))
+			_ = half.Process.Kill() // it may have ended, which the next one tells
+			_ = half.Wait()
+			halfway++
+		}
 		began := time.Now()
-		agent = l.role(t, "joined the server", agentArgs...)
+		a.start()
 		t.Logf("round %d: killed after %s, away for %s, back in %s", round, after.Round(time.Millisecond), away.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
 	}
 
-	if failures := churn(); len(failures) > 0 {
+	deploys, failures := churn()
+	if len(failures) > 0 {
 		t.Errorf("deploys of the other app: %v", failures)
 	}
 	l.eventually(2*time.Minute, "all is ready", func() error {
@@ -89,28 +83,28 @@ func TestKillAgent(t *testing.T) {
 		}
 		return nil
 	})
-	if asked, err := asking(); err != nil {
+	asked, err := asking()
+	if err != nil {
 		t.Errorf("the connection broke after %d requests: %v", asked, err)
-	} else {
-		t.Logf("%d requests on one connection", asked)
 	}
 	if got := steady.get("/boot"); got != boot {
 		t.Errorf("the workload is of boot %q, want %q", got, boot)
 	}
-	l.wantNoStrays(t, run)
-	var steadyInstance string
-	for _, i := range l.instances() {
-		if i.App == "steady" {
-			steadyInstance = i.ID
-			if i.Attempt != 1 {
-				t.Errorf("%+v", i)
-			}
-		}
-	}
+	l.wantNoStrays(t)
 	l.must("stop", "steady")
-	l.wantAllLines(t, filepath.Join(data, "agent", "logs", steadyInstance))
 	l.must("stop", "churn")
-	l.wantNoStrays(t, run)
+	all := l.instances("--all")
+	lines, dropped := uint64(0), uint64(0)
+	for _, i := range all {
+		if i.Attempt != 1 {
+			t.Errorf("it was restarted: %+v", i)
+		}
+		n, lost := l.wantAllLines(t, filepath.Join(l.dir, "data", "agent", "logs", i.ID))
+		lines, dropped = lines+n, dropped+lost
+	}
+	l.wantNoStrays(t)
+	t.Logf("%d kills of an agent and %d of one that was taking over; %d deploys, %d instances, %d requests on one connection, %d lines of output and %d counted as dropped",
+		times, halfway, deploys, len(all), asked, lines, dropped)
 }
 
 // ask sends requests on one connection until the function that it returns is called, which tells how many were
@@ -131,17 +125,19 @@ func ask(c *connection) func() (int, error) {
 	return func() (int, error) { stop(); running.Wait(); return asked, failed }
 }
 
-// churn deploys one version of an app after the other until the function that it returns is called, which tells what
-// went wrong.
-func (l *lab) churn(t *testing.T, port int) func() []string {
+// churn deploys one version of an app after the other until the function that it returns is called, which tells how
+// often and what went wrong.
+func (l *lab) churn(t *testing.T, port int, change func(*v1.Config)) func() (int, []string) {
 	t.Helper()
 	m := l.manifest("churn", web("churn", port))
-	refs := []string{l.push("churn", "v1", workloadImage(t, "1", nil)), l.push("churn", "v2", workloadImage(t, "2", nil))}
+	refs := []string{l.push("churn", "v1", workloadImage(t, "1", change)), l.push("churn", "v2", workloadImage(t, "2", change))}
 	ctx, stop := context.WithCancel(context.Background())
 	var failures []string
+	deploys := 0
 	var running sync.WaitGroup
 	running.Go(func() {
 		for n := 0; ctx.Err() == nil; n++ {
+			deploys++
 			cmd := exec.Command(binary, "deploy", "-f", m, "--image", refs[n%2])
 			cmd.Env, cmd.Dir = l.env, l.dir
 			if out, err := cmd.CombinedOutput(); err != nil {
@@ -149,19 +145,20 @@ func (l *lab) churn(t *testing.T, port int) func() []string {
 			}
 		}
 	})
-	return func() []string { stop(); running.Wait(); return failures }
+	return func() (int, []string) { stop(); running.Wait(); return deploys, failures }
 }
 
 // wantAllLines reads the stored output of an instance: the numbers of its lines have no gap, what the workload has
-// numbered has none either but for what markers count, and nothing is there twice.
-func (l *lab) wantAllLines(t *testing.T, dir string) {
+// numbered has none either but for what markers count, and nothing is there twice. It returns how many lines of the
+// workload there are, and how many are counted as dropped.
+func (l *lab) wantAllLines(t *testing.T, dir string) (lines, dropped uint64) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.ndjson"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no logs in %s: %v", dir, err)
 	}
 	sort.Strings(files)
-	var seq, flood, dropped, lines uint64
+	var seq, flood uint64
 	for _, path := range files {
 		f, err := os.Open(path)
 		if err != nil {
@@ -205,12 +202,13 @@ func (l *lab) wantAllLines(t *testing.T, dir string) {
 	if lines+dropped < flood && len(files) == 1 {
 		t.Errorf("%d lines and %d counted as lost, of %d", lines, dropped, flood)
 	}
-	t.Logf("%d lines of output, %d counted as lost", lines, dropped)
+	return lines, dropped
 }
 
 // wantNoStrays compares what there is of machines with the instances that there are.
-func (l *lab) wantNoStrays(t *testing.T, run string) {
+func (l *lab) wantNoStrays(t *testing.T) {
 	t.Helper()
+	run := filepath.Join(l.dir, "run")
 	l.eventually(30*time.Second, "there is nothing but what runs", func() error {
 		want := len(l.instances())
 		for what, n := range map[string]int{
@@ -218,6 +216,7 @@ func (l *lab) wantNoStrays(t *testing.T, run string) {
 			"directories": count(t, filepath.Join(run, "agent", "vm", "*")),
 			"records":     count(t, filepath.Join(run, "agent", "vm", "*", vm.RecordName)),
 			"cgroups":     l.cgroups(t), "taps": l.taps(t),
+			"pairs of channels": l.sockets(filepath.Join(run, "agent", "vm")) / 2,
 		} {
 			if n != want {
 				return fmt.Errorf("%d %s for %d instances", n, what, want)
@@ -278,6 +277,20 @@ func (l *lab) cgroups(t *testing.T) int {
 	}
 	n := 0
 	for _, i := range l.instances() {
+		n += count(t, filepath.Join(h.Mount, "pinnace", "*", fmt.Sprintf("%s.*", i.ID)))
+	}
+	return n
+}
+
+// cgroupsOf counts all of the lab's, whichever instance they are of.
+func (l *lab) cgroupsOf(t *testing.T) int {
+	t.Helper()
+	h, err := cgroup.Find()
+	if err != nil {
+		return 0
+	}
+	n := 0
+	for _, i := range l.instances("--all") {
 		n += count(t, filepath.Join(h.Mount, "pinnace", "*", fmt.Sprintf("%s.*", i.ID)))
 	}
 	return n

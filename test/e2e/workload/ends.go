@@ -24,6 +24,7 @@ var endings = map[string]func() error{
 	"bomb":    bomb,
 	"abort":   abort,
 	"panic":   panicKernel,
+	"spew":    spew,
 }
 
 // ignore does not stop when it is told to.

@@ -56,6 +56,9 @@ func serve() error {
 			return err
 		}
 	}
+	if os.Getenv("MODE") != "" {
+		serveMode()
+	}
 	http.HandleFunc("GET /reach", reach)
 	http.HandleFunc("GET /resolve", resolve)
 	http.HandleFunc("GET /hash", hash)
