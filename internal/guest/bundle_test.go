@@ -53,6 +53,41 @@ func TestUpdate(t *testing.T) {
 	})
 }
 
+func TestFreeze(t *testing.T) {
+	session(t, Options{HeartbeatTimeout: time.Hour}, nil, func(t *testing.T, h *Host, g *fakeGuest) {
+		g.start(t, h)
+		answer := func(forMS int64, a Frozen) {
+			m, ok := g.next(g.reader).(Freeze)
+			if !ok || m.Volume != "data" || m.ForMS != forMS {
+				t.Errorf("got %+v", m)
+			}
+			g.send(Frozen{ID: m.ID + 1000, Volume: "data", Error: "of nobody here"})
+			a.ID, a.Volume = m.ID, m.Volume
+			g.send(a)
+		}
+		go answer(1500, Frozen{})
+		if err := h.Freeze(t.Context(), "data", 1500*time.Millisecond); err != nil {
+			t.Error(err)
+		}
+		go answer(1, Frozen{Error: "it is\nfrozen already"})
+		if err := h.Freeze(t.Context(), "data", time.Microsecond); err == nil || !strings.HasSuffix(err.Error(), "the guest says: it is frozen already") {
+			t.Errorf("got %v", err)
+		}
+		for _, want := range []bool{true, false} {
+			go answer(0, Frozen{Whole: want})
+			if whole, err := h.Thaw(t.Context(), "data"); err != nil || whole != want {
+				t.Errorf("got %v, %v, want %v", whole, err, want)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		go func() { _, _, _ = g.reader.Next() }()
+		if _, err := h.Thaw(ctx, "data"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("without an answer: %v", err)
+		}
+	})
+}
+
 // TestBundleBounds: what a bundle may hold, by the guest's own check.
 func TestBundleBounds(t *testing.T) {
 	many := SecretValues{}

@@ -63,6 +63,14 @@ func (b *Bundled) check() error {
 	return nil
 }
 
+func (f *Frozen) check() error {
+	f.Volume, f.Error = text(f.Volume, maxName), text(f.Error, maxText)
+	if f.Volume == "" {
+		return errors.New("an answer for no volume")
+	}
+	return nil
+}
+
 // check is the guest's: the keys become names of files.
 func (b *Bundle) check() error { return CheckSecrets(b.Values) }
 

@@ -74,7 +74,7 @@ func TestVectors(t *testing.T) {
 	}
 	for _, want := range []Type{
 		TypeHello, TypeStarted, TypeFailed, TypeExit, TypeHeartbeat, TypeExecResult, TypeLine,
-		TypeResumed, TypeConfig, TypeStop, TypeExec, TypeAckExit, TypeAttach, TypeAck, TypeResume, TypeBundle, TypeBundled,
+		TypeResumed, TypeConfig, TypeStop, TypeExec, TypeAckExit, TypeAttach, TypeAck, TypeResume, TypeBundle, TypeBundled, TypeFreeze, TypeFrozen,
 		TypeCommandStarted, TypeCommandOutput, TypeInputCredit, TypeCommandEnded, TypeRunCommand, TypeCommandInput, TypeCommandResize,
 		TypeCommandSignal, TypeCommandCredit, TypeEndCommand,
 	} {

@@ -99,6 +99,7 @@ type Host struct {
 	nextExec  uint64
 	execs     map[uint64]chan ExecResult
 	bundles   map[bundleKey]chan Bundled
+	freezes   map[uint64]chan Frozen
 	commands  map[uint64]*hostCommand
 	err       error // why the session is over
 }
@@ -125,7 +126,7 @@ func NewHost(control, logs Conn, opts Options) *Host {
 		control:  control, logs: logs, lastLine: opts.AfterLine,
 		helloc: make(chan struct{}), startc: make(chan struct{}), exitc: make(chan Exit, 1), exited: make(chan struct{}),
 		done: make(chan struct{}), beat: make(chan struct{}, 1), lineKept: make(chan struct{}, 1), drained: make(chan struct{}),
-		logsReady: make(chan struct{}), execs: map[uint64]chan ExecResult{}, bundles: map[bundleKey]chan Bundled{},
+		logsReady: make(chan struct{}), execs: map[uint64]chan ExecResult{}, bundles: map[bundleKey]chan Bundled{}, freezes: map[uint64]chan Frozen{},
 		commands: map[uint64]*hostCommand{},
 	}
 }
@@ -284,45 +285,6 @@ func (h *Host) Exec(ctx context.Context, argv []string, timeout time.Duration) (
 	case <-h.done:
 		return ExecResult{}, fmt.Errorf("run %q in the guest: %w", argv, h.closedErr())
 	}
-}
-
-// ErrBundleRefused is wrapped by Update's error when the guest has kept the version that was there.
-var ErrBundleRefused = errors.New("the guest keeps the version that it has")
-
-// Update puts another version of a bundle in the place of the one that the workload was started with, and returns when
-// the guest has done it: the files are the new ones, and the signal was sent. It may be called again with the same
-// version, also by another session: then nothing happens. Two versions of one bundle must not be under way at once.
-func (h *Host) Update(ctx context.Context, b Bundle) error {
-	answer := make(chan Bundled, 1)
-	key := bundleKey{b.Name, b.Version}
-	h.mu.Lock()
-	h.bundles[key] = answer
-	h.mu.Unlock()
-	defer func() {
-		h.mu.Lock()
-		delete(h.bundles, key)
-		h.mu.Unlock()
-	}()
-	if err := h.send(b); err != nil {
-		return fmt.Errorf("update secrets %s: %w", b.Name, err)
-	}
-	select {
-	case r := <-answer:
-		if r.Error != "" {
-			return fmt.Errorf("update secrets %s to version %d: %w: %s", b.Name, b.Version, ErrBundleRefused, r.Error)
-		}
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("update secrets %s: %w", b.Name, context.Cause(ctx))
-	case <-h.done:
-		return fmt.Errorf("update secrets %s: %w", b.Name, h.closedErr())
-	}
-}
-
-// bundleKey names what an Update waits for.
-type bundleKey struct {
-	name    string
-	version uint64
 }
 
 // Exit gets the report of the workload's end, once. It gets nothing when the VM ends without one, which never is a

@@ -129,6 +129,11 @@ func (h *Host) handle(m Message) error {
 			delete(h.bundles, key)
 			answer <- m
 		}
+	case Frozen:
+		if answer, ok := h.freezes[m.ID]; ok {
+			delete(h.freezes, m.ID)
+			answer <- m
+		}
 	case Heartbeat:
 	default:
 		return fmt.Errorf("%T does not belong on the control channel", m)

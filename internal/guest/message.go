@@ -18,6 +18,7 @@ const (
 	TypeHeartbeat  Type = 0x05 // guest, control: every HeartbeatInterval
 	TypeExecResult Type = 0x06 // guest, control: answer to Exec
 	TypeBundled    Type = 0x0d // guest, control: answer to a Bundle that came after the Config
+	TypeFrozen     Type = 0x0e // guest, control: answer to a Freeze
 	TypeLine       Type = 0x21 // guest, logs
 	TypeResumed    Type = 0x22 // guest, logs: answer to Resume
 
@@ -27,6 +28,7 @@ const (
 	TypeAckExit Type = 0x44 // host, control: the report is safe, shut down
 	TypeAttach  Type = 0x45 // host, control: first frame of a session that goes on with another
 	TypeBundle  Type = 0x4d // host, control: one version of a bundle of secrets
+	TypeFreeze  Type = 0x4e // host, control: let nothing be written to a volume, or let it again
 	TypeAck     Type = 0x61 // host, logs
 	TypeResume  Type = 0x62 // host, logs: first frame of a session that goes on with another
 )
@@ -171,6 +173,22 @@ type Bundled struct {
 	Error   string `json:"error,omitempty"` // why the version before it is still in place
 }
 
+// Freeze has everything written out that belongs to a volume, and whoever writes to it wait: for ForMS milliseconds, or
+// until a Freeze with none.
+type Freeze struct {
+	ID     uint64 `json:"id"`
+	Volume string `json:"volume"` // its name in the Config
+	ForMS  int64  `json:"for_ms,omitempty"`
+}
+
+// Frozen answers a Freeze.
+type Frozen struct {
+	ID     uint64 `json:"id"`
+	Volume string `json:"volume"`
+	Whole  bool   `json:"whole,omitempty"` // of one that ends a freeze: it had lasted until then
+	Error  string `json:"error,omitempty"`
+}
+
 // Ack says that the host keeps all lines up to Seq; the guest forgets them.
 type Ack struct {
 	Seq uint64 `json:"seq"`
@@ -213,6 +231,8 @@ func (Exit) frameType() Type       { return TypeExit }
 func (Heartbeat) frameType() Type  { return TypeHeartbeat }
 func (ExecResult) frameType() Type { return TypeExecResult }
 func (Bundled) frameType() Type    { return TypeBundled }
+func (Frozen) frameType() Type     { return TypeFrozen }
+func (Freeze) frameType() Type     { return TypeFreeze }
 func (Bundle) frameType() Type     { return TypeBundle }
 func (Line) frameType() Type       { return TypeLine }
 func (Resumed) frameType() Type    { return TypeResumed }
@@ -261,6 +281,10 @@ func Decode(t Type, body []byte) (Message, error) {
 		return decode[ExecResult](body)
 	case TypeBundled:
 		return decode[Bundled](body)
+	case TypeFrozen:
+		return decode[Frozen](body)
+	case TypeFreeze:
+		return decode[Freeze](body)
 	case TypeBundle:
 		return decode[Bundle](body)
 	case TypeLine:

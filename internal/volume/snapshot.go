@@ -22,6 +22,18 @@ func (s *Store) Snapshot(ctx context.Context, id, name string) error {
 	return h.Snapshot(ctx, name)
 }
 
+// SnapshotFrozen is Snapshot of a volume that somebody holds. The caller sees to it that nobody writes to it meanwhile.
+func (s *Store) SnapshotFrozen(ctx context.Context, id, name string) error {
+	if err := CheckID(id); err != nil {
+		return err
+	}
+	if _, err := os.Stat(s.path(id, imageName)); errors.Is(err, fs.ErrNotExist) {
+		return notFound(id)
+	}
+	// A hold without a lock: of it only the name is used.
+	return (&Hold{ID: id, store: s}).Snapshot(ctx, name)
+}
+
 // Snapshot copies the volume as it is under a name of its own: sharing its blocks where the host's file system can do
 // that, else what is not a hole of it. It is there whole and on the disk, or not at all. Nobody may write to the volume
 // meanwhile: whoever holds it has stopped its guest, or had the guest freeze its file system. The error wraps ErrExists

@@ -124,6 +124,9 @@ func TestBadVolumes(t *testing.T) {
 	if _, err := s.Hold("none", "x"); !errors.Is(err, volume.ErrNotFound) {
 		t.Errorf("got %v, want ErrNotFound", err)
 	}
+	if err := s.SnapshotFrozen(t.Context(), "none", "x"); !errors.Is(err, volume.ErrNotFound) {
+		t.Errorf("got %v, want ErrNotFound", err)
+	}
 	if err := s.Remove("none"); !errors.Is(err, volume.ErrNotFound) {
 		t.Errorf("got %v, want ErrNotFound", err)
 	}
@@ -248,6 +251,9 @@ func TestHold(t *testing.T) {
 		}
 		if err := other.Snapshot(t.Context(), "db", "x"); !errors.Is(err, volume.ErrHeld) {
 			t.Errorf("%s: copied: %v", why, err)
+		}
+		if err := other.SnapshotFrozen(t.Context(), "db", strings.ReplaceAll(why, " ", "-")); err != nil {
+			t.Errorf("%s: copied while nobody writes: %v", why, err)
 		}
 		if info, err := other.Stat("db"); err != nil || info.HeldBy != "api-0, attempt 3" {
 			t.Errorf("%s: got %+v, %v", why, info, err)

@@ -30,6 +30,7 @@ type Boot struct {
 	workload  *cgroup
 	processes *processes
 	user      user
+	freezer   freezer
 	secrets   []*secret
 	secretEnv []string // NAME=value
 	env       []string
@@ -43,7 +44,7 @@ type Boot struct {
 
 // New starts the boot of a VM by the init of this version.
 func New(version string) *Boot {
-	b := &Boot{version: version, upper: -1}
+	b := &Boot{version: version, upper: -1, freezer: freezer{dirs: map[string]string{}}}
 	b.mark("init")
 	return b
 }

@@ -24,6 +24,7 @@ type control struct {
 	stops   chan guest.Stop
 	execs   chan guest.Exec
 	bundles chan guest.Bundle
+	freezes chan guest.Freeze
 	acked   chan struct{} // closed when the host has the report of the end
 
 	mu sync.Mutex // held while frames are written; guards what follows
@@ -50,6 +51,7 @@ func newControl(port io.ReadWriter) *control {
 		stops:   make(chan guest.Stop, 8),
 		execs:   make(chan guest.Exec, 16),
 		bundles: make(chan guest.Bundle, 16),
+		freezes: make(chan guest.Freeze, 16),
 		acked:   make(chan struct{}),
 		first:   map[string]guest.Bundle{},
 	}
@@ -139,6 +141,10 @@ func (c *control) read() {
 			offer(c.configs, arrivedConfig{m, sinceBoot()})
 		case guest.Bundle:
 			c.bundle(m)
+		case guest.Freeze:
+			if !offer(c.freezes, m) {
+				c.trySend(guest.Frozen{Volume: m.Volume, ID: m.ID, Error: "too much is waiting already"})
+			}
 		case guest.Stop:
 			offer(c.stops, m)
 		case guest.Exec:

@@ -30,6 +30,7 @@ func TestVolumesAndSecrets(t *testing.T) {
 	}{
 		{"volume", testVolume},
 		{"damaged volume", testDamagedVolume},
+		{"snapshot of a running volume", testFrozen},
 		{"full disk of the host", testHostFull},
 		{"secrets", testSecrets},
 		{"secrets change", testSecretsChange},
@@ -44,10 +45,7 @@ const volumeSize = 64 << 20
 // makeVolume makes a volume in a store of its own, and returns what holds it.
 func makeVolume(t *testing.T, dir string) *volume.Hold {
 	t.Helper()
-	store, err := volume.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	store := openStore(t, dir)
 	if err := store.Create(t.Context(), "data", volumeSize); err != nil {
 		t.Fatal(err)
 	}
@@ -57,6 +55,15 @@ func makeVolume(t *testing.T, dir string) *volume.Hold {
 	}
 	t.Cleanup(h.Close)
 	return h
+}
+
+func openStore(t *testing.T, dir string) *volume.Store {
+	t.Helper()
+	store, err := volume.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store
 }
 
 // withVolume adds the VM's first volume to a configuration.
@@ -125,6 +132,73 @@ func testDamagedVolume(t *testing.T, l *lab) {
 		t.Errorf("got %v", err)
 	}
 	m.end()
+}
+
+// testFrozen copies a volume while its guest writes to it: what is copied is a clean file system with everything in it
+// that was written, the writer goes on afterwards, and a freeze that nobody ends does so by itself.
+func testFrozen(t *testing.T, l *lab) {
+	dir := vmtest.Dir(t)
+	h := makeVolume(t, dir)
+	m := l.boot(t, h.Path())
+	m.start(withVolume(l.config("keep", "/data/file", "precious"), "/data"))
+	m.awaitText(guest.StreamStdout, "kept")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*bootTimeout)
+	defer cancel()
+	if err := m.host.Freeze(ctx, "data", time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.host.Freeze(ctx, "data", time.Minute); err == nil {
+		t.Error("frozen twice")
+	}
+	if err := openStore(t, dir).SnapshotFrozen(ctx, "data", "one"); err != nil {
+		t.Fatal(err)
+	}
+	if whole, err := m.host.Thaw(ctx, "data"); err != nil || !whole {
+		t.Errorf("thaw: %v, %v", whole, err)
+	}
+	info, err := openStore(t, dir).Stat("data")
+	if err != nil || len(info.Snapshots) != 1 {
+		t.Fatalf("got %+v, %v", info, err)
+	}
+	if out := run(t, "e2fsck", "-f", "-n", info.Snapshots[0].Path); strings.Contains(out, "recovering journal") {
+		t.Errorf("the copy is of a file system at work:\n%s", out)
+	}
+	if got := run(t, "debugfs", "-R", "cat file", info.Snapshots[0].Path); !strings.Contains(got, "precious") {
+		t.Errorf("the copy has %q", got)
+	}
+
+	if err := m.host.Freeze(ctx, "data", 50*time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	for m.host.Freeze(ctx, "data", time.Minute) != nil { // until the first has ended
+		if ctx.Err() != nil {
+			t.Fatal("a freeze does not end by itself")
+		}
+	}
+	if whole, err := m.host.Thaw(ctx, "data"); err != nil || !whole {
+		t.Errorf("thaw: %v, %v", whole, err)
+	}
+	if whole, err := m.host.Thaw(ctx, "data"); err != nil || whole {
+		t.Errorf("thaw of what is not frozen: %v, %v", whole, err)
+	}
+	if err := m.host.Freeze(ctx, "other", time.Minute); err == nil {
+		t.Error("froze a volume that there is not")
+	}
+	if r, err := m.host.Exec(ctx, []string{"/bin/workload", "touch", "/data/later"}, 30*time.Second); err != nil || r.Code != 0 {
+		t.Errorf("a writer after all that: %+v, %v", r, err)
+	}
+	// A machine that ends frozen ends all the same.
+	if err := m.host.Freeze(ctx, "data", time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.host.Stop(ctx, "KILL", 20*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	m.exit()
+	m.end()
+	if out := run(t, "e2fsck", "-f", "-n", h.Path()); strings.Contains(out, "recovering journal") {
+		t.Errorf("the volume was not unmounted:\n%s", out)
+	}
 }
 
 // testHostFull: a volume promises more than the host's disk has. The workload gets an error, and the VM goes on.

@@ -49,6 +49,7 @@ func (b *Boot) tearDown() {
 			logf(logError, "%v", err)
 		}
 	}
+	b.freezer.thawAll()
 	unix.Sync()
 	for _, target := range unmountOrder() {
 		err := unix.Unmount(target, 0)

@@ -44,7 +44,7 @@ func (b *Boot) mountVolume(v guest.Volume) error {
 	if err := checkExt4(node); err != nil {
 		return err
 	}
-	place, _, made, err := mountPoint("/", v.Path)
+	place, real, made, err := mountPoint("/", v.Path)
 	if err != nil {
 		return err
 	}
@@ -60,9 +60,9 @@ func (b *Boot) mountVolume(v guest.Volume) error {
 		return fmt.Errorf("mount: %w", err)
 	}
 	// The descriptor is of what is below the mount now.
-	root, err := openAgain(place)
+	root, err := unix.Open(real, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: real, Err: err}
 	}
 	defer closeFD(root)
 	if err := growExt4(root, node); err != nil {
@@ -74,20 +74,8 @@ func (b *Boot) mountVolume(v guest.Volume) error {
 	if v.ReadOnly {
 		return makeReadOnly(root, node, flags, options)
 	}
+	b.freezer.dirs[v.Name] = real
 	return nil
-}
-
-// openAgain opens a directory by its name, with what is mounted on it.
-func openAgain(place int) (int, error) {
-	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", place))
-	if err != nil {
-		return -1, err
-	}
-	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, &os.PathError{Op: "open", Path: name, Err: err}
-	}
-	return fd, nil
 }
 
 // makeReadOnly makes a volume read-only below its file system too: the workload's root may make a node of the disk.

@@ -99,11 +99,13 @@ func (b *Boot) Supervise() {
 	b.control.start(guest.Started{PID: b.main.pid, StartedAt: started.UnixNano(), Marks: b.takeMarks()})
 	safely("exec", b.serveExecs)
 	safely("secrets", b.serveBundles)
+	safely("volumes", b.serveFreezes)
 
-	e := oversee(&workload{b.processes, b.main, b.workload}, b.main.status, b.control.stops, b.config.Process.StopSignal)
+	e := oversee(&workload{b.processes, b.main, b.workload, &b.freezer}, b.main.status, b.control.stops, b.config.Process.StopSignal)
 	exit := e.report(b.workload.oomKills() > 0 || guestOOMKills() > oomBefore)
 	exit.StartedAt, exit.ExitedAt = started.UnixNano(), time.Now().UnixNano()
 
+	b.freezer.thawAll()
 	// What the main process leaves behind ends with it, as in a container.
 	if err := b.workload.killAll(); err != nil {
 		logf(logError, "%v", err)
@@ -144,10 +146,20 @@ type workload struct {
 	processes *processes
 	main      *child
 	cgroup    *cgroup
+	freezer   *freezer
 }
 
-func (w *workload) signal(sig syscall.Signal) error { return w.processes.signal(w.main, sig) }
-func (w *workload) killAll() error                  { return w.cgroup.killAll() }
+// A process that waits for a frozen volume takes no signal.
+
+func (w *workload) signal(sig syscall.Signal) error {
+	w.freezer.thawAll()
+	return w.processes.signal(w.main, sig)
+}
+
+func (w *workload) killAll() error {
+	w.freezer.thawAll()
+	return w.cgroup.killAll()
+}
 
 // ending is how the workload ended.
 type ending struct {
