@@ -2,10 +2,12 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
@@ -158,6 +160,78 @@ func TestVolumeSizes(t *testing.T) {
 		}
 		l.stop(id)
 		l.awaitEnd(id)
+	}
+}
+
+// TestSnapshotVolume copies a volume that is in use only while its guest writes nothing, and keeps no copy of which that
+// is not certain.
+func TestSnapshotVolume(t *testing.T) {
+	needMkfs(t)
+	l := newLab(t)
+	var mu sync.Mutex
+	var asked []int64
+	answer := guest.Frozen{Whole: true}
+	l.runs("db", playing(guesttest.Workload{Freeze: func(m guest.Freeze) guest.Frozen {
+		mu.Lock()
+		defer mu.Unlock()
+		asked = append(asked, m.ForMS)
+		return answer
+	}}))
+	say := func(a guest.Frozen) {
+		mu.Lock()
+		defer mu.Unlock()
+		answer, asked = a, nil
+	}
+	asks := func() []int64 {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(asked)
+	}
+	l.start()
+	l.assign("dev", "db-0", l.app("db", atOnceReady, "[volumes.data]", "path = \"/data\"", "size = \"64MiB\"",
+		"[volumes.seed]", "path = \"/seed\"", "size = \"64MiB\"", "read_only = true"), bind("data=one", "seed=two"))
+	l.awaitState("db-0", stateReady)
+	snapshots := func(id string) (names []string) {
+		for _, s := range l.volume(id).Snapshots {
+			names = append(names, s.Name)
+		}
+		return names
+	}
+	if err := l.agent.SnapshotVolume(t.Context(), "one", "a"); err != nil {
+		t.Fatal(err)
+	}
+	if got := asks(); !slices.Equal(got, []int64{freezeLimit.Milliseconds(), 0}) {
+		t.Errorf("the guest was asked %v", got)
+	}
+	if err := l.agent.SnapshotVolume(t.Context(), "one", "a"); !errors.Is(err, volume.ErrExists) {
+		t.Errorf("a second one of that name: %v", err)
+	}
+	say(guest.Frozen{})
+	if err := l.agent.SnapshotVolume(t.Context(), "one", "b"); err == nil || !strings.Contains(err.Error(), "stop the instance first") {
+		t.Errorf("the guest wrote meanwhile: %v", err)
+	}
+	say(guest.Frozen{Error: "no such ioctl"})
+	if err := l.agent.SnapshotVolume(t.Context(), "one", "c"); err == nil || !strings.Contains(err.Error(), "no such ioctl") {
+		t.Errorf("the guest can't: %v", err)
+	}
+	if got := snapshots("one"); !slices.Equal(got, []string{"a"}) {
+		t.Errorf("snapshots %v", got)
+	}
+	say(guest.Frozen{Whole: true})
+	if err := l.agent.SnapshotVolume(t.Context(), "two", "a"); err != nil || len(asks()) != 0 {
+		t.Errorf("one that is read-only: %v, the guest was asked %v", err, asks())
+	}
+	if err := l.agent.SnapshotVolume(t.Context(), "none", "a"); !errors.Is(err, volume.ErrNotFound) {
+		t.Errorf("one that there is not: %v", err)
+	}
+	l.stop("db-0")
+	l.awaitEnd("db-0")
+	say(guest.Frozen{})
+	if err := l.agent.SnapshotVolume(t.Context(), "one", "d"); err != nil || len(asks()) != 0 {
+		t.Errorf("one that nobody uses: %v, a guest was asked %v", err, asks())
+	}
+	if got := snapshots("one"); !slices.Equal(got, []string{"a", "d"}) {
+		t.Errorf("snapshots %v", got)
 	}
 }
 

@@ -38,6 +38,9 @@ type Workload struct {
 	// Bundle answers a version of secrets that comes while the process runs, with why it can't be put in place, or "";
 	// nil takes all of them.
 	Bundle func(guest.Bundle) string
+	// Freeze is called when the host wants a volume frozen or, with ForMS 0, a freeze to end. Its answer is the guest's,
+	// but for the names. nil freezes everything until the host ends it.
+	Freeze func(guest.Freeze) guest.Frozen
 	// NoReport lets the machine reset without an exit report.
 	NoReport bool
 	// Panic, if set, is the message of the kernel panic in which the machine ends instead of reporting.
@@ -90,7 +93,7 @@ func (w Workload) Boot(ctx context.Context, on Machine) (panicked string) {
 	if on.Console == nil {
 		on.Console = io.Discard
 	}
-	s := &session{on: on, w: w, config: make(chan guest.Config, 1), stops: make(chan guest.Stop, 4), acked: make(chan struct{}), commands: map[uint64]*command{}, bundles: map[string]guest.Bundle{}}
+	s := &session{on: on, w: w, config: make(chan guest.Config, 1), stops: make(chan guest.Stop, 4), acked: make(chan struct{}), commands: map[uint64]*command{}, bundles: map[string]guest.Bundle{}, frozen: map[string]bool{}}
 	return s.run(ctx)
 }
 
@@ -105,6 +108,7 @@ type session struct {
 	ackOne sync.Once
 
 	bundles map[string]guest.Bundle // owned by readControl until the configuration has come
+	frozen  map[string]bool         // owned by readControl: volumes, by name
 
 	controlMu sync.Mutex      // held while a control frame is written; guards what follows
 	said      []guest.Message // what a host that takes up the session has to hear again
@@ -264,6 +268,8 @@ func (s *session) readControl() {
 			} else {
 				s.bundles[m.Name] = m
 			}
+		case guest.Freeze:
+			s.say(s.freeze(m))
 		case guest.Config:
 			configured = true
 			s.configured()
@@ -276,6 +282,16 @@ func (s *session) readControl() {
 			s.say(s.exec(m))
 		}
 	}
+}
+
+func (s *session) freeze(m guest.Freeze) guest.Frozen {
+	answer := guest.Frozen{Whole: m.ForMS == 0 && s.frozen[m.Volume]}
+	if s.w.Freeze != nil {
+		answer = s.w.Freeze(m)
+	}
+	s.frozen[m.Volume] = m.ForMS > 0
+	answer.ID, answer.Volume = m.ID, m.Volume
+	return answer
 }
 
 func (s *session) bundle(m guest.Bundle) guest.Bundled {
