@@ -15,7 +15,7 @@ func TestUpdate(t *testing.T) {
 	first := Bundle{Name: "api", Version: 1, Values: SecretValues{"K": []byte("v")}}
 	session(t, Options{HeartbeatTimeout: time.Hour}, nil, func(t *testing.T, h *Host, g *fakeGuest) {
 		go func() {
-			g.hello()
+			g.send(Hello{Version: Version, Nonce: testNonce, Can: []string{CanSecrets}})
 			if b, ok := g.next(g.reader).(Bundle); !ok || b.Version != 1 || string(b.Values["K"]) != "v" {
 				t.Errorf("got %+v, want the bundle before the configuration", b)
 			}
@@ -51,6 +51,18 @@ func TestUpdate(t *testing.T) {
 			t.Errorf("without an answer: %v", err)
 		}
 	})
+}
+
+// TestTooOld: an init that knows of no volumes or secrets does not start a workload that has some.
+func TestTooOld(t *testing.T) {
+	for _, c := range []Config{{Secrets: []Secret{{Bundle: "api"}}}, {Volumes: []Volume{{Name: "data"}}}} {
+		session(t, Options{HeartbeatTimeout: time.Hour}, nil, func(t *testing.T, h *Host, g *fakeGuest) {
+			go g.hello()
+			if _, err := h.Configure(t.Context(), c); err == nil || !strings.Contains(err.Error(), "earlier version") {
+				t.Errorf("%+v: got %v", c, err)
+			}
+		})
+	}
 }
 
 func TestFreeze(t *testing.T) {

@@ -58,6 +58,13 @@ type Limits struct {
 	NoFile uint64 `json:"nofile,omitempty"`
 }
 
+// What a guest says in Hello.Can that mounts volumes, and places secrets. One that does not would start the workload
+// without them.
+const (
+	CanVolumes = "volumes"
+	CanSecrets = "secrets"
+)
+
 // Volume says where a disk with the role of a volume is mounted.
 type Volume struct {
 	Name     string `json:"name"` // for messages

@@ -210,6 +210,9 @@ func (h *Host) Configure(ctx context.Context, c Config, bundles ...Bundle) (Star
 	if err != nil {
 		return Started{}, err
 	}
+	if err := unable(hello, c); err != nil && !hello.Configured {
+		return Started{}, err
+	}
 	c.Nonce = hello.Nonce
 	if c.Now == 0 {
 		c.Now = time.Now().UnixNano()

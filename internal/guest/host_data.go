@@ -4,8 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
+
+// unable says what of a configuration the guest's init is too old for. It would leave it out without a word.
+func unable(hello Hello, c Config) error {
+	for ability, wanted := range map[string]bool{CanVolumes: len(c.Volumes) > 0, CanSecrets: len(c.Secrets) > 0} {
+		if wanted && !slices.Contains(hello.Can, ability) {
+			return fmt.Errorf("the microVM was started by an earlier version, whose init (%s) cannot do %s; the next attempt of the instance can", hello.Init, ability)
+		}
+	}
+	return nil
+}
 
 // ErrBundleRefused is wrapped by Update's error when the guest has kept the version that was there.
 var ErrBundleRefused = errors.New("the guest keeps the version that it has")

@@ -146,9 +146,10 @@ func (s *session) run(ctx context.Context) string {
 	hello := guest.Hello{
 		Version: guest.Version, Nonce: fmt.Sprintf("%032x", time.Now().UnixNano()), Init: "fake", Kernel: "fake",
 		MemTotalBytes: s.on.MemoryBytes, Marks: []guest.Mark{{Name: "hello", MS: 1}},
+		Can: []string{guest.CanVolumes, guest.CanSecrets},
 	}
 	if s.w.Command != nil {
-		hello.Can = []string{guest.CanCommands}
+		hello.Can = append(hello.Can, guest.CanCommands)
 	}
 	s.sayAgain(hello)
 	var config guest.Config

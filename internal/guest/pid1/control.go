@@ -85,7 +85,7 @@ func (b *Boot) SayHello() error {
 		Kernel:        kernelRelease(),
 		MemTotalBytes: memTotal(),
 		Marks:         b.takeMarks(),
-		Can:           []string{guest.CanCommands},
+		Can:           []string{guest.CanCommands, guest.CanVolumes, guest.CanSecrets},
 	})
 	if err != nil {
 		return err
