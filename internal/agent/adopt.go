@@ -197,6 +197,9 @@ func (t *attempt) reattach(ctx context.Context) error {
 	}
 	t.attachment = at
 	t.onCleanUp(func(ctx context.Context) error { return t.agent.Network.Detach(ctx, env, t.id) })
+	if err := t.agent.Network.SetEgress(ctx, env, t.id, egress(t.workload.manifest)); err != nil {
+		return &hostError{err}
+	}
 	if was := t.status.Address; was != "" && was != at.IPv4.Addr().String() {
 		return fmt.Errorf("its address was %s and is %s", was, at.IPv4.Addr())
 	}

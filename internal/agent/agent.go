@@ -40,6 +40,7 @@ type Network interface {
 	RemoveEnvironment(ctx context.Context, env string) error
 	Environments() []string
 	Attach(ctx context.Context, env, instance string, uid uint32) (*network.Attachment, error)
+	SetEgress(ctx context.Context, env, instance string, egress network.Egress) error
 	Detach(ctx context.Context, env, instance string) error
 	Attachments(env string) ([]network.Attachment, error)
 	SetVirtualAddresses(ctx context.Context, env string, addrs []netip.Addr) error

@@ -237,6 +237,7 @@ type fakeNetwork struct {
 	next      byte
 	log       []string // what was done, in order
 	broken    map[string]error
+	egress    map[string]network.Egress // by instance
 }
 
 var _ Network = (*fakeNetwork)(nil)
@@ -245,6 +246,7 @@ func newFakeNetwork() *fakeNetwork {
 	return &fakeNetwork{
 		attached: map[string]map[string]network.Attachment{}, virtual: map[string][]netip.Addr{},
 		listening: map[string]map[netip.AddrPort]string{}, broken: map[string]error{}, next: 1,
+		egress: map[string]network.Egress{},
 	}
 }
 
@@ -295,6 +297,16 @@ func (n *fakeNetwork) Attach(_ context.Context, env, instance string, uid uint32
 	return &at, nil
 }
 
+func (n *fakeNetwork) SetEgress(_ context.Context, env, instance string, egress network.Egress) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, ok := n.attached[env][instance]; !ok {
+		return network.ErrNotFound
+	}
+	n.egress[instance] = egress
+	return nil
+}
+
 func (n *fakeNetwork) Detach(_ context.Context, env, instance string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -302,6 +314,7 @@ func (n *fakeNetwork) Detach(_ context.Context, env, instance string) error {
 		n.log = append(n.log, "detach from nothing")
 	}
 	delete(n.attached[env], instance)
+	delete(n.egress, instance)
 	return nil
 }
 

@@ -41,15 +41,40 @@ func (r *routes) config() (proxy.Config, map[string][]netip.Addr) {
 	for _, env := range slices.Sorted(maps.Keys(netns)) {
 		records, addresses := r.names(env)
 		virtual[env] = addresses
+		forward, clients := r.forwarding(env)
 		cfg.DNS = append(cfg.DNS, proxy.DNS{
 			Netns:     netns[env],
 			Addresses: []netip.AddrPort{netip.AddrPortFrom(network.Gateway4, 53), netip.AddrPortFrom(network.Gateway6, 53)},
 			Records:   records,
 			Reverse:   []netip.Prefix{network.Subnet4, network.Virtual4, network.Subnet6, network.Virtual6},
-			Forward:   true,
+			Forward:   forward,
+			ForwardTo: clients,
 		})
 	}
 	return cfg, virtual
+}
+
+// forwarding says for whom the environment's DNS asks elsewhere: for everybody, or, when there is an instance that must
+// not reach the outside by that way either, for a list of the others.
+func (r *routes) forwarding(env string) (all bool, clients []netip.Addr) {
+	all = true
+	for _, id := range slices.Sorted(maps.Keys(r.members)) {
+		switch m := r.members[id]; {
+		case m.environment != env:
+		case m.egress == network.EgressNone:
+			all = false
+		default:
+			for _, a := range []netip.Addr{m.address, m.address6} {
+				if a.IsValid() {
+					clients = append(clients, a)
+				}
+			}
+		}
+	}
+	if all {
+		return true, nil
+	}
+	return false, clients
 }
 
 // names are the DNS records of an environment and the virtual addresses of its apps.

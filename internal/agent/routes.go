@@ -14,6 +14,7 @@ import (
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/manifest"
+	"github.com/pinnacehq/pinnace/internal/network"
 	"github.com/pinnacehq/pinnace/internal/proxy"
 )
 
@@ -31,7 +32,8 @@ type member struct {
 	instance, environment, app string
 	ordinal                    uint32
 	netns                      string
-	address                    netip.Addr
+	address, address6          netip.Addr
+	egress                     network.Egress
 	ports                      map[string]manifest.Port
 	state                      routeState
 	parked                     bool   // new connections go to others for now
@@ -154,7 +156,8 @@ func (r *routes) join(t *attempt) error {
 	r.joins++
 	m := &member{
 		instance: t.id, environment: t.assignment.Environment, app: t.assignment.App, ordinal: t.assignment.Ordinal,
-		netns: t.attachment.Netns, address: t.attachment.IPv4.Addr(), ports: t.workload.manifest.Ports, state: routeNone,
+		netns: t.attachment.Netns, address: t.attachment.IPv4.Addr(), address6: t.attachment.IPv6.Addr(),
+		egress: egress(t.workload.manifest), ports: t.workload.manifest.Ports, state: routeNone,
 		parked: t.assigned().GetParked(), joined: r.joins,
 	}
 	if t.adopted && t.routed != "" {

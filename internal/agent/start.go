@@ -12,6 +12,8 @@ import (
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/guest"
+	"github.com/pinnacehq/pinnace/internal/manifest"
+	"github.com/pinnacehq/pinnace/internal/network"
 	"github.com/pinnacehq/pinnace/internal/vm"
 )
 
@@ -38,6 +40,9 @@ func (t *attempt) attach(ctx context.Context) (string, error) {
 	}
 	t.attachment = at
 	t.onCleanUp(func(ctx context.Context) error { return t.agent.Network.Detach(ctx, env, t.id) })
+	if err := t.agent.Network.SetEgress(ctx, env, t.id, egress(t.workload.manifest)); err != nil {
+		return "", err
+	}
 	t.set(func(r *pinnacev1.InstanceReport) { r.Address = at.IPv4.Addr().String() })
 
 	if err := routes.join(t); err != nil {
@@ -52,6 +57,9 @@ func (t *attempt) attach(ctx context.Context) (string, error) {
 	}
 	return at.IPv4.Addr().String(), nil
 }
+
+// egress is what the manifest lets its instances reach outside.
+func egress(m *manifest.Manifest) network.Egress { return network.Egress(m.Network.Egress) }
 
 func (t *attempt) makeDisks(ctx context.Context) (string, error) {
 	size := t.workload.manifest.Resources.DiskBytes

@@ -136,9 +136,9 @@ func networkKeys() []Key {
 		{Path: "network", Type: Table, Effect: EffectRouting, Doc: "What an instance may reach."},
 		{
 			Path: "network.egress", Type: String, Default: `"all"`, Values: []string{EgressAll, EgressInternal, EgressNone}, Effect: EffectRouting,
-			Pending: []string{EgressInternal, EgressNone},
-			Doc:     "Everything outside, the environment's own network only, or nothing at all.",
-			ref:     func(s *scope) any { return &s.m.Network.Egress },
+			Doc: "What an instance may reach beside the apps of its environment, which it always may: everything outside, nothing, or " +
+				"nothing and no names of the outside either (`none` stops the forwarding of DNS).",
+			ref: func(s *scope) any { return &s.m.Network.Egress },
 		},
 	}
 }

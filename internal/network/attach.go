@@ -48,6 +48,37 @@ func (m *Manager) Attach(ctx context.Context, env, instance string, uid uint32) 
 	return m.attachment(env, instance, g), nil
 }
 
+// SetEgress says what outside of env instance may reach, from now on. A new attachment has EgressAll.
+func (m *Manager) SetEgress(ctx context.Context, env, instance string, egress Egress) error {
+	switch egress {
+	case EgressAll, EgressInternal, EgressNone:
+	default:
+		return fmt.Errorf("set egress of %s in %s: %q is none of all, internal and none", instance, env, egress)
+	}
+	if err := m.begin(ctx); err != nil {
+		return err
+	}
+	defer m.mu.Unlock()
+	e, err := m.furnished(env)
+	if err != nil {
+		return err
+	}
+	g, ok := e.state.Guests[instance]
+	if !ok {
+		return fmt.Errorf("set egress of %s in %s: %w", instance, env, ErrNotFound)
+	}
+	was := g.Egress
+	g.Egress = egress
+	if err := m.writeState(env, e.state); err != nil {
+		g.Egress = was
+		return err
+	}
+	if err := setEgress(e.ns, g, g.goesOut()); err != nil {
+		return fmt.Errorf("set egress of %s in %s: %w", instance, env, err)
+	}
+	return nil
+}
+
 // Detach removes the tap of instance; its address is not given out again soon. Detaching what is not there
 // succeeds.
 func (m *Manager) Detach(ctx context.Context, env, instance string) error {

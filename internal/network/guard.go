@@ -46,7 +46,18 @@ func setGuards(ns *namespace, s *envState) error {
 		return fmt.Errorf("describe filters at the taps: %w", err)
 	}
 	addChains(c, t, tapChains(four, six)...)
-	addChains(c, replaceTable(c, nftables.TableFamilyINet, innerTable), innerChains()...)
+	inner := replaceTable(c, nftables.TableFamilyINet, innerTable)
+	outgoing := outgoingSet(inner)
+	var free []nftables.SetElement
+	for _, g := range s.Guests {
+		if g.goesOut() {
+			free = append(free, outgoingElement(g))
+		}
+	}
+	if err := c.AddSet(outgoing, free); err != nil {
+		return fmt.Errorf("describe filters of the environment: %w", err)
+	}
+	addChains(c, inner, innerChains(outgoing)...)
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("set filters (the kernel needs nftables for bridges: CONFIG_NF_TABLES_BRIDGE): %w", err)
 	}
@@ -72,12 +83,60 @@ func sourceElements(g *guestState) (four, six []nftables.SetElement) {
 	return []nftables.SetElement{key(g.ipv4())}, []nftables.SetElement{key(g.ipv6()), key(g.linkLocal())}
 }
 
+// outgoingSet holds the addresses of the guests whose packets may leave. That a guest sends from its own address only
+// is what the filter at its tap sees to. Who is not in the set stays inside.
+func outgoingSet(t *nftables.Table) *nftables.Set {
+	return &nftables.Set{Table: t, Name: "outgoing", ID: 3, KeyType: nftables.TypeIPAddr}
+}
+
+func outgoingElement(g *guestState) nftables.SetElement {
+	return nftables.SetElement{Key: g.ipv4().AsSlice()}
+}
+
+// setEgress lets the packets of g leave, or keeps them inside: those of connections that there are, too.
+func setEgress(ns *namespace, g *guestState, out bool) error {
+	c, err := ns.filters()
+	if err != nil {
+		return err
+	}
+	set := outgoingSet(&nftables.Table{Family: nftables.TableFamilyINet, Name: innerTable})
+	element := []nftables.SetElement{outgoingElement(g)}
+	if out {
+		err = c.SetAddElements(set, element)
+	} else {
+		err = c.SetDeleteElements(set, element)
+	}
+	if err == nil {
+		err = c.Flush()
+	}
+	if !out && errors.Is(err, unix.ENOENT) {
+		return nil // it was not in there
+	}
+	if err != nil {
+		return fmt.Errorf("change what a guest may reach: %w", err)
+	}
+	return nil
+}
+
+// notIn matches packets of IPv4 whose source is not in set.
+func notIn(set *nftables.Set) []expr.Any {
+	return append(
+		family(unix.NFPROTO_IPV4),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
+		&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID, Invert: true},
+	)
+}
+
 // allowGuest lets g send from its addresses.
 func allowGuest(ns *namespace, g *guestState) error {
-	return changeSources(ns, func(c *nftables.Conn, four, six *nftables.Set) error {
+	err := changeSources(ns, func(c *nftables.Conn, four, six *nftables.Set) error {
 		e4, e6 := sourceElements(g)
 		return errors.Join(c.SetAddElements(four, e4), c.SetAddElements(six, e6))
 	})
+	if err != nil {
+		return err
+	}
+	return setEgress(ns, g, g.goesOut())
 }
 
 // forbidGuest undoes allowGuest. What was not allowed needs no forbidding.
@@ -86,10 +145,10 @@ func forbidGuest(ns *namespace, g *guestState) error {
 		e4, e6 := sourceElements(g)
 		return errors.Join(c.SetDeleteElements(four, e4), c.SetDeleteElements(six, e6))
 	})
-	if errors.Is(err, unix.ENOENT) {
-		return nil
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
 	}
-	return err
+	return setEgress(ns, g, false)
 }
 
 func changeSources(ns *namespace, change func(c *nftables.Conn, four, six *nftables.Set) error) error {
@@ -169,7 +228,7 @@ func tapChains(four, six *nftables.Set) []chain {
 
 // innerChains say what the namespace accepts for itself (DNS, connections to virtual addresses) and what it
 // passes outward.
-func innerChains() []chain {
+func innerChains(outgoing *nftables.Set) []chain {
 	guests := iif(bridgeName)
 	outward := when(guests, oif(uplinkName))
 	single := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
@@ -203,6 +262,7 @@ func innerChains() []chain {
 				// Only with br_netfilter do frames between guests come by here.
 				when(guests, oif(bridgeName), accept()),
 				when(iif(uplinkName), oif(bridgeName), established(), accept()),
+				when(outward, notIn(outgoing), prohibited()),
 				when(outward, destination(linkLocal4), drop()),
 				when(outward, destination(Subnet4), drop()),
 				// They would leave untranslated.

@@ -59,6 +59,21 @@ const (
 	UplinkNetns UplinkMode = "netns"
 )
 
+// Egress says what outside of its environment a guest may reach. The environment itself, its virtual addresses and
+// the names of its DNS are in reach of every guest.
+type Egress string
+
+// What a guest may reach outside.
+const (
+	// EgressAll is everything that the uplink leads to.
+	EgressAll Egress = "all"
+	// EgressInternal is nothing.
+	EgressInternal Egress = "internal"
+	// EgressNone is nothing, and no word by way of DNS either: whoever serves it must not pass on the guest's
+	// questions. The Manager serves none, and treats it as EgressInternal.
+	EgressNone Egress = "none"
+)
+
 // An Uplink describes the way out of the environments.
 type Uplink struct {
 	Mode UplinkMode

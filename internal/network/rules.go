@@ -32,6 +32,12 @@ func reject() []expr.Any {
 	return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}
 }
 
+// prohibited answers with "administratively prohibited" of the packet's own family, which programs see as "no route to
+// host".
+func prohibited() []expr.Any {
+	return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}
+}
+
 func masquerade() []expr.Any { return []expr.Any{&expr.Masq{}} }
 
 // field matches packets with those bytes at offset.

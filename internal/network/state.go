@@ -36,7 +36,13 @@ type envState struct {
 type guestState struct {
 	Index int    `json:"index"`
 	UID   uint32 `json:"uid"`
+	// Egress is empty for EgressAll.
+	Egress Egress `json:"egress,omitempty"`
 }
+
+// goesOut tells whether anything outside is in the guest's reach. What a later version may have written there is
+// not known to allow it.
+func (g *guestState) goesOut() bool { return g.Egress == "" || g.Egress == EgressAll }
 
 // allocate gives instance an index that no other has.
 func (s *envState) allocate(instance string, uid uint32) (*guestState, error) {

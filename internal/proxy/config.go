@@ -18,6 +18,7 @@ const (
 	MaxRecords             = 65536
 	maxIDLength            = 255
 	maxAddressesPerRecord  = 64
+	maxForwardTo           = 2 * 65536 // two for each guest that an environment can have
 )
 
 // The protocols of a Listener.
@@ -113,6 +114,8 @@ type DNS struct {
 	Reverse []netip.Prefix `json:"reverse,omitempty"`
 	// Forward sends other questions to the host's resolvers; otherwise they are refused.
 	Forward bool `json:"forward,omitempty"`
+	// ForwardTo are the clients for whom other questions are forwarded although Forward is not set.
+	ForwardTo []netip.Addr `json:"forward_to,omitempty"`
 }
 
 // ParseConfig reads a configuration and checks it. Unknown fields are ignored, so that an agent may be newer

@@ -135,7 +135,7 @@ func (s *dnsServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 		s.dropped.Add(1)
 		return
 	}
-	a := s.answer(q, over)
+	a := s.answer(q, over, from.Addr())
 	if a == nil {
 		s.dropped.Add(1)
 		return
@@ -156,7 +156,7 @@ func (s *dnsServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 }
 
 // answer returns nil for a question that is dropped.
-func (s *dnsServer) answer(q *dns.Msg, over string) *dns.Msg {
+func (s *dnsServer) answer(q *dns.Msg, over string, client netip.Addr) *dns.Msg {
 	refuse := func(code int) *dns.Msg { return new(dns.Msg).SetRcode(q, code) }
 	switch {
 	case q.Opcode != dns.OpcodeQuery:
@@ -173,7 +173,7 @@ func (s *dnsServer) answer(q *dns.Msg, over string) *dns.Msg {
 	if a := z.answer(q); a != nil {
 		return a
 	}
-	if !z.forward {
+	if !z.forwards(client) {
 		return refuse(dns.RcodeRefused)
 	}
 	if !s.forwarding.tryEnter() {

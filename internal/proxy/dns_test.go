@@ -201,8 +201,27 @@ func TestDNSServer(t *testing.T) {
 	if got := describe(query(t, "udp", at, new(dns.Msg).SetQuestion("web.internal.", dns.TypeA))); got != "NOERROR 10.101.0.9" {
 		t.Errorf("after the change: %s", got)
 	}
+	// For some only, and this client is none of them. Then it is.
+	elsewhere := new(dns.Msg).SetQuestion("example.com.", dns.TypeA)
+	server.ForwardTo = []netip.Addr{netip.MustParseAddr("10.100.0.7"), netip.MustParseAddr("::1")}
+	p.apply(Config{DNS: []DNS{server}})
+	for _, over := range []string{"udp", "tcp"} {
+		if got := describe(query(t, over, at, elsewhere)); got != "REFUSED" {
+			t.Errorf("forwarding to others, over %s: %s", over, got)
+		}
+		if got := describe(query(t, over, at, new(dns.Msg).SetQuestion("web.internal.", dns.TypeA))); got != "NOERROR 10.101.0.9" {
+			t.Errorf("forwarding to others, over %s, a name of the environment: %s", over, got)
+		}
+	}
 	if len(asked()) != before {
 		t.Error("the host's resolver was asked although forwarding is off")
+	}
+	server.ForwardTo = append(server.ForwardTo, at.Addr()) // on this machine client and server have one address
+	p.apply(Config{DNS: []DNS{server}})
+	for _, over := range []string{"udp", "tcp"} {
+		if got := describe(query(t, over, at, elsewhere)); got != "NOERROR 192.0.2.53" {
+			t.Errorf("forwarding to this client, over %s: %s", over, got)
+		}
 	}
 	if s := p.status().DNS[0]; s.Queries < 8 || s.Dropped != 0 {
 		t.Errorf("status: %+v", s)

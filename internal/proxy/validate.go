@@ -170,6 +170,14 @@ func (d *DNS) validate() error {
 			}
 		}
 	}
+	if len(d.ForwardTo) > maxForwardTo {
+		return fmt.Errorf("forwards to %d clients, more than %d", len(d.ForwardTo), maxForwardTo)
+	}
+	for _, a := range d.ForwardTo {
+		if !a.IsValid() || a.Zone() != "" || a.Is4In6() {
+			return fmt.Errorf("forwards to the bad address %q", a)
+		}
+	}
 	for _, p := range d.Reverse {
 		if !p.IsValid() {
 			return errors.New("reverse has a bad network")

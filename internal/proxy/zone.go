@@ -19,12 +19,21 @@ type zone struct {
 	names   map[netip.Addr]string
 	reverse []netip.Prefix
 	forward bool
+	clients map[netip.Addr]bool // for whom other questions are forwarded all the same
 }
+
+// forwards tells whether other questions of a client are passed on. A guest whose questions must not be has other
+// addresses than that which it was given, the link-local one for instance, and none of them is in the list.
+func (z *zone) forwards(client netip.Addr) bool { return z.forward || z.clients[client.Unmap()] }
 
 func newZone(d DNS) *zone {
 	z := &zone{
 		records: make(map[string][]netip.Addr, len(d.Records)), parents: map[string]bool{Zone + ".": true},
 		names: make(map[netip.Addr]string, len(d.Records)), reverse: d.Reverse, forward: d.Forward,
+		clients: make(map[netip.Addr]bool, len(d.ForwardTo)),
+	}
+	for _, a := range d.ForwardTo {
+		z.clients[a] = true
 	}
 	for name, addrs := range d.Records {
 		fqdn := name + "."
