@@ -45,6 +45,10 @@ func (c *cli) target() (target, error) {
 
 // client connects to the server and returns the environment that the command is about, which may be "".
 func (c *cli) client() (pinnacev1connect.ControlServiceClient, string, error) {
+	return c.clientOver(httpClient())
+}
+
+func (c *cli) clientOver(over *http.Client) (pinnacev1connect.ControlServiceClient, string, error) {
 	t, err := c.target()
 	if err != nil {
 		return nil, "", err
@@ -59,16 +63,20 @@ func (c *cli) client() (pinnacev1connect.ControlServiceClient, string, error) {
 	}
 	with := connect.WithInterceptors(bearer(t.token), explainUnreachable(t.server))
 	heads := &headCheck{cli: c, server: t.server, client: pinnacev1connect.NewControlServiceClient(httpClient(), t.server, with)}
-	return pinnacev1connect.NewControlServiceClient(httpClient(), t.server, connect.WithInterceptors(heads), with), t.environment, nil
+	return pinnacev1connect.NewControlServiceClient(over, t.server, connect.WithInterceptors(heads), with), t.environment, nil
 }
 
 // clientIn is client for commands that need an environment.
 func (c *cli) clientIn() (pinnacev1connect.ControlServiceClient, string, error) {
 	client, env, err := c.client()
 	if err == nil && env == "" {
-		err = fail(exitInvalid, "name one with -e; pinnace env list shows them", "no environment is chosen")
+		err = errNoEnvironment()
 	}
 	return client, env, err
+}
+
+func errNoEnvironment() error {
+	return fail(exitInvalid, "name one with -e; pinnace env list shows them", "no environment is chosen")
 }
 
 func isLoopback(host string) bool {
@@ -86,6 +94,23 @@ func httpClient() *http.Client {
 	transport.DialContext = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
 	transport.Proxy = nil // The server is loopback or the user's own; a proxy of the environment has no business there.
 	return &http.Client{Transport: transport}
+}
+
+// streamHTTPClient is httpClient for calls in which both sides speak at the same time: they need HTTP/2.
+func streamHTTPClient() *http.Client {
+	client := httpClient()
+	transport := client.Transport.(*http.Transport)
+	transport.Protocols = new(http.Protocols)
+	transport.Protocols.SetHTTP2(true)
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	transport.HTTP2 = livelyHTTP2()
+	return client
+}
+
+// livelyHTTP2 has a connection on which nothing comes be asked for a sign of life, so that one whose other end is gone
+// is found out.
+func livelyHTTP2() *http.HTTP2Config {
+	return &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second}
 }
 
 // bearer sends the token with every call.
@@ -124,9 +149,13 @@ func explainUnreachable(server string) connect.UnaryInterceptorFunc {
 		return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 			res, err := next(ctx, req)
 			if errors.Is(err, syscall.ECONNREFUSED) {
-				return nil, fail(exitUnreachable, "start one here with: pinnace dev", "no server listens at %s", server)
+				return nil, unreachable(server)
 			}
 			return res, err
 		}
 	}
+}
+
+func unreachable(server string) error {
+	return fail(exitUnreachable, "start one here with: pinnace dev", "no server listens at %s", server)
 }

@@ -224,3 +224,7 @@ type refusedConn struct {
 
 func (r *refusedConn) Send(any) error    { return r.err }
 func (r *refusedConn) Receive(any) error { return r.err }
+
+// Closing what is not begun would begin it, or wait for it.
+func (r *refusedConn) CloseRequest() error  { return nil }
+func (r *refusedConn) CloseResponse() error { return nil }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -48,6 +49,7 @@ func TestPlatformScript(t *testing.T) {
 			"image":    pushImage,
 			"variant":  pushVariant,
 			"host":     joinHost,
+			"agent":    runAgent,
 			"setenv":   setFromFile,
 			"removed":  removeLayers,
 			"tampered": changeIndexes,
@@ -89,7 +91,7 @@ func startServer(e *testscript.Env, dir string) (url, agentURL string, err error
 	if err != nil {
 		return "", "", err
 	}
-	api, agents := httptest.NewServer(s.Handler()), httptest.NewServer(s.AgentHandler())
+	api, agents := bothHTTP(s.Handler()), bothHTTP(s.AgentHandler())
 	background(e, s.Run)
 	e.Defer(func() {
 		api.Close()
@@ -97,6 +99,16 @@ func startServer(e *testscript.Env, dir string) (url, agentURL string, err error
 		_ = s.Close()
 	})
 	return api.URL, agents.URL, nil
+}
+
+// bothHTTP serves HTTP/1 and HTTP/2, as the real ones do.
+func bothHTTP(handler http.Handler) *httptest.Server {
+	srv := httptest.NewUnstartedServer(handler)
+	srv.Config.Protocols = new(http.Protocols)
+	srv.Config.Protocols.SetHTTP1(true)
+	srv.Config.Protocols.SetUnencryptedHTTP2(true)
+	srv.Start()
+	return srv
 }
 
 // joinHost has a host join that runs nothing: host NAME ARCH MEMORY_MIB.

@@ -108,6 +108,7 @@ func serveHTTP(ctx context.Context, l net.Listener, handler http.Handler, log *s
 		IdleTimeout:       2 * time.Minute,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		Protocols:         new(http.Protocols),
+		HTTP2:             livelyHTTP2(), // a caller that is gone must not keep its command
 	}
 	server.Protocols.SetHTTP1(true)
 	server.Protocols.SetUnencryptedHTTP2(true) // gRPC clients on loopback

@@ -73,7 +73,7 @@ rolling back runs an earlier one again, exactly.
 			c.newLocal(), c.newPlan(), c.newDeploy(), c.newRollback(), c.newScale(), c.newStop(), c.newEnv(), c.newVars(),
 		}},
 		{"see", "See what happens:", []*cobra.Command{
-			c.newStatus(), c.newInstances(), c.newWhy(), c.newLogs(), c.newEvents(), c.newAudit(),
+			c.newStatus(), c.newInstances(), c.newWhy(), c.newLogs(), c.newExec(), c.newEvents(), c.newAudit(),
 		}},
 		{"operate", "Operate the platform:", []*cobra.Command{
 			c.newDev(), c.newServer(), c.newAgent(), c.newHost(), c.newProxy(), c.newRegistry(), c.newImage(), c.newKernel(), c.newDoctor(), c.newVersion(),
