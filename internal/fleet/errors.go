@@ -15,7 +15,11 @@ var (
 type BusyError struct{ Active *Deployment }
 
 func (e *BusyError) Error() string {
-	return fmt.Sprintf("deployment %s of %s in %s is %s; one at a time", e.Active.ID, e.Active.App, e.Active.Environment, e.Active.State)
+	state := string(e.Active.State)
+	if !e.Active.PausedAt.IsZero() {
+		state = "paused"
+	}
+	return fmt.Sprintf("deployment %s of %s in %s is %s; one at a time", e.Active.ID, e.Active.App, e.Active.Environment, state)
 }
 
 // StaleError means that a decision was made when another deployment was live.

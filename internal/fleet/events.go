@@ -121,6 +121,16 @@ type DeploymentStarted struct {
 	Target string `json:"target,omitempty"`
 }
 
+// DeploymentPaused says that a deployment is to stay as it is until somebody resumes it or turns it back.
+type DeploymentPaused struct {
+	Deployment string `json:"deployment"`
+}
+
+// DeploymentResumed says that a paused deployment goes on.
+type DeploymentResumed struct {
+	Deployment string `json:"deployment"`
+}
+
 // DeploymentTurnedBack begins the way back to the previous deployment.
 type DeploymentTurnedBack struct {
 	Deployment string `json:"deployment"`
@@ -232,6 +242,8 @@ func (*HostRemoved) EventType() string          { return "host.removed" }
 func (*ReleaseCreated) EventType() string       { return "release.created" }
 func (*ReleaseSourced) EventType() string       { return "release.sourced" }
 func (*DeploymentStarted) EventType() string    { return "deployment.started" }
+func (*DeploymentPaused) EventType() string     { return "deployment.paused" }
+func (*DeploymentResumed) EventType() string    { return "deployment.resumed" }
 func (*DeploymentTurnedBack) EventType() string { return "deployment.turned-back" }
 func (*DeploymentSwitched) EventType() string   { return "deployment.switched" }
 func (*DeploymentFinished) EventType() string   { return "deployment.finished" }
@@ -250,6 +262,8 @@ func (*HostRemoved) EventVersion() uint16          { return 1 }
 func (*ReleaseCreated) EventVersion() uint16       { return 1 }
 func (*ReleaseSourced) EventVersion() uint16       { return 1 }
 func (*DeploymentStarted) EventVersion() uint16    { return 1 }
+func (*DeploymentPaused) EventVersion() uint16     { return 1 }
+func (*DeploymentResumed) EventVersion() uint16    { return 1 }
 func (*DeploymentTurnedBack) EventVersion() uint16 { return 1 }
 func (*DeploymentSwitched) EventVersion() uint16   { return 1 }
 func (*DeploymentFinished) EventVersion() uint16   { return 1 }
@@ -291,7 +305,7 @@ func Decode(typ string, version uint16, payload []byte) (Payload, error) {
 
 func blank(typ string) Payload {
 	all := []Payload{
-		&EnvironmentCreated{}, &VarsChanged{}, &HostJoined{}, &HostDrainStarted{}, &HostDrainEnded{}, &HostRemoved{}, &ReleaseCreated{}, &ReleaseSourced{}, &DeploymentStarted{}, &DeploymentTurnedBack{},
+		&EnvironmentCreated{}, &VarsChanged{}, &HostJoined{}, &HostDrainStarted{}, &HostDrainEnded{}, &HostRemoved{}, &ReleaseCreated{}, &ReleaseSourced{}, &DeploymentStarted{}, &DeploymentPaused{}, &DeploymentResumed{}, &DeploymentTurnedBack{},
 		&DeploymentSwitched{}, &DeploymentFinished{}, &InstancesPlanned{}, &InstanceStarted{}, &InstanceReady{}, &InstanceEnded{},
 		&ExecRequested{},
 	}

@@ -125,6 +125,7 @@ func story(t *testing.T) []Payload {
 		&ExecRequested{Instance: "api-1", Program: "/bin/sh", Arguments: 2, User: "root", Terminal: true},
 		second, start("dep-2", "api-2", two),
 		&InstanceEnded{Instance: "api-2", Attempt: 3, Count: 3, Cause: Cause{Kind: "exited", Code: 7, Detail: "no", UnixMilli: 1893456000000}},
+		&DeploymentPaused{Deployment: "dep-2"}, &DeploymentResumed{Deployment: "dep-2"},
 		&DeploymentTurnedBack{Deployment: "dep-2", Reason: "instance api-2 ended 3 times"},
 		&InstancesPlanned{Deployment: "dep-2", Stop: []string{"api-2"}},
 		&InstanceEnded{Instance: "api-2", Attempt: 3, Cause: Cause{Kind: "exited"}, Planned: true, Final: true},

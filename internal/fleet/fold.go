@@ -256,7 +256,7 @@ func (p *DeploymentStarted) check(s *State) error {
 			return fmt.Errorf("a scale is of what is live, with another count")
 		}
 		fallthrough
-	case KindDeploy, KindRollback, KindSettings:
+	case KindDeploy, KindRollback, KindSettings, KindRestart:
 		if p.Count < 1 || p.Count > MaxCount {
 			return fmt.Errorf("count %d is not within 1 and %d", p.Count, MaxCount)
 		}
@@ -266,13 +266,35 @@ func (p *DeploymentStarted) check(s *State) error {
 	}
 }
 
+func (p *DeploymentPaused) fold(s *State, e Event) error {
+	d := s.active.get(p.Deployment)
+	if d == nil || !d.PausedAt.IsZero() {
+		return fmt.Errorf("deployment %q is not one that can be paused", p.Deployment)
+	}
+	changed := *d
+	changed.PausedAt = e.At
+	s.putDeployment(&changed)
+	return nil
+}
+
+func (p *DeploymentResumed) fold(s *State, e Event) error {
+	d := s.active.get(p.Deployment)
+	if d == nil || d.PausedAt.IsZero() {
+		return fmt.Errorf("deployment %q is not paused", p.Deployment)
+	}
+	changed := *d
+	changed.PausedAt, changed.ResumedAt = time.Time{}, e.At
+	s.putDeployment(&changed)
+	return nil
+}
+
 func (p *DeploymentTurnedBack) fold(s *State, e Event) error {
 	d := s.deployments.get(p.Deployment)
 	if d == nil || d.State != Running || d.Kind == KindStop {
 		return fmt.Errorf("deployment %q is not one that can be turned back", p.Deployment)
 	}
 	changed := *d
-	changed.State, changed.Reason, changed.TurnedAt = RollingBack, p.Reason, e.At
+	changed.State, changed.Reason, changed.TurnedAt, changed.PausedAt = RollingBack, p.Reason, e.At, time.Time{}
 	s.putDeployment(&changed)
 	return nil
 }

@@ -19,6 +19,8 @@ const (
 	KindScale Kind = "scale"
 	// KindSettings brings changed settings of the environment to what is live.
 	KindSettings Kind = "settings"
+	// KindRestart replaces all instances of what is live.
+	KindRestart Kind = "restart"
 )
 
 // DeploymentState is how far a deployment is.
@@ -104,6 +106,8 @@ type (
 		// Previous was live when it began, Before was the one started before it, whatever became of that,
 		// and Target is the record that a rollback restores.
 		Previous, Before, Target string
+		// PausedAt is since when it is paused, zero while it is not; ResumedAt is when it went on last.
+		PausedAt, ResumedAt time.Time
 		// BeforeDone is true once rollout.before has succeeded.
 		BeforeDone bool
 		// Switched is true once connections are led to the new instances of a blue-green deployment.

@@ -22,8 +22,8 @@ func (s *Server) view(id string, now time.Time) *rollout.View {
 		settings := st.Release(d.Release).Manifest.Rollout
 		v = &rollout.View{
 			Count: d.Count, MaxParallel: settings.MaxParallel, BootTimeout: settings.BootTimeout, Hold: settings.Hold,
-			Deadline: settings.Deadline, Pause: settings.OnFailure == manifest.OnFailurePause, Switched: d.Switched,
-			Since: s.watchedSince(d.StartedAt), Away: s.loop.attended.IsZero(), Blocked: s.loop.blocked[d.ID],
+			Deadline: settings.Deadline, Pause: settings.OnFailure == manifest.OnFailurePause, Switched: d.Switched, Paused: !d.PausedAt.IsZero(),
+			Since: s.watchedSince(d, d.StartedAt), Away: s.loop.attended.IsZero(), Blocked: s.loop.blocked[d.ID],
 		}
 		takeOver(v, st.Release(d.Release).Manifest, d.Kind)
 		if d.BeforeDone {
@@ -33,7 +33,7 @@ func (s *Server) view(id string, now time.Time) *rollout.View {
 			v.HasPrevious, v.PreviousCount = true, previous.Count
 		}
 		if d.State == fleet.RollingBack {
-			v.Back = &rollout.Back{Reason: d.Reason, Since: s.watchedSince(d.TurnedAt)}
+			v.Back = &rollout.Back{Reason: d.Reason, Since: s.watchedSince(d, d.TurnedAt)}
 		}
 		for _, i := range slices.Concat(st.Instances(d.Environment, d.App), st.EndedInstances(d.Environment, d.App)) {
 			if !i.Final || i.Deployment == d.ID || (i.Deployment == d.Previous && !i.Task) {
@@ -53,7 +53,7 @@ func takeOver(v *rollout.View, m *manifest.Manifest, kind fleet.Kind) {
 	switch m.Rollout.Strategy {
 	case manifest.StrategyCanary:
 		// What served before needs no trying out.
-		if v.Canary = m.Rollout.Canary; kind != fleet.KindRollback {
+		if v.Canary = m.Rollout.Canary; kind == fleet.KindDeploy || kind == fleet.KindSettings {
 			v.Strategy = rollout.Canary
 		}
 	case manifest.StrategyBlueGreen:
@@ -61,15 +61,18 @@ func takeOver(v *rollout.View, m *manifest.Manifest, kind fleet.Kind) {
 	case manifest.StrategyRecreate:
 		v.Strategy = rollout.Recreate
 	}
-	if m.Rollout.Before != nil && kind == fleet.KindDeploy {
+	if m.Rollout.Before != nil && kind == fleet.KindDeploy { // others bring no new release
 		v.Before = &rollout.Before{Timeout: m.Rollout.Before.Timeout}
 	}
 }
 
-// watchedSince is t, or when this server began to watch with a host to carry decisions out, if that is later.
-func (s *Server) watchedSince(t time.Time) time.Time {
-	if s.loop.attended.After(t) {
-		return s.loop.attended
+// watchedSince is t, or when this server began to watch with a host to carry decisions out, or when somebody resumed the
+// deployment, whatever is latest.
+func (s *Server) watchedSince(d *fleet.Deployment, t time.Time) time.Time {
+	for _, later := range []time.Time{s.loop.attended, d.ResumedAt} {
+		if later.After(t) {
+			t = later
+		}
 	}
 	return t
 }
@@ -97,7 +100,7 @@ func (s *Server) viewInstance(st *fleet.State, d *fleet.Deployment, i *fleet.Ins
 		v.AwaySince = s.awaySince(i.Host, now)
 	}
 	if !i.FirstStartedAt.IsZero() {
-		v.StartedAt = s.watchedSince(i.FirstStartedAt)
+		v.StartedAt = s.watchedSince(d, i.FirstStartedAt)
 	}
 	if v.Reachable && !i.Final && seen.report.GetState() == stateReady {
 		v.Ready, v.ReadySince = true, seen.readySince

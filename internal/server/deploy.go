@@ -167,6 +167,6 @@ func deploymentProto(d *fleet.Deployment) *pb.Deployment {
 	return &pb.Deployment{
 		Id: d.ID, Environment: d.Environment, App: d.App, Release: string(d.Release), Count: uint32(d.Count), Kind: string(d.Kind),
 		State: string(d.State), Reason: d.Reason, Previous: d.Previous, Actor: d.Actor,
-		StartedAt: timestampOrNil(d.StartedAt), EndedAt: timestampOrNil(d.EndedAt),
+		StartedAt: timestampOrNil(d.StartedAt), EndedAt: timestampOrNil(d.EndedAt), PausedAt: timestampOrNil(d.PausedAt),
 	}
 }

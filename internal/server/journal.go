@@ -119,6 +119,10 @@ func (s *Server) narrate(e entry) {
 		say(levelInfo, p.Instance, text)
 	case *fleet.InstanceEnded:
 		s.narrateEnd(e, p, say)
+	case *fleet.DeploymentPaused:
+		say(levelInfo, "", "paused; pinnace resume goes on, pinnace abort turns it back")
+	case *fleet.DeploymentResumed:
+		say(levelInfo, "", "resumed")
 	case *fleet.DeploymentSwitched:
 		say(levelInfo, "", fmt.Sprintf("all are ready: connections are led to %s", d.Release.Short()))
 	case *fleet.DeploymentTurnedBack:
@@ -201,6 +205,8 @@ func opening(d *fleet.Deployment) string {
 		return fmt.Sprintf("deployment %s: stop %s in %s", d.ID, d.App, d.Environment)
 	case fleet.KindSettings:
 		return fmt.Sprintf("deployment %s: %s in %s gets its changed settings", d.ID, d.App, d.Environment)
+	case fleet.KindRestart:
+		return fmt.Sprintf("deployment %s: restart %s in %s", d.ID, d.App, d.Environment)
 	case fleet.KindScale:
 		return fmt.Sprintf("deployment %s: scale %s in %s to %d", d.ID, d.App, d.Environment, d.Count)
 	case fleet.KindRollback:

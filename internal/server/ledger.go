@@ -138,6 +138,10 @@ func (l *ledger) about(e entry) entry {
 		deployment = p.Deployment
 	case *fleet.DeploymentTurnedBack:
 		deployment = p.Deployment
+	case *fleet.DeploymentPaused:
+		deployment = p.Deployment
+	case *fleet.DeploymentResumed:
+		deployment = p.Deployment
 	case *fleet.DeploymentSwitched:
 		deployment = p.Deployment
 	case *fleet.DeploymentFinished:
@@ -226,6 +230,10 @@ func (l *ledger) stream(p fleet.Payload) string {
 	case *fleet.DeploymentStarted:
 		return "deployment/" + p.Deployment
 	case *fleet.DeploymentTurnedBack:
+		return "deployment/" + p.Deployment
+	case *fleet.DeploymentPaused:
+		return "deployment/" + p.Deployment
+	case *fleet.DeploymentResumed:
 		return "deployment/" + p.Deployment
 	case *fleet.DeploymentSwitched:
 		return "deployment/" + p.Deployment

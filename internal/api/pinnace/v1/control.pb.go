@@ -22,6 +22,61 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Steering is what somebody wants of a deployment that is under way.
+type Steering int32
+
+const (
+	Steering_STEERING_UNSPECIFIED Steering = 0
+	// STEERING_PAUSE leaves it as it is; nothing is started or stopped, and no deadline passes.
+	Steering_STEERING_PAUSE  Steering = 1
+	Steering_STEERING_RESUME Steering = 2
+	// STEERING_ABORT turns it back to what served before.
+	Steering_STEERING_ABORT Steering = 3
+)
+
+// Enum value maps for Steering.
+var (
+	Steering_name = map[int32]string{
+		0: "STEERING_UNSPECIFIED",
+		1: "STEERING_PAUSE",
+		2: "STEERING_RESUME",
+		3: "STEERING_ABORT",
+	}
+	Steering_value = map[string]int32{
+		"STEERING_UNSPECIFIED": 0,
+		"STEERING_PAUSE":       1,
+		"STEERING_RESUME":      2,
+		"STEERING_ABORT":       3,
+	}
+)
+
+func (x Steering) Enum() *Steering {
+	p := new(Steering)
+	*p = x
+	return p
+}
+
+func (x Steering) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Steering) Descriptor() protoreflect.EnumDescriptor {
+	return file_pinnace_v1_control_proto_enumTypes[0].Descriptor()
+}
+
+func (Steering) Type() protoreflect.EnumType {
+	return &file_pinnace_v1_control_proto_enumTypes[0]
+}
+
+func (x Steering) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Steering.Descriptor instead.
+func (Steering) EnumDescriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{0}
+}
+
 type GetServerInfoRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// seen_seq is the last event that the caller saw before; the answer's seen_hash shows that it is still there.
@@ -2276,6 +2331,214 @@ func (x *RollbackResponse) GetDeployment() *Deployment {
 	return nil
 }
 
+type RestartRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Environment    string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	App            string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RestartRequest) Reset() {
+	*x = RestartRequest{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartRequest) ProtoMessage() {}
+
+func (x *RestartRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
+func (*RestartRequest) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *RestartRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *RestartRequest) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+func (x *RestartRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type RestartResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Deployment    *Deployment            `protobuf:"bytes,1,opt,name=deployment,proto3" json:"deployment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartResponse) Reset() {
+	*x = RestartResponse{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartResponse) ProtoMessage() {}
+
+func (x *RestartResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartResponse.ProtoReflect.Descriptor instead.
+func (*RestartResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *RestartResponse) GetDeployment() *Deployment {
+	if x != nil {
+		return x.Deployment
+	}
+	return nil
+}
+
+type SteerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	App           string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
+	Steering      Steering               `protobuf:"varint,3,opt,name=steering,proto3,enum=pinnace.v1.Steering" json:"steering,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SteerRequest) Reset() {
+	*x = SteerRequest{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SteerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SteerRequest) ProtoMessage() {}
+
+func (x *SteerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SteerRequest.ProtoReflect.Descriptor instead.
+func (*SteerRequest) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *SteerRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *SteerRequest) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+func (x *SteerRequest) GetSteering() Steering {
+	if x != nil {
+		return x.Steering
+	}
+	return Steering_STEERING_UNSPECIFIED
+}
+
+type SteerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Deployment    *Deployment            `protobuf:"bytes,1,opt,name=deployment,proto3" json:"deployment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SteerResponse) Reset() {
+	*x = SteerResponse{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SteerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SteerResponse) ProtoMessage() {}
+
+func (x *SteerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SteerResponse.ProtoReflect.Descriptor instead.
+func (*SteerResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *SteerResponse) GetDeployment() *Deployment {
+	if x != nil {
+		return x.Deployment
+	}
+	return nil
+}
+
 type ScaleRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Environment    string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
@@ -2288,7 +2551,7 @@ type ScaleRequest struct {
 
 func (x *ScaleRequest) Reset() {
 	*x = ScaleRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[37]
+	mi := &file_pinnace_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +2563,7 @@ func (x *ScaleRequest) String() string {
 func (*ScaleRequest) ProtoMessage() {}
 
 func (x *ScaleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[37]
+	mi := &file_pinnace_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +2576,7 @@ func (x *ScaleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScaleRequest.ProtoReflect.Descriptor instead.
 func (*ScaleRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ScaleRequest) GetEnvironment() string {
@@ -2355,7 +2618,7 @@ type ScaleResponse struct {
 
 func (x *ScaleResponse) Reset() {
 	*x = ScaleResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[38]
+	mi := &file_pinnace_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2367,7 +2630,7 @@ func (x *ScaleResponse) String() string {
 func (*ScaleResponse) ProtoMessage() {}
 
 func (x *ScaleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[38]
+	mi := &file_pinnace_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2380,7 +2643,7 @@ func (x *ScaleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScaleResponse.ProtoReflect.Descriptor instead.
 func (*ScaleResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ScaleResponse) GetDeployment() *Deployment {
@@ -2408,7 +2671,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[39]
+	mi := &file_pinnace_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2420,7 +2683,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[39]
+	mi := &file_pinnace_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2433,7 +2696,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StopRequest) GetEnvironment() string {
@@ -2466,7 +2729,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[40]
+	mi := &file_pinnace_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2478,7 +2741,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[40]
+	mi := &file_pinnace_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2491,7 +2754,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StopResponse) GetDeployment() *Deployment {
@@ -2508,23 +2771,25 @@ type Deployment struct {
 	App         string                 `protobuf:"bytes,3,opt,name=app,proto3" json:"app,omitempty"`
 	Release     string                 `protobuf:"bytes,4,opt,name=release,proto3" json:"release,omitempty"`
 	Count       uint32                 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
-	// kind is "deploy", "rollback", "scale" or "stop".
+	// kind is "deploy", "rollback", "scale", "settings", "restart" or "stop".
 	Kind string `protobuf:"bytes,6,opt,name=kind,proto3" json:"kind,omitempty"`
 	// state is "running", "succeeded", "rolling-back", "rolled-back", "failed" or "mixed".
 	State  string `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"`
 	Reason string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
 	// previous is the deployment that was live before; "" for the first one.
-	Previous      string                 `protobuf:"bytes,9,opt,name=previous,proto3" json:"previous,omitempty"`
-	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	EndedAt       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
-	Actor         string                 `protobuf:"bytes,12,opt,name=actor,proto3" json:"actor,omitempty"`
+	Previous  string                 `protobuf:"bytes,9,opt,name=previous,proto3" json:"previous,omitempty"`
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	EndedAt   *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
+	Actor     string                 `protobuf:"bytes,12,opt,name=actor,proto3" json:"actor,omitempty"`
+	// paused_at is since when it is paused; unset while it is not.
+	PausedAt      *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=paused_at,json=pausedAt,proto3" json:"paused_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Deployment) Reset() {
 	*x = Deployment{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[41]
+	mi := &file_pinnace_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2536,7 +2801,7 @@ func (x *Deployment) String() string {
 func (*Deployment) ProtoMessage() {}
 
 func (x *Deployment) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[41]
+	mi := &file_pinnace_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2549,7 +2814,7 @@ func (x *Deployment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deployment.ProtoReflect.Descriptor instead.
 func (*Deployment) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Deployment) GetId() string {
@@ -2636,6 +2901,13 @@ func (x *Deployment) GetActor() string {
 	return ""
 }
 
+func (x *Deployment) GetPausedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PausedAt
+	}
+	return nil
+}
+
 type WatchDeploymentRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Deployment    string                 `protobuf:"bytes,1,opt,name=deployment,proto3" json:"deployment,omitempty"`
@@ -2645,7 +2917,7 @@ type WatchDeploymentRequest struct {
 
 func (x *WatchDeploymentRequest) Reset() {
 	*x = WatchDeploymentRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[42]
+	mi := &file_pinnace_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2657,7 +2929,7 @@ func (x *WatchDeploymentRequest) String() string {
 func (*WatchDeploymentRequest) ProtoMessage() {}
 
 func (x *WatchDeploymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[42]
+	mi := &file_pinnace_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2670,7 +2942,7 @@ func (x *WatchDeploymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeploymentRequest.ProtoReflect.Descriptor instead.
 func (*WatchDeploymentRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *WatchDeploymentRequest) GetDeployment() string {
@@ -2696,7 +2968,7 @@ type WatchDeploymentResponse struct {
 
 func (x *WatchDeploymentResponse) Reset() {
 	*x = WatchDeploymentResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[43]
+	mi := &file_pinnace_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2708,7 +2980,7 @@ func (x *WatchDeploymentResponse) String() string {
 func (*WatchDeploymentResponse) ProtoMessage() {}
 
 func (x *WatchDeploymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[43]
+	mi := &file_pinnace_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2721,7 +2993,7 @@ func (x *WatchDeploymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeploymentResponse.ProtoReflect.Descriptor instead.
 func (*WatchDeploymentResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *WatchDeploymentResponse) GetAt() *timestamppb.Timestamp {
@@ -2779,7 +3051,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[44]
+	mi := &file_pinnace_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2791,7 +3063,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[44]
+	mi := &file_pinnace_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2804,7 +3076,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Endpoint) GetPortName() string {
@@ -2846,13 +3118,15 @@ type AppStatus struct {
 	Active         *Deployment            `protobuf:"bytes,7,opt,name=active,proto3" json:"active,omitempty"`
 	Endpoints      []*Endpoint            `protobuf:"bytes,8,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	VirtualAddress string                 `protobuf:"bytes,9,opt,name=virtual_address,json=virtualAddress,proto3" json:"virtual_address,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// latest is the deployment that was started last.
+	Latest        *Deployment `protobuf:"bytes,10,opt,name=latest,proto3" json:"latest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AppStatus) Reset() {
 	*x = AppStatus{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[45]
+	mi := &file_pinnace_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2864,7 +3138,7 @@ func (x *AppStatus) String() string {
 func (*AppStatus) ProtoMessage() {}
 
 func (x *AppStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[45]
+	mi := &file_pinnace_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2877,7 +3151,7 @@ func (x *AppStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppStatus.ProtoReflect.Descriptor instead.
 func (*AppStatus) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *AppStatus) GetApp() string {
@@ -2943,6 +3217,13 @@ func (x *AppStatus) GetVirtualAddress() string {
 	return ""
 }
 
+func (x *AppStatus) GetLatest() *Deployment {
+	if x != nil {
+		return x.Latest
+	}
+	return nil
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
@@ -2953,7 +3234,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[46]
+	mi := &file_pinnace_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2965,7 +3246,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[46]
+	mi := &file_pinnace_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2978,7 +3259,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GetStatusRequest) GetEnvironment() string {
@@ -3004,7 +3285,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[47]
+	mi := &file_pinnace_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3016,7 +3297,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[47]
+	mi := &file_pinnace_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3029,7 +3310,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GetStatusResponse) GetApps() []*AppStatus {
@@ -3052,7 +3333,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[48]
+	mi := &file_pinnace_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3064,7 +3345,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[48]
+	mi := &file_pinnace_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3077,7 +3358,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Stage) GetName() string {
@@ -3127,7 +3408,7 @@ type Cause struct {
 
 func (x *Cause) Reset() {
 	*x = Cause{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[49]
+	mi := &file_pinnace_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3139,7 +3420,7 @@ func (x *Cause) String() string {
 func (*Cause) ProtoMessage() {}
 
 func (x *Cause) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[49]
+	mi := &file_pinnace_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3152,7 +3433,7 @@ func (x *Cause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cause.ProtoReflect.Descriptor instead.
 func (*Cause) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Cause) GetKind() string {
@@ -3231,7 +3512,7 @@ type Booted struct {
 
 func (x *Booted) Reset() {
 	*x = Booted{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[50]
+	mi := &file_pinnace_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3243,7 +3524,7 @@ func (x *Booted) String() string {
 func (*Booted) ProtoMessage() {}
 
 func (x *Booted) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[50]
+	mi := &file_pinnace_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3256,7 +3537,7 @@ func (x *Booted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Booted.ProtoReflect.Descriptor instead.
 func (*Booted) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{50}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Booted) GetManifestHash() string {
@@ -3365,7 +3646,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[51]
+	mi := &file_pinnace_v1_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3377,7 +3658,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[51]
+	mi := &file_pinnace_v1_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3390,7 +3671,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{51}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Instance) GetId() string {
@@ -3530,7 +3811,7 @@ type GetInstanceRequest struct {
 
 func (x *GetInstanceRequest) Reset() {
 	*x = GetInstanceRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[52]
+	mi := &file_pinnace_v1_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3542,7 +3823,7 @@ func (x *GetInstanceRequest) String() string {
 func (*GetInstanceRequest) ProtoMessage() {}
 
 func (x *GetInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[52]
+	mi := &file_pinnace_v1_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3555,7 +3836,7 @@ func (x *GetInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInstanceRequest.ProtoReflect.Descriptor instead.
 func (*GetInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{52}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetInstanceRequest) GetInstance() string {
@@ -3581,7 +3862,7 @@ type GetInstanceResponse struct {
 
 func (x *GetInstanceResponse) Reset() {
 	*x = GetInstanceResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[53]
+	mi := &file_pinnace_v1_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3593,7 +3874,7 @@ func (x *GetInstanceResponse) String() string {
 func (*GetInstanceResponse) ProtoMessage() {}
 
 func (x *GetInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[53]
+	mi := &file_pinnace_v1_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3606,7 +3887,7 @@ func (x *GetInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInstanceResponse.ProtoReflect.Descriptor instead.
 func (*GetInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{53}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetInstanceResponse) GetInstance() *Instance {
@@ -3628,7 +3909,7 @@ type ListInstancesRequest struct {
 
 func (x *ListInstancesRequest) Reset() {
 	*x = ListInstancesRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[54]
+	mi := &file_pinnace_v1_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3640,7 +3921,7 @@ func (x *ListInstancesRequest) String() string {
 func (*ListInstancesRequest) ProtoMessage() {}
 
 func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[54]
+	mi := &file_pinnace_v1_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3653,7 +3934,7 @@ func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesRequest.ProtoReflect.Descriptor instead.
 func (*ListInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{54}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListInstancesRequest) GetEnvironment() string {
@@ -3686,7 +3967,7 @@ type ListInstancesResponse struct {
 
 func (x *ListInstancesResponse) Reset() {
 	*x = ListInstancesResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[55]
+	mi := &file_pinnace_v1_control_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3698,7 +3979,7 @@ func (x *ListInstancesResponse) String() string {
 func (*ListInstancesResponse) ProtoMessage() {}
 
 func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[55]
+	mi := &file_pinnace_v1_control_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3711,7 +3992,7 @@ func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesResponse.ProtoReflect.Descriptor instead.
 func (*ListInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{55}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListInstancesResponse) GetInstances() []*Instance {
@@ -3737,7 +4018,7 @@ type StreamLogsRequest struct {
 
 func (x *StreamLogsRequest) Reset() {
 	*x = StreamLogsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[56]
+	mi := &file_pinnace_v1_control_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3749,7 +4030,7 @@ func (x *StreamLogsRequest) String() string {
 func (*StreamLogsRequest) ProtoMessage() {}
 
 func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[56]
+	mi := &file_pinnace_v1_control_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3762,7 +4043,7 @@ func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamLogsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{56}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *StreamLogsRequest) GetEnvironment() string {
@@ -3815,7 +4096,7 @@ type StreamLogsResponse struct {
 
 func (x *StreamLogsResponse) Reset() {
 	*x = StreamLogsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[57]
+	mi := &file_pinnace_v1_control_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3827,7 +4108,7 @@ func (x *StreamLogsResponse) String() string {
 func (*StreamLogsResponse) ProtoMessage() {}
 
 func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[57]
+	mi := &file_pinnace_v1_control_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3840,7 +4121,7 @@ func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{57}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *StreamLogsResponse) GetInstance() string {
@@ -3900,7 +4181,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[58]
+	mi := &file_pinnace_v1_control_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3912,7 +4193,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[58]
+	mi := &file_pinnace_v1_control_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3925,7 +4206,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{58}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ExecRequest) GetMessage() isExecRequest_Message {
@@ -4025,7 +4306,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[59]
+	mi := &file_pinnace_v1_control_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4037,7 +4318,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[59]
+	mi := &file_pinnace_v1_control_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4050,7 +4331,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{59}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ExecStart) GetEnvironment() string {
@@ -4135,7 +4416,7 @@ type ExecInput struct {
 
 func (x *ExecInput) Reset() {
 	*x = ExecInput{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[60]
+	mi := &file_pinnace_v1_control_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4147,7 +4428,7 @@ func (x *ExecInput) String() string {
 func (*ExecInput) ProtoMessage() {}
 
 func (x *ExecInput) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[60]
+	mi := &file_pinnace_v1_control_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4160,7 +4441,7 @@ func (x *ExecInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
 func (*ExecInput) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{60}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ExecInput) GetData() []byte {
@@ -4187,7 +4468,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[61]
+	mi := &file_pinnace_v1_control_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4199,7 +4480,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[61]
+	mi := &file_pinnace_v1_control_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4212,7 +4493,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{61}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -4244,7 +4525,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[62]
+	mi := &file_pinnace_v1_control_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4256,7 +4537,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[62]
+	mi := &file_pinnace_v1_control_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4269,7 +4550,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{62}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ExecResponse) GetMessage() isExecResponse_Message {
@@ -4357,7 +4638,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[63]
+	mi := &file_pinnace_v1_control_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4369,7 +4650,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[63]
+	mi := &file_pinnace_v1_control_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4382,7 +4663,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{63}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ExecStarted) GetInstance() string {
@@ -4425,7 +4706,7 @@ type ExecOutput struct {
 
 func (x *ExecOutput) Reset() {
 	*x = ExecOutput{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[64]
+	mi := &file_pinnace_v1_control_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4437,7 +4718,7 @@ func (x *ExecOutput) String() string {
 func (*ExecOutput) ProtoMessage() {}
 
 func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[64]
+	mi := &file_pinnace_v1_control_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4450,7 +4731,7 @@ func (x *ExecOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
 func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{64}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ExecOutput) GetStream() string {
@@ -4481,7 +4762,7 @@ type ExecEnded struct {
 
 func (x *ExecEnded) Reset() {
 	*x = ExecEnded{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[65]
+	mi := &file_pinnace_v1_control_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4493,7 +4774,7 @@ func (x *ExecEnded) String() string {
 func (*ExecEnded) ProtoMessage() {}
 
 func (x *ExecEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[65]
+	mi := &file_pinnace_v1_control_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4506,7 +4787,7 @@ func (x *ExecEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecEnded.ProtoReflect.Descriptor instead.
 func (*ExecEnded) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{65}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ExecEnded) GetCode() uint32 {
@@ -4556,7 +4837,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[66]
+	mi := &file_pinnace_v1_control_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4568,7 +4849,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[66]
+	mi := &file_pinnace_v1_control_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4581,7 +4862,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{66}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -4665,7 +4946,7 @@ type ReadEventsRequest struct {
 
 func (x *ReadEventsRequest) Reset() {
 	*x = ReadEventsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[67]
+	mi := &file_pinnace_v1_control_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4677,7 +4958,7 @@ func (x *ReadEventsRequest) String() string {
 func (*ReadEventsRequest) ProtoMessage() {}
 
 func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[67]
+	mi := &file_pinnace_v1_control_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4690,7 +4971,7 @@ func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsRequest.ProtoReflect.Descriptor instead.
 func (*ReadEventsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{67}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ReadEventsRequest) GetAfter() uint64 {
@@ -4716,7 +4997,7 @@ type ReadEventsResponse struct {
 
 func (x *ReadEventsResponse) Reset() {
 	*x = ReadEventsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[68]
+	mi := &file_pinnace_v1_control_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4728,7 +5009,7 @@ func (x *ReadEventsResponse) String() string {
 func (*ReadEventsResponse) ProtoMessage() {}
 
 func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[68]
+	mi := &file_pinnace_v1_control_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4741,7 +5022,7 @@ func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsResponse.ProtoReflect.Descriptor instead.
 func (*ReadEventsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{68}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ReadEventsResponse) GetEvents() []*Event {
@@ -4927,6 +5208,22 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x10RollbackResponse\x126\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\v2\x16.pinnace.v1.DeploymentR\n" +
+	"deployment\"m\n" +
+	"\x0eRestartRequest\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
+	"\x03app\x18\x02 \x01(\tR\x03app\x12'\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"I\n" +
+	"\x0fRestartResponse\x126\n" +
+	"\n" +
+	"deployment\x18\x01 \x01(\v2\x16.pinnace.v1.DeploymentR\n" +
+	"deployment\"t\n" +
+	"\fSteerRequest\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
+	"\x03app\x18\x02 \x01(\tR\x03app\x120\n" +
+	"\bsteering\x18\x03 \x01(\x0e2\x14.pinnace.v1.SteeringR\bsteering\"G\n" +
+	"\rSteerResponse\x126\n" +
+	"\n" +
+	"deployment\x18\x01 \x01(\v2\x16.pinnace.v1.DeploymentR\n" +
 	"deployment\"\x81\x01\n" +
 	"\fScaleRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
@@ -4945,7 +5242,7 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\fStopResponse\x126\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\v2\x16.pinnace.v1.DeploymentR\n" +
-	"deployment\"\xe6\x02\n" +
+	"deployment\"\x9f\x03\n" +
 	"\n" +
 	"Deployment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
@@ -4961,7 +5258,8 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"started_at\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
 	"\bended_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x14\n" +
-	"\x05actor\x18\f \x01(\tR\x05actor\"8\n" +
+	"\x05actor\x18\f \x01(\tR\x05actor\x127\n" +
+	"\tpaused_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bpausedAt\"8\n" +
 	"\x16WatchDeploymentRequest\x12\x1e\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\tR\n" +
@@ -4979,7 +5277,7 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\tport_name\x18\x01 \x01(\tR\bportName\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x16\n" +
 	"\x06expose\x18\x03 \x01(\tR\x06expose\x12\x18\n" +
-	"\aaddress\x18\x04 \x01(\tR\aaddress\"\xbe\x02\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\"\xee\x02\n" +
 	"\tAppStatus\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x14\n" +
@@ -4989,7 +5287,9 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x04live\x18\x06 \x01(\v2\x16.pinnace.v1.DeploymentR\x04live\x12.\n" +
 	"\x06active\x18\a \x01(\v2\x16.pinnace.v1.DeploymentR\x06active\x122\n" +
 	"\tendpoints\x18\b \x03(\v2\x14.pinnace.v1.EndpointR\tendpoints\x12'\n" +
-	"\x0fvirtual_address\x18\t \x01(\tR\x0evirtualAddress\"F\n" +
+	"\x0fvirtual_address\x18\t \x01(\tR\x0evirtualAddress\x12.\n" +
+	"\x06latest\x18\n" +
+	" \x01(\v2\x16.pinnace.v1.DeploymentR\x06latest\"F\n" +
 	"\x10GetStatusRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\">\n" +
@@ -5131,7 +5431,12 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\"?\n" +
 	"\x12ReadEventsResponse\x12)\n" +
-	"\x06events\x18\x01 \x03(\v2\x11.pinnace.v1.EventR\x06events2\x9f\x0f\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.pinnace.v1.EventR\x06events*a\n" +
+	"\bSteering\x12\x18\n" +
+	"\x14STEERING_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eSTEERING_PAUSE\x10\x01\x12\x13\n" +
+	"\x0fSTEERING_RESUME\x10\x02\x12\x12\n" +
+	"\x0eSTEERING_ABORT\x10\x032\xa1\x10\n" +
 	"\x0eControlService\x12T\n" +
 	"\rGetServerInfo\x12 .pinnace.v1.GetServerInfoRequest\x1a!.pinnace.v1.GetServerInfoResponse\x12`\n" +
 	"\x11CreateEnvironment\x12$.pinnace.v1.CreateEnvironmentRequest\x1a%.pinnace.v1.CreateEnvironmentResponse\x12]\n" +
@@ -5150,7 +5455,9 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x04Plan\x12\x17.pinnace.v1.PlanRequest\x1a\x18.pinnace.v1.PlanResponse\x12?\n" +
 	"\x06Deploy\x12\x19.pinnace.v1.DeployRequest\x1a\x1a.pinnace.v1.DeployResponse\x12E\n" +
 	"\bRollback\x12\x1b.pinnace.v1.RollbackRequest\x1a\x1c.pinnace.v1.RollbackResponse\x129\n" +
-	"\x04Stop\x12\x17.pinnace.v1.StopRequest\x1a\x18.pinnace.v1.StopResponse\x12<\n" +
+	"\x04Stop\x12\x17.pinnace.v1.StopRequest\x1a\x18.pinnace.v1.StopResponse\x12B\n" +
+	"\aRestart\x12\x1a.pinnace.v1.RestartRequest\x1a\x1b.pinnace.v1.RestartResponse\x12<\n" +
+	"\x05Steer\x12\x18.pinnace.v1.SteerRequest\x1a\x19.pinnace.v1.SteerResponse\x12<\n" +
 	"\x05Scale\x12\x18.pinnace.v1.ScaleRequest\x1a\x19.pinnace.v1.ScaleResponse\x12\\\n" +
 	"\x0fWatchDeployment\x12\".pinnace.v1.WatchDeploymentRequest\x1a#.pinnace.v1.WatchDeploymentResponse0\x01\x12H\n" +
 	"\tGetStatus\x12\x1c.pinnace.v1.GetStatusRequest\x1a\x1d.pinnace.v1.GetStatusResponse\x12N\n" +
@@ -5178,191 +5485,206 @@ func file_pinnace_v1_control_proto_rawDescGZIP() []byte {
 	return file_pinnace_v1_control_proto_rawDescData
 }
 
-var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 72)
+var file_pinnace_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
 var file_pinnace_v1_control_proto_goTypes = []any{
-	(*GetServerInfoRequest)(nil),      // 0: pinnace.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),     // 1: pinnace.v1.GetServerInfoResponse
-	(*SignCheckpointRequest)(nil),     // 2: pinnace.v1.SignCheckpointRequest
-	(*SignCheckpointResponse)(nil),    // 3: pinnace.v1.SignCheckpointResponse
-	(*Environment)(nil),               // 4: pinnace.v1.Environment
-	(*CreateEnvironmentRequest)(nil),  // 5: pinnace.v1.CreateEnvironmentRequest
-	(*CreateEnvironmentResponse)(nil), // 6: pinnace.v1.CreateEnvironmentResponse
-	(*ListEnvironmentsRequest)(nil),   // 7: pinnace.v1.ListEnvironmentsRequest
-	(*ListEnvironmentsResponse)(nil),  // 8: pinnace.v1.ListEnvironmentsResponse
-	(*Host)(nil),                      // 9: pinnace.v1.Host
-	(*SetVarsRequest)(nil),            // 10: pinnace.v1.SetVarsRequest
-	(*SetVarsResponse)(nil),           // 11: pinnace.v1.SetVarsResponse
-	(*ListVarsRequest)(nil),           // 12: pinnace.v1.ListVarsRequest
-	(*ListVarsResponse)(nil),          // 13: pinnace.v1.ListVarsResponse
-	(*DrainHostRequest)(nil),          // 14: pinnace.v1.DrainHostRequest
-	(*DrainHostResponse)(nil),         // 15: pinnace.v1.DrainHostResponse
-	(*RemoveHostRequest)(nil),         // 16: pinnace.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),        // 17: pinnace.v1.RemoveHostResponse
-	(*ListHostsRequest)(nil),          // 18: pinnace.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),         // 19: pinnace.v1.ListHostsResponse
-	(*CreateReleaseRequest)(nil),      // 20: pinnace.v1.CreateReleaseRequest
-	(*CreateReleaseResponse)(nil),     // 21: pinnace.v1.CreateReleaseResponse
-	(*GetReleaseRequest)(nil),         // 22: pinnace.v1.GetReleaseRequest
-	(*GetReleaseResponse)(nil),        // 23: pinnace.v1.GetReleaseResponse
-	(*ListReleasesRequest)(nil),       // 24: pinnace.v1.ListReleasesRequest
-	(*ListReleasesResponse)(nil),      // 25: pinnace.v1.ListReleasesResponse
-	(*CheckManifestRequest)(nil),      // 26: pinnace.v1.CheckManifestRequest
-	(*CheckManifestResponse)(nil),     // 27: pinnace.v1.CheckManifestResponse
-	(*MissingSecret)(nil),             // 28: pinnace.v1.MissingSecret
-	(*Step)(nil),                      // 29: pinnace.v1.Step
-	(*PlanRequest)(nil),               // 30: pinnace.v1.PlanRequest
-	(*RollbackTarget)(nil),            // 31: pinnace.v1.RollbackTarget
-	(*PlanResponse)(nil),              // 32: pinnace.v1.PlanResponse
-	(*DeployRequest)(nil),             // 33: pinnace.v1.DeployRequest
-	(*DeployResponse)(nil),            // 34: pinnace.v1.DeployResponse
-	(*RollbackRequest)(nil),           // 35: pinnace.v1.RollbackRequest
-	(*RollbackResponse)(nil),          // 36: pinnace.v1.RollbackResponse
-	(*ScaleRequest)(nil),              // 37: pinnace.v1.ScaleRequest
-	(*ScaleResponse)(nil),             // 38: pinnace.v1.ScaleResponse
-	(*StopRequest)(nil),               // 39: pinnace.v1.StopRequest
-	(*StopResponse)(nil),              // 40: pinnace.v1.StopResponse
-	(*Deployment)(nil),                // 41: pinnace.v1.Deployment
-	(*WatchDeploymentRequest)(nil),    // 42: pinnace.v1.WatchDeploymentRequest
-	(*WatchDeploymentResponse)(nil),   // 43: pinnace.v1.WatchDeploymentResponse
-	(*Endpoint)(nil),                  // 44: pinnace.v1.Endpoint
-	(*AppStatus)(nil),                 // 45: pinnace.v1.AppStatus
-	(*GetStatusRequest)(nil),          // 46: pinnace.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),         // 47: pinnace.v1.GetStatusResponse
-	(*Stage)(nil),                     // 48: pinnace.v1.Stage
-	(*Cause)(nil),                     // 49: pinnace.v1.Cause
-	(*Booted)(nil),                    // 50: pinnace.v1.Booted
-	(*Instance)(nil),                  // 51: pinnace.v1.Instance
-	(*GetInstanceRequest)(nil),        // 52: pinnace.v1.GetInstanceRequest
-	(*GetInstanceResponse)(nil),       // 53: pinnace.v1.GetInstanceResponse
-	(*ListInstancesRequest)(nil),      // 54: pinnace.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil),     // 55: pinnace.v1.ListInstancesResponse
-	(*StreamLogsRequest)(nil),         // 56: pinnace.v1.StreamLogsRequest
-	(*StreamLogsResponse)(nil),        // 57: pinnace.v1.StreamLogsResponse
-	(*ExecRequest)(nil),               // 58: pinnace.v1.ExecRequest
-	(*ExecStart)(nil),                 // 59: pinnace.v1.ExecStart
-	(*ExecInput)(nil),                 // 60: pinnace.v1.ExecInput
-	(*TerminalSize)(nil),              // 61: pinnace.v1.TerminalSize
-	(*ExecResponse)(nil),              // 62: pinnace.v1.ExecResponse
-	(*ExecStarted)(nil),               // 63: pinnace.v1.ExecStarted
-	(*ExecOutput)(nil),                // 64: pinnace.v1.ExecOutput
-	(*ExecEnded)(nil),                 // 65: pinnace.v1.ExecEnded
-	(*Event)(nil),                     // 66: pinnace.v1.Event
-	(*ReadEventsRequest)(nil),         // 67: pinnace.v1.ReadEventsRequest
-	(*ReadEventsResponse)(nil),        // 68: pinnace.v1.ReadEventsResponse
-	nil,                               // 69: pinnace.v1.Host.LabelsEntry
-	nil,                               // 70: pinnace.v1.SetVarsRequest.SetEntry
-	nil,                               // 71: pinnace.v1.ListVarsResponse.VarsEntry
-	(*timestamppb.Timestamp)(nil),     // 72: google.protobuf.Timestamp
-	(*ReleasePlatform)(nil),           // 73: pinnace.v1.ReleasePlatform
-	(*Release)(nil),                   // 74: pinnace.v1.Release
+	(Steering)(0),                     // 0: pinnace.v1.Steering
+	(*GetServerInfoRequest)(nil),      // 1: pinnace.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),     // 2: pinnace.v1.GetServerInfoResponse
+	(*SignCheckpointRequest)(nil),     // 3: pinnace.v1.SignCheckpointRequest
+	(*SignCheckpointResponse)(nil),    // 4: pinnace.v1.SignCheckpointResponse
+	(*Environment)(nil),               // 5: pinnace.v1.Environment
+	(*CreateEnvironmentRequest)(nil),  // 6: pinnace.v1.CreateEnvironmentRequest
+	(*CreateEnvironmentResponse)(nil), // 7: pinnace.v1.CreateEnvironmentResponse
+	(*ListEnvironmentsRequest)(nil),   // 8: pinnace.v1.ListEnvironmentsRequest
+	(*ListEnvironmentsResponse)(nil),  // 9: pinnace.v1.ListEnvironmentsResponse
+	(*Host)(nil),                      // 10: pinnace.v1.Host
+	(*SetVarsRequest)(nil),            // 11: pinnace.v1.SetVarsRequest
+	(*SetVarsResponse)(nil),           // 12: pinnace.v1.SetVarsResponse
+	(*ListVarsRequest)(nil),           // 13: pinnace.v1.ListVarsRequest
+	(*ListVarsResponse)(nil),          // 14: pinnace.v1.ListVarsResponse
+	(*DrainHostRequest)(nil),          // 15: pinnace.v1.DrainHostRequest
+	(*DrainHostResponse)(nil),         // 16: pinnace.v1.DrainHostResponse
+	(*RemoveHostRequest)(nil),         // 17: pinnace.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),        // 18: pinnace.v1.RemoveHostResponse
+	(*ListHostsRequest)(nil),          // 19: pinnace.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),         // 20: pinnace.v1.ListHostsResponse
+	(*CreateReleaseRequest)(nil),      // 21: pinnace.v1.CreateReleaseRequest
+	(*CreateReleaseResponse)(nil),     // 22: pinnace.v1.CreateReleaseResponse
+	(*GetReleaseRequest)(nil),         // 23: pinnace.v1.GetReleaseRequest
+	(*GetReleaseResponse)(nil),        // 24: pinnace.v1.GetReleaseResponse
+	(*ListReleasesRequest)(nil),       // 25: pinnace.v1.ListReleasesRequest
+	(*ListReleasesResponse)(nil),      // 26: pinnace.v1.ListReleasesResponse
+	(*CheckManifestRequest)(nil),      // 27: pinnace.v1.CheckManifestRequest
+	(*CheckManifestResponse)(nil),     // 28: pinnace.v1.CheckManifestResponse
+	(*MissingSecret)(nil),             // 29: pinnace.v1.MissingSecret
+	(*Step)(nil),                      // 30: pinnace.v1.Step
+	(*PlanRequest)(nil),               // 31: pinnace.v1.PlanRequest
+	(*RollbackTarget)(nil),            // 32: pinnace.v1.RollbackTarget
+	(*PlanResponse)(nil),              // 33: pinnace.v1.PlanResponse
+	(*DeployRequest)(nil),             // 34: pinnace.v1.DeployRequest
+	(*DeployResponse)(nil),            // 35: pinnace.v1.DeployResponse
+	(*RollbackRequest)(nil),           // 36: pinnace.v1.RollbackRequest
+	(*RollbackResponse)(nil),          // 37: pinnace.v1.RollbackResponse
+	(*RestartRequest)(nil),            // 38: pinnace.v1.RestartRequest
+	(*RestartResponse)(nil),           // 39: pinnace.v1.RestartResponse
+	(*SteerRequest)(nil),              // 40: pinnace.v1.SteerRequest
+	(*SteerResponse)(nil),             // 41: pinnace.v1.SteerResponse
+	(*ScaleRequest)(nil),              // 42: pinnace.v1.ScaleRequest
+	(*ScaleResponse)(nil),             // 43: pinnace.v1.ScaleResponse
+	(*StopRequest)(nil),               // 44: pinnace.v1.StopRequest
+	(*StopResponse)(nil),              // 45: pinnace.v1.StopResponse
+	(*Deployment)(nil),                // 46: pinnace.v1.Deployment
+	(*WatchDeploymentRequest)(nil),    // 47: pinnace.v1.WatchDeploymentRequest
+	(*WatchDeploymentResponse)(nil),   // 48: pinnace.v1.WatchDeploymentResponse
+	(*Endpoint)(nil),                  // 49: pinnace.v1.Endpoint
+	(*AppStatus)(nil),                 // 50: pinnace.v1.AppStatus
+	(*GetStatusRequest)(nil),          // 51: pinnace.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),         // 52: pinnace.v1.GetStatusResponse
+	(*Stage)(nil),                     // 53: pinnace.v1.Stage
+	(*Cause)(nil),                     // 54: pinnace.v1.Cause
+	(*Booted)(nil),                    // 55: pinnace.v1.Booted
+	(*Instance)(nil),                  // 56: pinnace.v1.Instance
+	(*GetInstanceRequest)(nil),        // 57: pinnace.v1.GetInstanceRequest
+	(*GetInstanceResponse)(nil),       // 58: pinnace.v1.GetInstanceResponse
+	(*ListInstancesRequest)(nil),      // 59: pinnace.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil),     // 60: pinnace.v1.ListInstancesResponse
+	(*StreamLogsRequest)(nil),         // 61: pinnace.v1.StreamLogsRequest
+	(*StreamLogsResponse)(nil),        // 62: pinnace.v1.StreamLogsResponse
+	(*ExecRequest)(nil),               // 63: pinnace.v1.ExecRequest
+	(*ExecStart)(nil),                 // 64: pinnace.v1.ExecStart
+	(*ExecInput)(nil),                 // 65: pinnace.v1.ExecInput
+	(*TerminalSize)(nil),              // 66: pinnace.v1.TerminalSize
+	(*ExecResponse)(nil),              // 67: pinnace.v1.ExecResponse
+	(*ExecStarted)(nil),               // 68: pinnace.v1.ExecStarted
+	(*ExecOutput)(nil),                // 69: pinnace.v1.ExecOutput
+	(*ExecEnded)(nil),                 // 70: pinnace.v1.ExecEnded
+	(*Event)(nil),                     // 71: pinnace.v1.Event
+	(*ReadEventsRequest)(nil),         // 72: pinnace.v1.ReadEventsRequest
+	(*ReadEventsResponse)(nil),        // 73: pinnace.v1.ReadEventsResponse
+	nil,                               // 74: pinnace.v1.Host.LabelsEntry
+	nil,                               // 75: pinnace.v1.SetVarsRequest.SetEntry
+	nil,                               // 76: pinnace.v1.ListVarsResponse.VarsEntry
+	(*timestamppb.Timestamp)(nil),     // 77: google.protobuf.Timestamp
+	(*ReleasePlatform)(nil),           // 78: pinnace.v1.ReleasePlatform
+	(*Release)(nil),                   // 79: pinnace.v1.Release
 }
 var file_pinnace_v1_control_proto_depIdxs = []int32{
-	72, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	72, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
-	4,  // 2: pinnace.v1.CreateEnvironmentResponse.environment:type_name -> pinnace.v1.Environment
-	4,  // 3: pinnace.v1.ListEnvironmentsResponse.environments:type_name -> pinnace.v1.Environment
-	69, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
-	72, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
-	72, // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
-	70, // 7: pinnace.v1.SetVarsRequest.set:type_name -> pinnace.v1.SetVarsRequest.SetEntry
-	41, // 8: pinnace.v1.SetVarsResponse.deployments:type_name -> pinnace.v1.Deployment
-	71, // 9: pinnace.v1.ListVarsResponse.vars:type_name -> pinnace.v1.ListVarsResponse.VarsEntry
-	9,  // 10: pinnace.v1.DrainHostResponse.host:type_name -> pinnace.v1.Host
-	9,  // 11: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
-	73, // 12: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
-	74, // 13: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
-	74, // 14: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
-	74, // 15: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
-	28, // 16: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
-	31, // 17: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
-	29, // 18: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
-	41, // 19: pinnace.v1.DeployResponse.deployment:type_name -> pinnace.v1.Deployment
-	41, // 20: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
-	41, // 21: pinnace.v1.ScaleResponse.deployment:type_name -> pinnace.v1.Deployment
-	41, // 22: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
-	72, // 23: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
-	72, // 24: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
-	72, // 25: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
-	41, // 26: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
-	41, // 27: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
-	41, // 28: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
-	44, // 29: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
-	45, // 30: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
-	72, // 31: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	72, // 32: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
-	48, // 33: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
-	49, // 34: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
-	50, // 35: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
-	72, // 36: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
-	72, // 37: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
-	72, // 38: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
-	51, // 39: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
-	51, // 40: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
-	72, // 41: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
-	72, // 42: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
-	59, // 43: pinnace.v1.ExecRequest.start:type_name -> pinnace.v1.ExecStart
-	60, // 44: pinnace.v1.ExecRequest.input:type_name -> pinnace.v1.ExecInput
-	61, // 45: pinnace.v1.ExecRequest.size:type_name -> pinnace.v1.TerminalSize
-	61, // 46: pinnace.v1.ExecStart.size:type_name -> pinnace.v1.TerminalSize
-	63, // 47: pinnace.v1.ExecResponse.started:type_name -> pinnace.v1.ExecStarted
-	64, // 48: pinnace.v1.ExecResponse.output:type_name -> pinnace.v1.ExecOutput
-	65, // 49: pinnace.v1.ExecResponse.ended:type_name -> pinnace.v1.ExecEnded
-	66, // 50: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
-	0,  // 51: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
-	5,  // 52: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
-	7,  // 53: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
-	10, // 54: pinnace.v1.ControlService.SetVars:input_type -> pinnace.v1.SetVarsRequest
-	12, // 55: pinnace.v1.ControlService.ListVars:input_type -> pinnace.v1.ListVarsRequest
-	18, // 56: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
-	14, // 57: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
-	16, // 58: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
-	20, // 59: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
-	22, // 60: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
-	24, // 61: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
-	26, // 62: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
-	30, // 63: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
-	33, // 64: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
-	35, // 65: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
-	39, // 66: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
-	37, // 67: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
-	42, // 68: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
-	46, // 69: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
-	52, // 70: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
-	54, // 71: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
-	56, // 72: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
-	58, // 73: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
-	67, // 74: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
-	2,  // 75: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
-	1,  // 76: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
-	6,  // 77: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
-	8,  // 78: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
-	11, // 79: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
-	13, // 80: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
-	19, // 81: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
-	15, // 82: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
-	17, // 83: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
-	21, // 84: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
-	23, // 85: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
-	25, // 86: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
-	27, // 87: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
-	32, // 88: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
-	34, // 89: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
-	36, // 90: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
-	40, // 91: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
-	38, // 92: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
-	43, // 93: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
-	47, // 94: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
-	53, // 95: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
-	55, // 96: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
-	57, // 97: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
-	62, // 98: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
-	68, // 99: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
-	3,  // 100: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
-	76, // [76:101] is the sub-list for method output_type
-	51, // [51:76] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	77, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	77, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	5,  // 2: pinnace.v1.CreateEnvironmentResponse.environment:type_name -> pinnace.v1.Environment
+	5,  // 3: pinnace.v1.ListEnvironmentsResponse.environments:type_name -> pinnace.v1.Environment
+	74, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
+	77, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
+	77, // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
+	75, // 7: pinnace.v1.SetVarsRequest.set:type_name -> pinnace.v1.SetVarsRequest.SetEntry
+	46, // 8: pinnace.v1.SetVarsResponse.deployments:type_name -> pinnace.v1.Deployment
+	76, // 9: pinnace.v1.ListVarsResponse.vars:type_name -> pinnace.v1.ListVarsResponse.VarsEntry
+	10, // 10: pinnace.v1.DrainHostResponse.host:type_name -> pinnace.v1.Host
+	10, // 11: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
+	78, // 12: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
+	79, // 13: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
+	79, // 14: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
+	79, // 15: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
+	29, // 16: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
+	32, // 17: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
+	30, // 18: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
+	46, // 19: pinnace.v1.DeployResponse.deployment:type_name -> pinnace.v1.Deployment
+	46, // 20: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
+	46, // 21: pinnace.v1.RestartResponse.deployment:type_name -> pinnace.v1.Deployment
+	0,  // 22: pinnace.v1.SteerRequest.steering:type_name -> pinnace.v1.Steering
+	46, // 23: pinnace.v1.SteerResponse.deployment:type_name -> pinnace.v1.Deployment
+	46, // 24: pinnace.v1.ScaleResponse.deployment:type_name -> pinnace.v1.Deployment
+	46, // 25: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
+	77, // 26: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
+	77, // 27: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
+	77, // 28: pinnace.v1.Deployment.paused_at:type_name -> google.protobuf.Timestamp
+	77, // 29: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
+	46, // 30: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
+	46, // 31: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
+	46, // 32: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
+	49, // 33: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
+	46, // 34: pinnace.v1.AppStatus.latest:type_name -> pinnace.v1.Deployment
+	50, // 35: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
+	77, // 36: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	77, // 37: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
+	53, // 38: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
+	54, // 39: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
+	55, // 40: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
+	77, // 41: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
+	77, // 42: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
+	77, // 43: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
+	56, // 44: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
+	56, // 45: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
+	77, // 46: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
+	77, // 47: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
+	64, // 48: pinnace.v1.ExecRequest.start:type_name -> pinnace.v1.ExecStart
+	65, // 49: pinnace.v1.ExecRequest.input:type_name -> pinnace.v1.ExecInput
+	66, // 50: pinnace.v1.ExecRequest.size:type_name -> pinnace.v1.TerminalSize
+	66, // 51: pinnace.v1.ExecStart.size:type_name -> pinnace.v1.TerminalSize
+	68, // 52: pinnace.v1.ExecResponse.started:type_name -> pinnace.v1.ExecStarted
+	69, // 53: pinnace.v1.ExecResponse.output:type_name -> pinnace.v1.ExecOutput
+	70, // 54: pinnace.v1.ExecResponse.ended:type_name -> pinnace.v1.ExecEnded
+	71, // 55: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
+	1,  // 56: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
+	6,  // 57: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
+	8,  // 58: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
+	11, // 59: pinnace.v1.ControlService.SetVars:input_type -> pinnace.v1.SetVarsRequest
+	13, // 60: pinnace.v1.ControlService.ListVars:input_type -> pinnace.v1.ListVarsRequest
+	19, // 61: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
+	15, // 62: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
+	17, // 63: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
+	21, // 64: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
+	23, // 65: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
+	25, // 66: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
+	27, // 67: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
+	31, // 68: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
+	34, // 69: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
+	36, // 70: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
+	44, // 71: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
+	38, // 72: pinnace.v1.ControlService.Restart:input_type -> pinnace.v1.RestartRequest
+	40, // 73: pinnace.v1.ControlService.Steer:input_type -> pinnace.v1.SteerRequest
+	42, // 74: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
+	47, // 75: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
+	51, // 76: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
+	57, // 77: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
+	59, // 78: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
+	61, // 79: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
+	63, // 80: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
+	72, // 81: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
+	3,  // 82: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
+	2,  // 83: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
+	7,  // 84: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
+	9,  // 85: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
+	12, // 86: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
+	14, // 87: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
+	20, // 88: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
+	16, // 89: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
+	18, // 90: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
+	22, // 91: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
+	24, // 92: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
+	26, // 93: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
+	28, // 94: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
+	33, // 95: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
+	35, // 96: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
+	37, // 97: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
+	45, // 98: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
+	39, // 99: pinnace.v1.ControlService.Restart:output_type -> pinnace.v1.RestartResponse
+	41, // 100: pinnace.v1.ControlService.Steer:output_type -> pinnace.v1.SteerResponse
+	43, // 101: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
+	48, // 102: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
+	52, // 103: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
+	58, // 104: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
+	60, // 105: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
+	62, // 106: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
+	67, // 107: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
+	73, // 108: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
+	4,  // 109: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
+	83, // [83:110] is the sub-list for method output_type
+	56, // [56:83] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	56, // [56:56] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_control_proto_init() }
@@ -5375,13 +5697,13 @@ func file_pinnace_v1_control_proto_init() {
 		(*PlanRequest_Release)(nil),
 		(*PlanRequest_Rollback)(nil),
 	}
-	file_pinnace_v1_control_proto_msgTypes[58].OneofWrappers = []any{
+	file_pinnace_v1_control_proto_msgTypes[62].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Input)(nil),
 		(*ExecRequest_Size)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_pinnace_v1_control_proto_msgTypes[62].OneofWrappers = []any{
+	file_pinnace_v1_control_proto_msgTypes[66].OneofWrappers = []any{
 		(*ExecResponse_Started)(nil),
 		(*ExecResponse_Output)(nil),
 		(*ExecResponse_InputCredit)(nil),
@@ -5392,13 +5714,14 @@ func file_pinnace_v1_control_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_control_proto_rawDesc), len(file_pinnace_v1_control_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   72,
+			NumEnums:      1,
+			NumMessages:   76,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_pinnace_v1_control_proto_goTypes,
 		DependencyIndexes: file_pinnace_v1_control_proto_depIdxs,
+		EnumInfos:         file_pinnace_v1_control_proto_enumTypes,
 		MessageInfos:      file_pinnace_v1_control_proto_msgTypes,
 	}.Build()
 	File_pinnace_v1_control_proto = out.File

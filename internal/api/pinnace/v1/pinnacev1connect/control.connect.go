@@ -75,6 +75,10 @@ const (
 	ControlServiceRollbackProcedure = "/pinnace.v1.ControlService/Rollback"
 	// ControlServiceStopProcedure is the fully-qualified name of the ControlService's Stop RPC.
 	ControlServiceStopProcedure = "/pinnace.v1.ControlService/Stop"
+	// ControlServiceRestartProcedure is the fully-qualified name of the ControlService's Restart RPC.
+	ControlServiceRestartProcedure = "/pinnace.v1.ControlService/Restart"
+	// ControlServiceSteerProcedure is the fully-qualified name of the ControlService's Steer RPC.
+	ControlServiceSteerProcedure = "/pinnace.v1.ControlService/Steer"
 	// ControlServiceScaleProcedure is the fully-qualified name of the ControlService's Scale RPC.
 	ControlServiceScaleProcedure = "/pinnace.v1.ControlService/Scale"
 	// ControlServiceWatchDeploymentProcedure is the fully-qualified name of the ControlService's
@@ -126,6 +130,10 @@ type ControlServiceClient interface {
 	Deploy(context.Context, *connect.Request[v1.DeployRequest]) (*connect.Response[v1.DeployResponse], error)
 	Rollback(context.Context, *connect.Request[v1.RollbackRequest]) (*connect.Response[v1.RollbackResponse], error)
 	Stop(context.Context, *connect.Request[v1.StopRequest]) (*connect.Response[v1.StopResponse], error)
+	// Restart replaces all instances of what is live, as a deployment would.
+	Restart(context.Context, *connect.Request[v1.RestartRequest]) (*connect.Response[v1.RestartResponse], error)
+	// Steer intervenes in the deployment of an app that is under way.
+	Steer(context.Context, *connect.Request[v1.SteerRequest]) (*connect.Response[v1.SteerResponse], error)
 	// Scale changes how many instances an app has. What runs, runs on.
 	Scale(context.Context, *connect.Request[v1.ScaleRequest]) (*connect.Response[v1.ScaleResponse], error)
 	// WatchDeployment sends every transition from the start of the deployment until it has ended.
@@ -249,6 +257,18 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("Stop")),
 			connect.WithClientOptions(opts...),
 		),
+		restart: connect.NewClient[v1.RestartRequest, v1.RestartResponse](
+			httpClient,
+			baseURL+ControlServiceRestartProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("Restart")),
+			connect.WithClientOptions(opts...),
+		),
+		steer: connect.NewClient[v1.SteerRequest, v1.SteerResponse](
+			httpClient,
+			baseURL+ControlServiceSteerProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("Steer")),
+			connect.WithClientOptions(opts...),
+		),
 		scale: connect.NewClient[v1.ScaleRequest, v1.ScaleResponse](
 			httpClient,
 			baseURL+ControlServiceScaleProcedure,
@@ -324,6 +344,8 @@ type controlServiceClient struct {
 	deploy            *connect.Client[v1.DeployRequest, v1.DeployResponse]
 	rollback          *connect.Client[v1.RollbackRequest, v1.RollbackResponse]
 	stop              *connect.Client[v1.StopRequest, v1.StopResponse]
+	restart           *connect.Client[v1.RestartRequest, v1.RestartResponse]
+	steer             *connect.Client[v1.SteerRequest, v1.SteerResponse]
 	scale             *connect.Client[v1.ScaleRequest, v1.ScaleResponse]
 	watchDeployment   *connect.Client[v1.WatchDeploymentRequest, v1.WatchDeploymentResponse]
 	getStatus         *connect.Client[v1.GetStatusRequest, v1.GetStatusResponse]
@@ -415,6 +437,16 @@ func (c *controlServiceClient) Stop(ctx context.Context, req *connect.Request[v1
 	return c.stop.CallUnary(ctx, req)
 }
 
+// Restart calls pinnace.v1.ControlService.Restart.
+func (c *controlServiceClient) Restart(ctx context.Context, req *connect.Request[v1.RestartRequest]) (*connect.Response[v1.RestartResponse], error) {
+	return c.restart.CallUnary(ctx, req)
+}
+
+// Steer calls pinnace.v1.ControlService.Steer.
+func (c *controlServiceClient) Steer(ctx context.Context, req *connect.Request[v1.SteerRequest]) (*connect.Response[v1.SteerResponse], error) {
+	return c.steer.CallUnary(ctx, req)
+}
+
 // Scale calls pinnace.v1.ControlService.Scale.
 func (c *controlServiceClient) Scale(ctx context.Context, req *connect.Request[v1.ScaleRequest]) (*connect.Response[v1.ScaleResponse], error) {
 	return c.scale.CallUnary(ctx, req)
@@ -484,6 +516,10 @@ type ControlServiceHandler interface {
 	Deploy(context.Context, *connect.Request[v1.DeployRequest]) (*connect.Response[v1.DeployResponse], error)
 	Rollback(context.Context, *connect.Request[v1.RollbackRequest]) (*connect.Response[v1.RollbackResponse], error)
 	Stop(context.Context, *connect.Request[v1.StopRequest]) (*connect.Response[v1.StopResponse], error)
+	// Restart replaces all instances of what is live, as a deployment would.
+	Restart(context.Context, *connect.Request[v1.RestartRequest]) (*connect.Response[v1.RestartResponse], error)
+	// Steer intervenes in the deployment of an app that is under way.
+	Steer(context.Context, *connect.Request[v1.SteerRequest]) (*connect.Response[v1.SteerResponse], error)
 	// Scale changes how many instances an app has. What runs, runs on.
 	Scale(context.Context, *connect.Request[v1.ScaleRequest]) (*connect.Response[v1.ScaleResponse], error)
 	// WatchDeployment sends every transition from the start of the deployment until it has ended.
@@ -603,6 +639,18 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("Stop")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceRestartHandler := connect.NewUnaryHandler(
+		ControlServiceRestartProcedure,
+		svc.Restart,
+		connect.WithSchema(controlServiceMethods.ByName("Restart")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceSteerHandler := connect.NewUnaryHandler(
+		ControlServiceSteerProcedure,
+		svc.Steer,
+		connect.WithSchema(controlServiceMethods.ByName("Steer")),
+		connect.WithHandlerOptions(opts...),
+	)
 	controlServiceScaleHandler := connect.NewUnaryHandler(
 		ControlServiceScaleProcedure,
 		svc.Scale,
@@ -691,6 +739,10 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceRollbackHandler.ServeHTTP(w, r)
 		case ControlServiceStopProcedure:
 			controlServiceStopHandler.ServeHTTP(w, r)
+		case ControlServiceRestartProcedure:
+			controlServiceRestartHandler.ServeHTTP(w, r)
+		case ControlServiceSteerProcedure:
+			controlServiceSteerHandler.ServeHTTP(w, r)
 		case ControlServiceScaleProcedure:
 			controlServiceScaleHandler.ServeHTTP(w, r)
 		case ControlServiceWatchDeploymentProcedure:
@@ -780,6 +832,14 @@ func (UnimplementedControlServiceHandler) Rollback(context.Context, *connect.Req
 
 func (UnimplementedControlServiceHandler) Stop(context.Context, *connect.Request[v1.StopRequest]) (*connect.Response[v1.StopResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.Stop is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) Restart(context.Context, *connect.Request[v1.RestartRequest]) (*connect.Response[v1.RestartResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.Restart is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) Steer(context.Context, *connect.Request[v1.SteerRequest]) (*connect.Response[v1.SteerResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.Steer is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) Scale(context.Context, *connect.Request[v1.ScaleRequest]) (*connect.Response[v1.ScaleResponse], error) {
