@@ -133,6 +133,9 @@ func (r *agentRole) run(ctx context.Context, ready func(*machines)) (err error) 
 	if err := needRoot(); err != nil {
 		return err
 	}
+	if err := noCores(); err != nil {
+		return err
+	}
 	opts, err := r.options()
 	if err != nil {
 		return err

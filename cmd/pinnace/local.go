@@ -71,6 +71,9 @@ and is not started again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			flags.role.log, flags.role.logLevel = c.logger("agent", level.level), level.level
+			if err := noCores(); err != nil {
+				return err
+			}
 			spec, err := c.readLocal(&flags)
 			if err != nil {
 				return err

@@ -168,3 +168,8 @@ func statField(pid, field int) (uint64, error) {
 	}
 	return n, nil
 }
+
+// CoreLimit is the limit of core dumps (RLIMIT_CORE) that monitors get: a core would hold the guest's memory, or what
+// went to the guest. A limit of 0 keeps no core from a program that core_pattern pipes them to; 1 does, as the kernel
+// uses it to find dumps of such a program itself (do_coredump), and it is too small for a file.
+const CoreLimit = 1

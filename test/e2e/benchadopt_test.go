@@ -131,7 +131,7 @@ rollout = { hold = "0s", boot_timeout = "10m", deadline = "30m" }
 // awaitReady waits until so many instances are ready.
 func (a *apart) awaitReady(n int) {
 	a.t.Helper()
-	a.l.eventually(10*time.Minute, fmt.Sprintf("%d instances are ready", n), func() error {
+	a.l.eventually(3*time.Minute, fmt.Sprintf("%d instances are ready", n), func() error {
 		time.Sleep(time.Second) // the question costs processor time that the guests need
 		ready := 0
 		for _, i := range a.l.instances() {

@@ -97,7 +97,7 @@ func (l *lab) redis(t *testing.T, port int, command, want string) {
 			answer, err = in.ReadString('\n')
 		}
 		if answer = strings.TrimSpace(answer); err != nil || answer != want {
-			return fmt.Errorf("got %q, %v", answer, err)
+			return fmt.Errorf("got %q, %w", answer, err)
 		}
 		return nil
 	})
@@ -201,7 +201,7 @@ func (l *lab) sql(t *testing.T, dsn, statement, want string) {
 		}
 		var got string
 		if err := conn.QueryRow(ctx, statement).Scan(&got); err != nil || got != want {
-			return fmt.Errorf("got %q, %v", got, err)
+			return fmt.Errorf("got %q, %w", got, err)
 		}
 		return nil
 	})

@@ -110,7 +110,7 @@ func TestMonitorIsConfined(t *testing.T) {
 		}
 	}
 	limits, err := os.ReadFile(proc + "/limits")
-	limited := strings.Contains(strings.Join(strings.Fields(string(limits)), " "), "Max core file size 0 0")
+	limited := strings.Contains(strings.Join(strings.Fields(string(limits)), " "), "Max core file size 1 1")
 	if told := strings.Contains(strings.Join(can.Weaknesses, "\n"), "CAP_SYS_RESOURCE"); err != nil || (!limited && !told) {
 		t.Errorf("limits: %v\n%s", err, limits)
 	}

@@ -99,9 +99,9 @@ func (m *machine) prepare(h *host, o Options, spec vm.Spec, group *cgroup.Group)
 	return monitor.Prepare(l, result, devNull)
 }
 
-// limit bounds the holder, and with it the monitor. A core would hold the guest's memory.
+// limit bounds the holder, and with it the monitor.
 func limit(pid int) error {
-	if err := unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil); err != nil && canLimit() {
+	if err := unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{Cur: vm.CoreLimit, Max: vm.CoreLimit}, nil); err != nil && canLimit() {
 		return fmt.Errorf("limit the monitor's resources: %w", err)
 	}
 	return nil

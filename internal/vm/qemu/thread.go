@@ -7,6 +7,8 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pinnacehq/pinnace/internal/vm"
 )
 
 // onOwnThread runs f on an operating system thread that nothing else uses, before or after: f may move the
@@ -58,7 +60,7 @@ func canLimit() bool {
 // limitResources bounds a holder before it starts its monitor, which inherits the bounds.
 func limitResources(pid int) error {
 	limits := map[int]uint64{
-		unix.RLIMIT_CORE:    0, // a core would hold the guest's memory
+		unix.RLIMIT_CORE:    vm.CoreLimit,
 		unix.RLIMIT_NOFILE:  1024,
 		unix.RLIMIT_MEMLOCK: 0,
 	}
