@@ -45,8 +45,10 @@ type attempt struct {
 	number uint32
 	log    *slog.Logger
 	stages []*pinnacev1.Stage
-	began  time.Time // of the stage that runs
+	stage  string    // the one that runs
+	began  time.Time // of that
 
+	pulled     time.Time // when all layers were there, if they were not before
 	image      *image.Image
 	attachment *network.Attachment
 	uid        uint32
@@ -112,7 +114,7 @@ func (t *attempt) run(ctx context.Context) *pinnacev1.Cause {
 			{"pull", statePulling, t.pull},
 			{"network", stateStarting, t.attach},
 			{"disks", stateStarting, t.makeDisks},
-			{"vmm", stateStarting, t.startMachine},
+			{"jail", stateStarting, t.startMachine},
 			{"kernel", stateStarting, t.awaitHello},
 			{"init", stateStarting, t.configure},
 		})
@@ -131,7 +133,7 @@ func (t *attempt) run(ctx context.Context) *pinnacev1.Cause {
 	return cause
 }
 
-// A step of the start of an attempt.
+// A step of the start of an attempt. It begins as the stage of that name, and may go on to others; see next.
 type step struct {
 	stage string
 	state string
@@ -171,23 +173,37 @@ var errStopped = errors.New("stopped while it was starting")
 func (t *attempt) start(ctx context.Context, steps []step) error {
 	for _, step := range steps {
 		t.setState(step.state, "%s", step.stage)
-		t.began = time.Now()
+		t.stage, t.began = step.stage, time.Now()
 		detail, err := step.do(ctx)
 		if err != nil && leaving(ctx) {
-			return &stageError{step.stage, err} // the next agent ends the stage
+			return &stageError{t.stage, err} // the next agent ends the stage
 		}
-		t.endStage(step.stage, detail)
+		t.endStage(t.stage, detail)
 		t.keepOrSay()
 		if err != nil {
-			return &stageError{step.stage, err}
+			return &stageError{t.stage, err}
 		}
 	}
 	return nil
 }
 
+// next ends the stage that runs, at a time that may be past already, and begins another.
+func (t *attempt) next(stage, detail string, at time.Time) {
+	// Who says when it was may have another clock, or be a guest.
+	if at.Before(t.began) {
+		at = t.began
+	}
+	if now := time.Now(); at.After(now) {
+		at = now
+	}
+	t.endStageAt(t.stage, detail, at)
+	t.stage = stage
+}
+
 // endStage records the stage that has begun at t.began, and begins the next.
-func (t *attempt) endStage(name, detail string) {
-	now := time.Now()
+func (t *attempt) endStage(name, detail string) { t.endStageAt(name, detail, time.Now()) }
+
+func (t *attempt) endStageAt(name, detail string, now time.Time) {
 	t.stages = append(t.stages, &pinnacev1.Stage{
 		Name: name, StartedAt: timestamppb.New(t.began), DurationMs: now.Sub(t.began).Milliseconds(), Detail: detail,
 	})

@@ -56,7 +56,7 @@ func TestAssignmentBecomesReady(t *testing.T) {
 			for _, s := range r.Stages {
 				stages = append(stages, s.Name)
 			}
-			if want := []string{"pull", "network", "disks", "vmm", "kernel", "init", "ready"}; !slices.Equal(stages, want) {
+			if want := []string{"pull", "build", "network", "disks", "jail", "vmm", "kernel", "init", "exec", "ready"}; !slices.Equal(stages, want) {
 				t.Errorf("stages: got %q, want %q", stages, want)
 			}
 			b := r.Booted

@@ -22,18 +22,27 @@ func (t *attempt) pull(ctx context.Context) (string, error) {
 	if err == nil && !cached {
 		img, err = t.pullPatiently(ctx)
 	}
+	detail, built := "", ""
+	if err == nil {
+		detail = fmt.Sprintf("%d layers", len(img.Layers))
+	}
+	if cached {
+		detail, built = detail+", cached", "cached"
+	}
+	if !t.pulled.IsZero() {
+		t.next("build", detail, t.pulled)
+	}
 	if err != nil {
 		return "", err
+	}
+	if t.stage != "build" {
+		t.next("build", detail, time.Now()) // of which nothing was left to do
 	}
 	t.image = img
 	if err := t.agent.keeper.used(ctx, t.instance, false); err != nil {
 		t.log.Warn("remember that the image runs here", "err", err)
 	}
-	detail := fmt.Sprintf("%d layers", len(img.Layers))
-	if cached {
-		detail += ", cached"
-	}
-	return detail, nil
+	return built, nil
 }
 
 func (t *attempt) pullPatiently(ctx context.Context) (*image.Image, error) {
@@ -56,8 +65,20 @@ func (t *attempt) pullOnce(ctx context.Context, try int) (*image.Image, error) {
 	show := throttle(250*time.Millisecond, func(p image.Progress) {
 		t.setState(statePulling, "pulling layer %d of %d: %s of %s", p.Layer+1, p.Layers, mib(p.Bytes), mib(p.Total))
 	})
+	t.pulled = time.Time{}
+	done := 0
+	watch := func(p image.Progress) {
+		// Behind the last layer there is only the file system that is made of them.
+		if p.Done {
+			done++
+		}
+		if done == p.Layers {
+			t.pulled = time.Now()
+		}
+		show(p)
+	}
 	return t.agent.Images.Pull(ctx, t.agent.source(beginningAt(release.Sources, try)), release.Platform.ManifestDigest,
-		release.Platform.ImageManifest, release.Platform.ImageConfig, show)
+		release.Platform.ImageManifest, release.Platform.ImageConfig, watch)
 }
 
 // throttle calls f at most once per interval. It is not for concurrent calls.

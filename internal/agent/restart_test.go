@@ -89,8 +89,8 @@ func TestCauses(t *testing.T) {
 			})
 		}, &pinnacev1.Cause{Kind: causeSignalled, Code: 139, Signal: "SIGSEGV"}, ""},
 		"guest out of memory": {func(*lab) vmtest.Guest {
-			return playing(guesttest.Workload{OOM: true, Run: func(context.Context, *guesttest.Process) int { return 0 }})
-		}, &pinnacev1.Cause{Kind: causeGuestOOM, Code: 137, Signal: "SIGKILL"}, ""},
+			return playing(guesttest.Workload{OOM: true, Victim: &guest.Victim{PID: 99, Name: "eat\"er"}, Run: func(context.Context, *guesttest.Process) int { return 0 }})
+		}, &pinnacev1.Cause{Kind: causeGuestOOM, Code: 137, Signal: "SIGKILL", Detail: `the guest's kernel killed process 99, "eat\"er"`}, ""},
 		"kernel panic": {
 			func(l *lab) vmtest.Guest { return once(l, vmtest.End{Panic: "no init"}) },
 			&pinnacev1.Cause{Kind: causeKernelPanic, Detail: "guest kernel panicked"}, "Kernel panic - not syncing: no init",

@@ -41,7 +41,7 @@ func TestServerAway(t *testing.T) {
 	l.server.change(func() { l.server.joins = 0 })
 	l.server.comeBack()
 	l.eventually("the agent joins again", func() bool { return l.server.joins == 1 })
-	if r := l.awaitState("api-1", stateReady); r.Attempt != 2 || r.Booted == nil || r.ReadyAt == nil || len(r.Stages) != 7 {
+	if r := l.awaitState("api-1", stateReady); r.Attempt != 2 || r.Booted == nil || r.ReadyAt == nil || len(r.Stages) != 10 {
 		t.Errorf("got %v", r)
 	}
 	if r := l.awaitState("job-1", stateReady); r.Attempt != 1 {

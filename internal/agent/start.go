@@ -103,8 +103,12 @@ func (t *attempt) startMachine(ctx context.Context) (string, error) {
 	t.keepOrSay()
 	m, err := t.agent.Driver.Start(ctx, t.machineSpec(set))
 	if err != nil {
+		if !errors.Is(err, vm.ErrJail) {
+			t.next("vmm", "", t.began)
+		}
 		return "", err
 	}
+	t.next("vmm", "", m.Record().StartedAt) // which is when the monitor was started
 	// From here on they are held for as long as the machine runs, with or without this agent.
 	t.letGoOfVolumes()
 	t.machine = m
@@ -237,9 +241,18 @@ func (t *attempt) configure(ctx context.Context) (string, error) {
 		return "", err
 	}
 	t.startedAt = time.Now()
+	t.next("exec", "", t.startedAt.Add(-lastStep(started.Marks)))
 	t.log.Debug("init has run the workload", "guest_ms", marks(started.Marks))
 	t.setState(stateStarted, "waiting to become ready")
 	return fmt.Sprintf("process %d in the guest", started.PID), nil
+}
+
+// lastStep is how long the last step of init took, which is to start the process.
+func lastStep(all []guest.Mark) time.Duration {
+	if len(all) < 2 {
+		return 0
+	}
+	return time.Duration(all[len(all)-1].MS-all[len(all)-2].MS) * time.Millisecond
 }
 
 // marks are the moments of a boot as init has noted them, "NAME=MS NAME=MS …".

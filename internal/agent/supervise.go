@@ -252,6 +252,9 @@ func (t *attempt) causeOf(exit guest.Exit) *pinnacev1.Cause {
 	switch {
 	case exit.OOM:
 		cause.Kind, cause.Signal = causeGuestOOM, exit.Signal
+		if v := exit.Victim; v != nil {
+			cause.Detail = fmt.Sprintf("the guest's kernel killed process %d, %q", v.PID, v.Name)
+		}
 	case exit.Signal != "":
 		cause.Kind, cause.Signal = causeSignalled, exit.Signal
 	}

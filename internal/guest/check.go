@@ -44,6 +44,12 @@ func (f *Failed) check() error {
 
 func (e *Exit) check() error {
 	e.Signal = text(e.Signal, maxName)
+	if e.Victim != nil {
+		if e.Victim.PID <= 0 {
+			return fmt.Errorf("the OOM killer chose process %d", e.Victim.PID)
+		}
+		e.Victim.Name = text(e.Victim.Name, maxName)
+	}
 	return checkCode(e.Code)
 }
 

@@ -77,14 +77,22 @@ type Failed struct {
 
 // Exit is the report of the workload's end. It is sent again every second until AckExit arrives.
 type Exit struct {
-	Code      int    `json:"code"`             // exit status; 128+n after signal n
-	Signal    string `json:"signal,omitempty"` // such as "SIGKILL", when a signal ended it
-	OOM       bool   `json:"oom,omitempty"`    // the kernel's OOM killer did it
-	Stopped   bool   `json:"stopped,omitempty"`
-	Killed    bool   `json:"killed,omitempty"` // it outlived its grace and PID 1 killed it
-	StartedAt int64  `json:"started_unix_ns"`
-	ExitedAt  int64  `json:"exited_unix_ns"`
-	LastLine  uint64 `json:"last_line"` // seq of the last log line there will be; 0 when there was none
+	Code   int    `json:"code"`             // exit status; 128+n after signal n
+	Signal string `json:"signal,omitempty"` // such as "SIGKILL", when a signal ended it
+	OOM    bool   `json:"oom,omitempty"`    // the kernel's OOM killer did it
+	// Victim is the process that the OOM killer chose, when OOM is set and the guest knows.
+	Victim    *Victim `json:"oom_victim,omitempty"`
+	Stopped   bool    `json:"stopped,omitempty"`
+	Killed    bool    `json:"killed,omitempty"` // it outlived its grace and PID 1 killed it
+	StartedAt int64   `json:"started_unix_ns"`
+	ExitedAt  int64   `json:"exited_unix_ns"`
+	LastLine  uint64  `json:"last_line"` // seq of the last log line there will be; 0 when there was none
+}
+
+// Victim is a process that the OOM killer chose. The others of the workload ended with it.
+type Victim struct {
+	PID  int    `json:"pid"`
+	Name string `json:"name"` // the kernel's name of it, of at most 15 bytes
 }
 
 // Heartbeat says that PID 1 is alive.

@@ -110,6 +110,9 @@ type SpecError struct {
 
 func (e *SpecError) Error() string { return fmt.Sprintf("machine's %s: %s", e.Field, e.Reason) }
 
+// Is implements the interface of errors.Is: no monitor is started for such a spec.
+func (e *SpecError) Is(target error) bool { return target == ErrJail }
+
 // Validate checks everything about s that needs no look at the host, with at most maxDisks disks. The
 // error is a *SpecError.
 func (s *Spec) Validate(maxDisks int) error {

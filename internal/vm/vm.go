@@ -32,6 +32,18 @@ func Channels() []Channel { return []Channel{Control, Logs} }
 // ErrEnded means that the machine has ended, so that the operation has nothing to act on.
 var ErrEnded = errors.New("the machine has ended")
 
+// ErrJail is wrapped by the errors of Start for what keeps a monitor from being started at all: a spec that cannot work, or
+// surroundings that cannot be made for it. Other errors are about a monitor that was started.
+var ErrJail = errors.New("the monitor's surroundings cannot be made")
+
+// JailError makes err wrap ErrJail, if it does not yet.
+func JailError(err error) error {
+	if err == nil || errors.Is(err, ErrJail) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrJail, err)
+}
+
 // ErrNotOurs means that nothing proves that what a record names is the machine that it was written for, or that there
 // is nothing of it any more.
 var ErrNotOurs = errors.New("nothing runs that is proven to be the machine of the record")

@@ -126,7 +126,7 @@ func (l *lab) looksRight(t *testing.T, port int) {
 		t.Fatalf("instances: %+v", list)
 	}
 	why := l.must("why", "app/0")
-	for _, stage := range []string{"pull", "network", "disks", "vmm", "kernel", "init", "ready"} {
+	for _, stage := range []string{"pull", "build", "network", "disks", "jail", "vmm", "kernel", "init", "exec", "ready"} {
 		if !strings.Contains(why, "  "+stage) {
 			t.Errorf("why does not show the stage %s:\n%s", stage, why)
 		}

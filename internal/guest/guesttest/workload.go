@@ -45,8 +45,9 @@ type Workload struct {
 	NoReport bool
 	// Panic, if set, is the message of the kernel panic in which the machine ends instead of reporting.
 	Panic string
-	// OOM reports that the kernel killed the process because memory ran out.
-	OOM bool
+	// OOM reports that the kernel killed the process because memory ran out, and Victim whom it chose; nil for not known.
+	OOM    bool
+	Victim *guest.Victim
 }
 
 // A Process is the fake process of a Workload.
@@ -201,6 +202,7 @@ func (s *session) runProcess(ctx context.Context, p *Process) guest.Exit {
 		select {
 		case exit.Code = <-code:
 			exit.OOM = s.w.OOM
+			exit.Victim = s.w.Victim
 			if exit.OOM {
 				exit.Code, exit.Signal = 128+int(syscall.SIGKILL), "SIGKILL"
 			}

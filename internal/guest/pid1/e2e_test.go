@@ -181,8 +181,12 @@ func testStubborn(t *testing.T, l *lab) {
 func testOutOfMemory(t *testing.T, l *lab) {
 	m := l.boot(t)
 	m.start(l.config("eat"))
-	if e := m.exit(); e.Code != 137 || !e.OOM || e.Stopped {
+	e := m.exit()
+	if e.Code != 137 || !e.OOM || e.Stopped {
 		t.Errorf("exit %+v", e)
+	}
+	if e.Victim == nil || e.Victim.Name != "workload" || e.Victim.PID <= 1 {
+		t.Errorf("the OOM killer's victim is %+v", e.Victim)
 	}
 	m.end()
 }

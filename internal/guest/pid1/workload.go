@@ -103,6 +103,9 @@ func (b *Boot) Supervise() {
 
 	e := oversee(&workload{b.processes, b.main, b.workload, &b.freezer}, b.main.status, b.control.stops, b.config.Process.StopSignal)
 	exit := e.report(b.workload.oomKills() > 0 || guestOOMKills() > oomBefore)
+	if exit.OOM {
+		exit.Victim = oomVictim()
+	}
 	exit.StartedAt, exit.ExitedAt = started.UnixNano(), time.Now().UnixNano()
 
 	b.freezer.thawAll()

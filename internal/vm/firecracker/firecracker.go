@@ -178,10 +178,10 @@ func (d *Driver) start(ctx context.Context, h *host, spec vm.Spec) (_ *machine, 
 		}
 	}()
 	if m.jail, err = newJail(d.opts.JailDir, filepath.Base(h.binary), spec, m.log); err != nil {
-		return nil, err
+		return nil, vm.JailError(err)
 	}
 	if err := m.listen(spec.UID, spec.GID); err != nil {
-		return nil, err
+		return nil, vm.JailError(err)
 	}
 	if spec.Cgroup != "" && h.hierarchy != nil {
 		limits, err := spec.Limits(h.caps.OverheadMiB)
@@ -189,7 +189,7 @@ func (d *Driver) start(ctx context.Context, h *host, spec vm.Spec) (_ *machine, 
 			return nil, err
 		}
 		if group, err = h.hierarchy.Create(spec.Cgroup, limits); err != nil {
-			return nil, err
+			return nil, vm.JailError(err)
 		}
 	}
 	if err := m.spawn(h, d.opts, spec, group); err != nil {

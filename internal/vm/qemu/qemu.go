@@ -181,7 +181,7 @@ func (d *Driver) start(ctx context.Context, h *host, spec vm.Spec, accel Accel) 
 		}
 	}()
 	if err := st.open(); err != nil {
-		return nil, err
+		return nil, vm.JailError(err)
 	}
 	if spec.Cgroup != "" && h.hierarchy != nil {
 		limits, err := spec.Limits(h.caps.OverheadMiB)
@@ -189,7 +189,7 @@ func (d *Driver) start(ctx context.Context, h *host, spec vm.Spec, accel Accel) 
 			return nil, err
 		}
 		if st.group, err = h.hierarchy.Create(spec.Cgroup, limits); err != nil {
-			return nil, err
+			return nil, vm.JailError(err)
 		}
 	}
 	args := arguments(d.opts, h, spec, accel, st.files)
