@@ -49,8 +49,11 @@ func TestStageOfAFailedStart(t *testing.T) {
 // was part of, nor less than nothing.
 func TestGuestCannotLengthenStages(t *testing.T) {
 	for _, marks := range [][]guest.Mark{
-		nil, {{Name: "a", MS: 5}}, {{Name: "a", MS: math.MaxInt64}, {Name: "b", MS: math.MinInt64}},
-		{{Name: "a", MS: math.MinInt64}, {Name: "b", MS: math.MaxInt64}}, {{Name: "a", MS: 0}, {Name: "b", MS: 1 << 40}},
+		nil,
+		{{Name: "a", MS: 5}},
+		{{Name: "a", MS: math.MaxInt64}, {Name: "b", MS: math.MinInt64}},
+		{{Name: "a", MS: math.MinInt64}, {Name: "b", MS: math.MaxInt64}},
+		{{Name: "a", MS: 0}, {Name: "b", MS: 1 << 40}},
 	} {
 		began := time.Now().Add(-time.Second)
 		a := &attempt{instance: &instance{agent: &Agent{reportc: make(chan struct{}, 1)}}, stage: "init", began: began}
