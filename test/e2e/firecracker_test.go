@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/pinnacehq/pinnace/internal/guest"
 	"github.com/pinnacehq/pinnace/internal/guest/guesttest"
+	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
 	"github.com/pinnacehq/pinnace/internal/vm/firecracker/firecrackertest"
 	"github.com/pinnacehq/pinnace/internal/vm/vmtest"
 )
@@ -56,6 +58,10 @@ func TestFirecracker(t *testing.T) {
 	kvm.Close()
 	program, jailer := firecrackertest.Install(t)
 	fc := []string{"--firecracker", program, "--jailer", jailer}
+	// Where the disk under the lab cannot be bounded, agents that are told to refuse to start machines.
+	if _, err := cgroup.DevicesOf([]string{os.TempDir()}); err == nil {
+		fc = append(fc, "--vm-io-rate", "100MiB", "--vm-io-operations", "5000")
+	}
 	l := newLab(t, append([]string{"--driver", "auto"}, fc...)...)
 	if out := l.out.String(); !strings.Contains(out, "firecracker "+firecrackertest.Version+" (kvm)") || !strings.Contains(out, "it works here") {
 		t.Errorf("pinnace dev said:\n%s", out)
@@ -76,6 +82,7 @@ health.ready = { type = "exec", command = ["/bin/healthy"], interval = "1s", tim
 	if out := l.must("logs", "app"); !strings.Contains(out, "the workload runs") {
 		t.Errorf("its output is %q", out)
 	}
+	l.wantBounded(t, before[0].ID+".1")
 	jails := filepath.Join(l.dir, "data", "agent", "jails", "*", "vm-*")
 	if n := count(t, jails); n != 1 {
 		t.Errorf("%d jails for one machine", n)
@@ -100,5 +107,30 @@ health.ready = { type = "exec", command = ["/bin/healthy"], interval = "1s", tim
 	}
 	if n := count(t, filepath.Join(l.dir, "data", "agent", "disks", "*")); n != 0 {
 		t.Errorf("%d scratch disks are left", n)
+	}
+}
+
+// wantBounded looks at what the cgroup of a machine says of its bounds: 128 MiB for the guest, and the default request of a
+// quarter of a processor.
+func (l *lab) wantBounded(t *testing.T, machine string) {
+	t.Helper()
+	h, err := cgroup.Find()
+	if err != nil || len(h.Missing()) > 0 {
+		t.Logf("nothing is bounded here: %v, missing %v", err, h.Missing())
+		return
+	}
+	parent := fmt.Sprintf("%x", sha256.Sum256([]byte(filepath.Join(l.dir, "run", "agent"))))[:12]
+	group := filepath.Join("pinnace", parent, machine)
+	want := map[string]string{"memory.max": fmt.Sprint((128 + 64) << 20), "cpu.weight": "10", "pids.max": "257"}
+	dirs := map[string]string{}
+	if h.Version == 1 {
+		want = map[string]string{"memory.limit_in_bytes": want["memory.max"], "cpu.shares": "256", "pids.max": "257"}
+		dirs = map[string]string{"cpu.shares": "../cpu", "pids.max": "../pids"}
+	}
+	for file, value := range want {
+		b, err := os.ReadFile(filepath.Join(h.Mount, dirs[file], group, file))
+		if got := strings.TrimSpace(string(b)); err != nil || got != value {
+			t.Errorf("%s of the machine's cgroup: got %q, %v, want %q", file, got, err, value)
+		}
 	}
 }
