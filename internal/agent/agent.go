@@ -104,6 +104,7 @@ type Agent struct {
 	routes   *routes
 	volumes  *volume.Store
 	vault    *vault
+	noCore   sync.Once     // done when the agent has secrets
 	reportc  chan struct{} // has room for one: something changed that the server should know
 	running  sync.WaitGroup
 	logSlots chan struct{} // holds one for each request for logs that is being answered

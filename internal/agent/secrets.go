@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
@@ -61,12 +62,26 @@ func (i *instance) deliver(all bundles) {
 	if !changed {
 		return
 	}
+	i.agent.noCore.Do(func() { i.agent.forbidCore() })
 	if err := i.agent.vault.put(i.id, slices.Collect(maps.Values(all))); err != nil {
 		i.log.Warn("should the agent be restarted while the server is away, this instance cannot be started again", "err", err)
 	}
 	select {
 	case i.updated <- struct{}{}:
 	default:
+	}
+}
+
+// forbidCore keeps a crash of the agent from writing its memory to a disk, now that there are secrets in it.
+func (a *Agent) forbidCore() {
+	var limit unix.Rlimit
+	err := unix.Getrlimit(unix.RLIMIT_CORE, &limit)
+	if err == nil {
+		limit.Cur = 0
+		err = unix.Setrlimit(unix.RLIMIT_CORE, &limit)
+	}
+	if err != nil {
+		a.Log.Warn("a core dump of the agent would have secrets in it", "err", err)
 	}
 }
 
@@ -81,6 +96,7 @@ func (i *instance) openVault() {
 	defer i.mu.Unlock()
 	i.bundles = bundles{}
 	for _, s := range kept {
+		i.agent.noCore.Do(func() { i.agent.forbidCore() })
 		i.bundles[s.Bundle] = s
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -116,6 +117,10 @@ func TestSecrets(t *testing.T) {
 		}
 	}
 	l.wantNoCanary()
+	var core unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &core); err != nil || core.Cur != 0 {
+		t.Errorf("the agent may leave a core: %+v, %v", core, err)
+	}
 
 	// Of what changes together, the workload gets what the manifest says.
 	l.change("api-1", with(secret("signalled", 2, canary+"2"), secret("quiet", 2, canary+"2"), secret("rolled", 2, canary+"2")))
