@@ -69,6 +69,7 @@ type attempt struct {
 	holds      []*volume.Hold // on the volumes, until the machine has them
 
 	ending  *ending          // why it is being ended, if it is
+	said    string           // by the check because of which it is
 	end     *pinnacev1.Cause // how it ended, once that is known
 	routed  routeState       // what connections it gets, as on record
 	adopted bool             // an earlier agent has begun it

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
@@ -16,6 +17,7 @@ const (
 type verdict struct {
 	kind string
 	why  string
+	said string // of a failed check by command: what it wrote
 }
 
 // health checks one attempt until it is ended.
@@ -26,7 +28,33 @@ type health struct {
 	done     chan struct{} // closed when nothing is checked any more
 
 	mu      sync.Mutex
-	failure string // guarded by mu: what the last failed check said
+	failure error // guarded by mu: of the last check that failed
+}
+
+// checkError is the failure of a check by a command. What the command wrote is for those who look now: it may hold what
+// must not be kept for ever, and causes are in the event log.
+type checkError struct {
+	err  error
+	said string
+}
+
+func (e *checkError) Error() string { return e.err.Error() }
+func (e *checkError) Unwrap() error { return e.err }
+
+// saidBy is what a command wrote whose failure err is.
+func saidBy(err error) string {
+	if check, ok := errors.AsType[*checkError](err); ok {
+		return check.said
+	}
+	return ""
+}
+
+// withSaid is err with that.
+func withSaid(err error) string {
+	if said := saidBy(err); said != "" {
+		return err.Error() + ": " + said
+	}
+	return err.Error()
 }
 
 // watchHealth begins to check an attempt whose workload runs. Whoever calls it reads the verdicts and ends it.
@@ -46,7 +74,7 @@ func (h *health) end() {
 	<-h.done
 }
 
-func (h *health) lastFailure() string {
+func (h *health) lastFailure() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.failure
@@ -87,7 +115,7 @@ func (h *health) run(ctx context.Context) {
 			wasReady = true
 		case isReady && fails >= ready.fail:
 			isReady = false
-			if !h.tell(ctx, verdict{verdictUnready, "health.ready failed: " + err.Error()}) {
+			if !h.tell(ctx, verdict{kind: verdictUnready, why: "health.ready failed: " + withSaid(err)}) {
 				return
 			}
 		}
@@ -104,10 +132,10 @@ func (h *health) run(ctx context.Context) {
 // failed notes what a failed check said. Before the first pass it is what people wait for.
 func (h *health) failed(err error, wasReady bool) {
 	h.mu.Lock()
-	h.failure = err.Error()
+	h.failure = err
 	h.mu.Unlock()
 	if !wasReady {
-		h.setState(stateStarted, "not ready yet: %s", err)
+		h.setState(stateStarted, "not ready yet: %s", withSaid(err))
 	}
 }
 
@@ -127,7 +155,7 @@ func (h *health) watchLive(ctx context.Context) {
 			continue
 		}
 		if fails++; fails >= live.fail {
-			h.tell(ctx, verdict{verdictDead, err.Error()})
+			h.tell(ctx, verdict{kind: verdictDead, why: err.Error(), said: saidBy(err)})
 			return
 		}
 	}

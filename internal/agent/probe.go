@@ -12,7 +12,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
+	"github.com/pinnacehq/pinnace/internal/guest"
 	"github.com/pinnacehq/pinnace/internal/manifest"
 	"github.com/pinnacehq/pinnace/internal/proxy"
 )
@@ -154,11 +156,32 @@ func (h *health) exec(ctx context.Context, p *manifest.Probe) error {
 	case res.Error != "":
 		return errors.New(res.Error)
 	case res.TimedOut:
-		return fmt.Errorf("%s did not end within %s", p.Command[0], p.Timeout)
+		return &checkError{fmt.Errorf("%s did not end within %s", p.Command[0], p.Timeout), firstWords(res)}
 	case res.Code != 0:
-		return fmt.Errorf("%s exited with status %d", p.Command[0], res.Code)
+		return &checkError{fmt.Errorf("%s exited with status %d", p.Command[0], res.Code), firstWords(res)}
 	}
 	return nil
+}
+
+// maxSaid is how much of what a check by a command wrote is told, in bytes.
+const maxSaid = 256
+
+// firstWords is the beginning of what a command wrote, on one line that can do a terminal no harm.
+func firstWords(res guest.ExecResult) string {
+	said := strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(string(res.Output), "\uFFFD"))
+	said = strings.TrimSpace(said)
+	if len(said) > maxSaid {
+		return strings.ToValidUTF8(said[:maxSaid], "") + "…"
+	}
+	if said != "" && res.Truncated {
+		return said + "…"
+	}
+	return said
 }
 
 // shortDialError leaves out what a person who reads it knows already.

@@ -47,6 +47,7 @@ func (t *attempt) supervise(ctx context.Context) *pinnacev1.Cause {
 				t.setState(stateUnready, "%s", verdict.why)
 			case verdictDead:
 				health.end()
+				t.noteSaid("health.live", verdict.said)
 				return t.endFor(ctx, ending{Kind: endingDead, Why: verdict.why}, drain)
 			}
 		case <-t.updated:
@@ -58,7 +59,12 @@ func (t *attempt) supervise(ctx context.Context) *pinnacev1.Cause {
 			secrets.finish(rotating, d)
 		case <-bootDeadline.C:
 			health.end()
-			return t.endFor(ctx, ending{Kind: endingLate, Why: health.lastFailure()}, 0)
+			why := ending{Kind: endingLate}
+			if err := health.lastFailure(); err != nil {
+				why.Why = err.Error()
+				t.noteSaid("health.ready", saidBy(err))
+			}
+			return t.endFor(ctx, why, 0)
 		case <-t.stopc:
 			health.end()
 			if t.hurried.Load() {
@@ -313,8 +319,21 @@ func (t *attempt) silence() string {
 	return "the guest does not answer"
 }
 
-// tail are the last lines of the attempt's output.
-func (t *attempt) tail() []string { return t.agent.logs.tail(t.id, t.number) }
+// tail are the last lines of the attempt's output, and what the check said for which it was ended.
+func (t *attempt) tail() []string {
+	lines := t.agent.logs.tail(t.id, t.number)
+	if t.said != "" {
+		lines = append(lines, t.said)
+	}
+	return lines
+}
+
+// noteSaid notes what the check wrote for which the attempt is ended.
+func (t *attempt) noteSaid(check, said string) {
+	if said != "" {
+		t.said = check + " said: " + said
+	}
+}
 
 func joinDetail(a, b string) string {
 	if a == "" || b == "" {
