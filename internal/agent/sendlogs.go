@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -66,9 +67,16 @@ func (a *Agent) copyLogs(ctx context.Context, req *pinnacev1.LogRequest, send fu
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	read := make(chan error, 1)
+	since := int64(math.MinInt64)
+	if req.Since != nil {
+		since = req.Since.AsTime().UnixNano()
+	}
 	go func() {
 		defer close(lines)
 		read <- a.logs.read(ctx, req.Instance, int(req.Tail), req.Follow, func(r logRecord) error {
+			if r.Time < since {
+				return nil
+			}
 			select {
 			case lines <- wireLine(req.Instance, r):
 				return nil

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/guest"
 	"github.com/pinnacehq/pinnace/internal/guest/guesttest"
@@ -110,6 +112,45 @@ func TestSendLogsAcrossAttempts(t *testing.T) {
 	for n := range 3 {
 		if got[n].Attempt != uint32(n+1) || got[n].Seq != 1 {
 			t.Errorf("line %d: got %v", n, got[n])
+		}
+	}
+}
+
+// TestLogsSince leaves out what was written before.
+func TestLogsSince(t *testing.T) {
+	l := newLab(t).start()
+	l.agent.logs.begin("api-1")
+	defer l.agent.logs.end("api-1")
+	at := time.Unix(1_000_000, 0)
+	for n := range 4 {
+		line := guest.Line{Seq: uint64(n + 1), Time: at.Add(time.Duration(n) * time.Minute).UnixNano(), Stream: guest.StreamStdout, Data: []byte{byte('a' + n)}}
+		if err := l.agent.logs.append("api-1", 1, line); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(tail uint32, since time.Duration) (got string) {
+		t.Helper()
+		req := &pinnacev1.LogRequest{Instance: "api-1", Tail: tail, Since: timestamppb.New(at.Add(since))}
+		err := l.agent.copyLogs(t.Context(), req, func(lines []*pinnacev1.StreamLogsResponse) error {
+			for _, line := range lines {
+				got += string(line.Line)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	for _, tc := range []struct {
+		tail  uint32
+		since time.Duration
+		want  string
+	}{
+		{0, 0, "abcd"}, {0, time.Minute, "bcd"}, {0, 90 * time.Second, "cd"}, {1, time.Minute, "d"}, {3, 2 * time.Minute, "cd"}, {0, time.Hour, ""},
+	} {
+		if got := read(tc.tail, tc.since); got != tc.want {
+			t.Errorf("the last %d since %s: got %q, want %q", tc.tail, tc.since, got, tc.want)
 		}
 	}
 }

@@ -58,7 +58,7 @@ func (r *logReader) ask(ctx context.Context, stream *connect.ServerStream[pb.Str
 		}
 		want := &logWant{
 			host: i.Host, lines: r.lines, done: r.done, ended: make(chan struct{}),
-			request: &pb.LogRequest{Id: id, Instance: i.ID, Follow: r.req.GetFollow(), Tail: r.req.GetTail()},
+			request: &pb.LogRequest{Id: id, Instance: i.ID, Follow: r.req.GetFollow(), Tail: r.req.GetTail(), Since: r.req.GetSince()},
 		}
 		r.control.logs.add(want)
 		r.asked[i.ID], r.open[id] = id, true

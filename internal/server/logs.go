@@ -135,6 +135,9 @@ func (c *control) StreamLogs(ctx context.Context, req *connect.Request[pb.Stream
 		case <-ctx.Done():
 			return c.onWire(ctx, ctx.Err())
 		case line := <-r.lines:
+			if since := req.Msg.GetSince(); since != nil && line.GetAt().AsTime().Before(since.AsTime()) {
+				continue // the agent is older than this
+			}
 			if err := stream.Send(line); err != nil {
 				return err
 			}
