@@ -29,7 +29,7 @@ func TestEnds(t *testing.T) {
 		{args: []string{"exit", "0"}, kind: "exited", code: 0, says: []string{"exited with status 0"}, output: "exiting as told, with 0"},
 		{args: []string{"exit", "41"}, kind: "exited", code: 41, says: []string{"exited with status 41", "exiting as told"}},
 		{args: []string{"abort"}, kind: "signalled", code: 137, says: []string{"SIGKILL", "killing myself"}},
-		{args: []string{"eat"}, kind: "guest_oom", code: 137, says: []string{"ran out of memory", "have eaten"}},
+		{args: []string{"eat"}, kind: "guest_oom", code: 137, says: []string{"ran out of memory", "the guest's kernel killed process", `"workload"`, "have eaten"}},
 		{args: []string{"bomb"}, kind: "guest_oom", code: 137, says: []string{"ran out of memory", "forking"}},
 		{args: []string{"fill"}, kind: "exited", code: 28, says: []string{"exited with status 28", "no space left on device"}},
 		{args: []string{"panic"}, kind: "kernel_panic", says: []string{"kernel panicked", "sysrq"}},

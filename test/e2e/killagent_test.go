@@ -214,6 +214,7 @@ func (l *lab) wantNoStrays(t *testing.T) {
 		for what, n := range map[string]int{
 			"monitors": len(l.processes("qemu-system")), "holders": len(l.processes("pinnace-holder")),
 			"directories": count(t, filepath.Join(run, "agent", "vm", "*")),
+			"scratches":   count(t, filepath.Join(l.dir, "data", "agent", "disks", "*")),
 			"records":     count(t, filepath.Join(run, "agent", "vm", "*", vm.RecordName)),
 			"cgroups":     l.cgroups(t), "taps": l.taps(t),
 			"pairs of channels": l.sockets(filepath.Join(run, "agent", "vm")) / 2,
