@@ -45,6 +45,14 @@ type VarsChanged struct {
 	Restored string `json:"restored,omitempty"`
 }
 
+// AppPlaced says which labels a host must have to be given instances of an app in an environment, in place of what was
+// said before; none is any host. The app need not have been deployed.
+type AppPlaced struct {
+	Environment string            `json:"environment"`
+	App         string            `json:"app"`
+	Labels      map[string]string `json:"labels,omitempty"`
+}
+
 // HostJoined makes a host known, or replaces what was known of it.
 type HostJoined struct {
 	Host         string            `json:"host"`
@@ -235,6 +243,7 @@ type DeploymentFinished struct {
 // Types of the events, all in version 1.
 func (*EnvironmentCreated) EventType() string   { return "environment.created" }
 func (*VarsChanged) EventType() string          { return "environment.vars-changed" }
+func (*AppPlaced) EventType() string            { return "app.placed" }
 func (*HostJoined) EventType() string           { return "host.joined" }
 func (*HostDrainStarted) EventType() string     { return "host.drain-started" }
 func (*HostDrainEnded) EventType() string       { return "host.drain-ended" }
@@ -255,6 +264,7 @@ func (*ExecRequested) EventType() string        { return "exec.requested" }
 
 func (*EnvironmentCreated) EventVersion() uint16   { return 1 }
 func (*VarsChanged) EventVersion() uint16          { return 1 }
+func (*AppPlaced) EventVersion() uint16            { return 1 }
 func (*HostJoined) EventVersion() uint16           { return 1 }
 func (*HostDrainStarted) EventVersion() uint16     { return 1 }
 func (*HostDrainEnded) EventVersion() uint16       { return 1 }
@@ -305,7 +315,7 @@ func Decode(typ string, version uint16, payload []byte) (Payload, error) {
 
 func blank(typ string) Payload {
 	all := []Payload{
-		&EnvironmentCreated{}, &VarsChanged{}, &HostJoined{}, &HostDrainStarted{}, &HostDrainEnded{}, &HostRemoved{}, &ReleaseCreated{}, &ReleaseSourced{}, &DeploymentStarted{}, &DeploymentPaused{}, &DeploymentResumed{}, &DeploymentTurnedBack{},
+		&EnvironmentCreated{}, &VarsChanged{}, &AppPlaced{}, &HostJoined{}, &HostDrainStarted{}, &HostDrainEnded{}, &HostRemoved{}, &ReleaseCreated{}, &ReleaseSourced{}, &DeploymentStarted{}, &DeploymentPaused{}, &DeploymentResumed{}, &DeploymentTurnedBack{},
 		&DeploymentSwitched{}, &DeploymentFinished{}, &InstancesPlanned{}, &InstanceStarted{}, &InstanceReady{}, &InstanceEnded{},
 		&ExecRequested{},
 	}

@@ -114,7 +114,8 @@ func story(t *testing.T) []Payload {
 	second, third := deploy("dep-2", two, "dep-1"), deploy("dep-3", blue, "dep-1")
 	second.Vars = map[string]string{"B": "2", "A": "1"}
 	return []Payload{
-		&EnvironmentCreated{Name: "dev"}, &VarsChanged{Environment: "dev", Set: map[string]string{"A": "1", "B": "2"}}, testHost, one, two,
+		&EnvironmentCreated{Name: "dev"}, &VarsChanged{Environment: "dev", Set: map[string]string{"A": "1", "B": "2"}},
+		&AppPlaced{Environment: "dev", App: "api", Labels: map[string]string{"zone": "a"}}, testHost, one, two,
 		&ReleaseSourced{Release: two.Release, Sources: []string{"mirror.example/api", "registry.example/api"}},
 		deploy("dep-1", one, ""), start("dep-1", "api-1", one),
 		&InstanceStarted{Instance: "api-1", Attempt: 1, Booted: Booted{

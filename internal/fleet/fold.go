@@ -101,6 +101,52 @@ func (p *VarsChanged) fold(s *State, _ Event) error {
 	return nil
 }
 
+// maxPlaced bounds the apps of an environment that are placed, and the labels of one.
+const (
+	maxPlaced      = 1024
+	maxPlaceLabels = 16
+)
+
+func (p *AppPlaced) fold(s *State, _ Event) error {
+	env := s.environments.get(p.Environment)
+	switch {
+	case env == nil:
+		return fmt.Errorf("environment %s: %w", p.Environment, ErrNotFound)
+	case !ValidName(p.App):
+		return fmt.Errorf("app name %q: want %s", p.App, nameShape)
+	case len(p.Labels) > maxPlaceLabels:
+		return fmt.Errorf("app %s: placed by %d labels, the most is %d", p.App, len(p.Labels), maxPlaceLabels)
+	}
+	placement := maps.Clone(env.Placement)
+	if placement == nil {
+		placement = map[string]map[string]string{}
+	}
+	delete(placement, p.App)
+	if len(p.Labels) > 0 {
+		placement[p.App] = maps.Clone(p.Labels)
+	}
+	if len(placement) > maxPlaced {
+		return fmt.Errorf("environment %s: %d apps are placed, the most is %d", p.Environment, len(placement), maxPlaced)
+	}
+	s.environments.change(p.Environment, func(env *Environment) { env.Placement = placement })
+	return nil
+}
+
+// Suits reports whether a host has the labels that an app is placed by.
+func (s *State) Suits(h *Host, environment, app string) bool {
+	return HasLabels(h, s.environments.get(environment).Placement[app])
+}
+
+// HasLabels reports whether a host has labels with these values.
+func HasLabels(h *Host, labels map[string]string) bool {
+	for name, value := range labels {
+		if got, ok := h.Labels[name]; !ok || got != value {
+			return false
+		}
+	}
+	return true
+}
+
 func (p *HostJoined) fold(s *State, e Event) error {
 	if p.Host == "" || p.Architecture == "" || p.MemoryBytes <= 0 || p.CPUMilli <= 0 || p.DiskBytes <= 0 {
 		return fmt.Errorf("host %q: id, architecture, memory, CPU and disk are needed", p.Host)

@@ -47,6 +47,8 @@ type (
 		Apps int
 		// Vars are the variables that manifests can ask for by name; no deployment gets others.
 		Vars map[string]string
+		// Placement has the labels that hosts must have, by app.
+		Placement map[string]map[string]string
 	}
 
 	// App is an app in an environment.

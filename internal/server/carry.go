@@ -96,7 +96,7 @@ func (s *Server) viewInstance(st *fleet.State, d *fleet.Deployment, i *fleet.Ins
 		EverReady: i.ReadyAttempt > 0, Ends: int(i.Crashes),
 	}
 	if host := st.Host(i.Host); host != nil {
-		v.Leaving = !host.DrainingAt.IsZero()
+		v.Leaving = !host.DrainingAt.IsZero() || !st.Suits(host, i.Environment, i.App)
 		v.AwaySince = s.awaySince(i.Host, now)
 	}
 	if !i.FirstStartedAt.IsZero() {
@@ -192,6 +192,11 @@ const zoneLabel = "zone"
 
 // placesFor asks the scheduler for places for instances of a manifest, on hosts of the architectures.
 func (s *Server) placesFor(st *fleet.State, environment string, m *manifest.Manifest, architectures []string, ordinals []int, now time.Time) ([]scheduler.Placement, error) {
+	return s.placesBy(st, environment, m, architectures, st.Environment(environment).Placement[m.Name], ordinals, now)
+}
+
+// placesBy is placesFor on hosts with the labels.
+func (s *Server) placesBy(st *fleet.State, environment string, m *manifest.Manifest, architectures []string, labels map[string]string, ordinals []int, now time.Time) ([]scheduler.Placement, error) {
 	running := map[string]int{}
 	for _, i := range st.Instances(environment, m.Name) {
 		if !i.Task {
@@ -212,7 +217,7 @@ func (s *Server) placesFor(st *fleet.State, environment string, m *manifest.Mani
 	res := m.Resources
 	return scheduler.Place(scheduler.Request{
 		Ordinals: ordinals, MemoryBytes: res.MemoryBytes, DiskBytes: res.DiskBytes, CPUMilli: res.CPUMilli,
-		Architectures: architectures, Running: running,
+		Architectures: architectures, Running: running, Labels: labels,
 	}, hosts)
 }
 

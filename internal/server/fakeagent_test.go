@@ -45,11 +45,14 @@ type fakeInstance struct {
 	now    *pb.InstanceReport // guarded by agent.mu
 }
 
-func (p *plane) agent(id string) *fakeAgent {
+func (p *plane) agent(id string, change ...func(*pb.HostFacts)) *fakeAgent {
 	a := &fakeAgent{
 		id: id, client: pinnacev1connect.NewAgentServiceClient(p.agentSide, p.agentAPI.URL), report: make(chan struct{}, 1),
 		freeze: make(chan struct{}), instances: map[string]*fakeInstance{},
 		facts: &pb.HostFacts{Id: id, Name: id, Architecture: "amd64", MemoryBytes: 4 << 30, CpuMilli: 2000, DiskBytes: 64 << 30, Driver: "fake"},
+	}
+	for _, c := range change {
+		c(a.facts)
 	}
 	close(a.freeze)
 	ctx, stop := context.WithCancel(context.Background())

@@ -27,8 +27,8 @@ func (s *Server) awaySince(host string, now time.Time) time.Time {
 	return since
 }
 
-// troubled are the live deployments that have instances on hosts which are away or drain, with no deployment of the same app
-// under way. Everything else needs no look.
+// troubled are the live deployments that have instances on hosts which are away, drain, or have not the labels that the
+// app is placed by, with no deployment of the same app under way. Everything else needs no look.
 func (s *Server) troubled(now time.Time) []string {
 	found := map[string]bool{}
 	s.ledger.read(func(st *fleet.State) {
@@ -38,6 +38,13 @@ func (s *Server) troubled(now time.Time) []string {
 			}
 			for _, i := range st.InstancesOn(h.ID) {
 				if app := st.App(i.Environment, i.App); i.Serves() && app.Active == "" && i.Deployment == app.Live {
+					found[app.Live] = true
+				}
+			}
+		}
+		for _, env := range st.Environments() {
+			for name := range env.Placement {
+				if app := st.App(env.Name, name); app != nil && app.Active == "" && app.Live != "" && misplaced(st, app) {
 					found[app.Live] = true
 				}
 			}
@@ -58,6 +65,14 @@ func (s *Server) troubled(now time.Time) []string {
 	slices.Sort(ids)
 	s.loop.kept = ids
 	return ids
+}
+
+// misplaced reports whether an instance runs on a host that has not the labels that its app is placed by.
+func misplaced(st *fleet.State, app *fleet.App) bool {
+	return slices.ContainsFunc(st.Instances(app.Environment, app.Name), func(i *fleet.Instance) bool {
+		h := st.Host(i.Host)
+		return i.Serves() && h != nil && !st.Suits(h, app.Environment, app.Name)
+	})
 }
 
 // keep has what a live deployment is to run run, wherever its hosts have gone, and returns when to look at it again.

@@ -92,6 +92,45 @@ func TestServerAway(t *testing.T) {
 	}
 }
 
+// TestPlacement: an app moves to where it is placed, and nothing is placed elsewhere.
+func TestPlacement(t *testing.T) {
+	p := newPlane(t)
+	p.environment("dev")
+	fast := map[string]string{"disk": "nvme"}
+	a := p.agent("h1")
+	one := p.release(text("api", 80, ""), "v1")
+	p.watch(p.deploy("dev", one).GetId())
+	first := p.serves("dev", one)
+	place := func(labels map[string]string) (*pb.SetPlacementResponse, error) {
+		res, err := p.client.SetPlacement(t.Context(), connect.NewRequest(&pb.SetPlacementRequest{Environment: "dev", App: "api", Labels: labels}))
+		if err != nil {
+			return nil, err
+		}
+		return res.Msg, nil
+	}
+	_, err := place(fast)
+	wantCode(t, err, connect.CodeFailedPrecondition, "1 of 1 host has not the labels that the app is placed by (disk=nvme)")
+	p.agent("h2", func(h *pb.HostFacts) { h.Labels = fast })
+	res, err := place(fast)
+	if err != nil || res.GetUnchanged() || len(res.GetMoving()) != 1 || res.GetMoving()[0] != first.GetId() {
+		t.Fatalf("got %v, %v", res, err)
+	}
+	p.eventually("it has moved", func() bool { return p.serving("dev")["h2"] != "" && len(p.instances("dev", false)) == 1 })
+	if got := a.running(); len(got) != 0 {
+		t.Errorf("h1 runs %v", got)
+	}
+	if res, err := place(fast); err != nil || !res.GetUnchanged() {
+		t.Errorf("the same again: %v, %v", res, err)
+	}
+	if _, d, _ := p.watch(p.deploy("dev", p.release(text("api", 80, ""), "v2")).GetId()); d.GetState() != "succeeded" || p.serving("dev")["h2"] == "" {
+		t.Errorf("got %v on %v", d, p.serving("dev"))
+	}
+	// Where every host will do, nothing has to move.
+	if res, err := place(nil); err != nil || res.GetUnchanged() || len(res.GetMoving()) != 0 {
+		t.Errorf("got %v, %v", res, err)
+	}
+}
+
 func TestDrainAndRemove(t *testing.T) {
 	p := quick(newPlane(t))
 	p.environment("dev")

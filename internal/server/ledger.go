@@ -213,6 +213,8 @@ func (l *ledger) stream(p fleet.Payload) string {
 	switch p := p.(type) {
 	case *fleet.EnvironmentCreated:
 		return "env/" + p.Name
+	case *fleet.AppPlaced:
+		return "env/" + p.Environment
 	case *fleet.VarsChanged:
 		return "env/" + p.Environment
 	case *fleet.HostJoined:

@@ -977,6 +977,260 @@ func (x *ListVarsResponse) GetVars() map[string]string {
 	return nil
 }
 
+type SetPlacementRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Environment string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	App         string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
+	// labels take the place of those that were set before; none is any host.
+	Labels        map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetPlacementRequest) Reset() {
+	*x = SetPlacementRequest{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetPlacementRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetPlacementRequest) ProtoMessage() {}
+
+func (x *SetPlacementRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetPlacementRequest.ProtoReflect.Descriptor instead.
+func (*SetPlacementRequest) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SetPlacementRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *SetPlacementRequest) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+func (x *SetPlacementRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type SetPlacementResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Unchanged bool                   `protobuf:"varint,1,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
+	// moving are the instances that will get a successor elsewhere.
+	Moving        []string `protobuf:"bytes,2,rep,name=moving,proto3" json:"moving,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetPlacementResponse) Reset() {
+	*x = SetPlacementResponse{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetPlacementResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetPlacementResponse) ProtoMessage() {}
+
+func (x *SetPlacementResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetPlacementResponse.ProtoReflect.Descriptor instead.
+func (*SetPlacementResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *SetPlacementResponse) GetUnchanged() bool {
+	if x != nil {
+		return x.Unchanged
+	}
+	return false
+}
+
+func (x *SetPlacementResponse) GetMoving() []string {
+	if x != nil {
+		return x.Moving
+	}
+	return nil
+}
+
+type ListPlacementsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPlacementsRequest) Reset() {
+	*x = ListPlacementsRequest{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPlacementsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPlacementsRequest) ProtoMessage() {}
+
+func (x *ListPlacementsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPlacementsRequest.ProtoReflect.Descriptor instead.
+func (*ListPlacementsRequest) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListPlacementsRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+type Placement struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	App           string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
+	Labels        map[string]string      `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Placement) Reset() {
+	*x = Placement{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Placement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Placement) ProtoMessage() {}
+
+func (x *Placement) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Placement.ProtoReflect.Descriptor instead.
+func (*Placement) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Placement) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+func (x *Placement) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type ListPlacementsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Placements    []*Placement           `protobuf:"bytes,1,rep,name=placements,proto3" json:"placements,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPlacementsResponse) Reset() {
+	*x = ListPlacementsResponse{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPlacementsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPlacementsResponse) ProtoMessage() {}
+
+func (x *ListPlacementsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPlacementsResponse.ProtoReflect.Descriptor instead.
+func (*ListPlacementsResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ListPlacementsResponse) GetPlacements() []*Placement {
+	if x != nil {
+		return x.Placements
+	}
+	return nil
+}
+
 type DrainHostRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
@@ -988,7 +1242,7 @@ type DrainHostRequest struct {
 
 func (x *DrainHostRequest) Reset() {
 	*x = DrainHostRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[14]
+	mi := &file_pinnace_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1000,7 +1254,7 @@ func (x *DrainHostRequest) String() string {
 func (*DrainHostRequest) ProtoMessage() {}
 
 func (x *DrainHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[14]
+	mi := &file_pinnace_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1013,7 +1267,7 @@ func (x *DrainHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainHostRequest.ProtoReflect.Descriptor instead.
 func (*DrainHostRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DrainHostRequest) GetHost() string {
@@ -1039,7 +1293,7 @@ type DrainHostResponse struct {
 
 func (x *DrainHostResponse) Reset() {
 	*x = DrainHostResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[15]
+	mi := &file_pinnace_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1305,7 @@ func (x *DrainHostResponse) String() string {
 func (*DrainHostResponse) ProtoMessage() {}
 
 func (x *DrainHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[15]
+	mi := &file_pinnace_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1318,7 @@ func (x *DrainHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainHostResponse.ProtoReflect.Descriptor instead.
 func (*DrainHostResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DrainHostResponse) GetHost() *Host {
@@ -1085,7 +1339,7 @@ type RemoveHostRequest struct {
 
 func (x *RemoveHostRequest) Reset() {
 	*x = RemoveHostRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[16]
+	mi := &file_pinnace_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1351,7 @@ func (x *RemoveHostRequest) String() string {
 func (*RemoveHostRequest) ProtoMessage() {}
 
 func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[16]
+	mi := &file_pinnace_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1364,7 @@ func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
 func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RemoveHostRequest) GetHost() string {
@@ -1137,7 +1391,7 @@ type RemoveHostResponse struct {
 
 func (x *RemoveHostResponse) Reset() {
 	*x = RemoveHostResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[17]
+	mi := &file_pinnace_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1149,7 +1403,7 @@ func (x *RemoveHostResponse) String() string {
 func (*RemoveHostResponse) ProtoMessage() {}
 
 func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[17]
+	mi := &file_pinnace_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1162,7 +1416,7 @@ func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
 func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RemoveHostResponse) GetLost() []string {
@@ -1180,7 +1434,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[18]
+	mi := &file_pinnace_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1446,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[18]
+	mi := &file_pinnace_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1459,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 type ListHostsResponse struct {
@@ -1217,7 +1471,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[19]
+	mi := &file_pinnace_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1483,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[19]
+	mi := &file_pinnace_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1496,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -1270,7 +1524,7 @@ type CreateReleaseRequest struct {
 
 func (x *CreateReleaseRequest) Reset() {
 	*x = CreateReleaseRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[20]
+	mi := &file_pinnace_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1536,7 @@ func (x *CreateReleaseRequest) String() string {
 func (*CreateReleaseRequest) ProtoMessage() {}
 
 func (x *CreateReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[20]
+	mi := &file_pinnace_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1549,7 @@ func (x *CreateReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReleaseRequest.ProtoReflect.Descriptor instead.
 func (*CreateReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CreateReleaseRequest) GetManifest() []byte {
@@ -1358,7 +1612,7 @@ type CreateReleaseResponse struct {
 
 func (x *CreateReleaseResponse) Reset() {
 	*x = CreateReleaseResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[21]
+	mi := &file_pinnace_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1370,7 +1624,7 @@ func (x *CreateReleaseResponse) String() string {
 func (*CreateReleaseResponse) ProtoMessage() {}
 
 func (x *CreateReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[21]
+	mi := &file_pinnace_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +1637,7 @@ func (x *CreateReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReleaseResponse.ProtoReflect.Descriptor instead.
 func (*CreateReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CreateReleaseResponse) GetRelease() *Release {
@@ -1410,7 +1664,7 @@ type GetReleaseRequest struct {
 
 func (x *GetReleaseRequest) Reset() {
 	*x = GetReleaseRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[22]
+	mi := &file_pinnace_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1676,7 @@ func (x *GetReleaseRequest) String() string {
 func (*GetReleaseRequest) ProtoMessage() {}
 
 func (x *GetReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[22]
+	mi := &file_pinnace_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1689,7 @@ func (x *GetReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReleaseRequest.ProtoReflect.Descriptor instead.
 func (*GetReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetReleaseRequest) GetRelease() string {
@@ -1454,7 +1708,7 @@ type GetReleaseResponse struct {
 
 func (x *GetReleaseResponse) Reset() {
 	*x = GetReleaseResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[23]
+	mi := &file_pinnace_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +1720,7 @@ func (x *GetReleaseResponse) String() string {
 func (*GetReleaseResponse) ProtoMessage() {}
 
 func (x *GetReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[23]
+	mi := &file_pinnace_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +1733,7 @@ func (x *GetReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReleaseResponse.ProtoReflect.Descriptor instead.
 func (*GetReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetReleaseResponse) GetRelease() *Release {
@@ -1499,7 +1753,7 @@ type ListReleasesRequest struct {
 
 func (x *ListReleasesRequest) Reset() {
 	*x = ListReleasesRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[24]
+	mi := &file_pinnace_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1765,7 @@ func (x *ListReleasesRequest) String() string {
 func (*ListReleasesRequest) ProtoMessage() {}
 
 func (x *ListReleasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[24]
+	mi := &file_pinnace_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1778,7 @@ func (x *ListReleasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleasesRequest.ProtoReflect.Descriptor instead.
 func (*ListReleasesRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListReleasesRequest) GetApp() string {
@@ -1544,7 +1798,7 @@ type ListReleasesResponse struct {
 
 func (x *ListReleasesResponse) Reset() {
 	*x = ListReleasesResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[25]
+	mi := &file_pinnace_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1810,7 @@ func (x *ListReleasesResponse) String() string {
 func (*ListReleasesResponse) ProtoMessage() {}
 
 func (x *ListReleasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[25]
+	mi := &file_pinnace_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1823,7 @@ func (x *ListReleasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReleasesResponse.ProtoReflect.Descriptor instead.
 func (*ListReleasesResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListReleasesResponse) GetReleases() []*Release {
@@ -1595,7 +1849,7 @@ type CheckManifestRequest struct {
 
 func (x *CheckManifestRequest) Reset() {
 	*x = CheckManifestRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[26]
+	mi := &file_pinnace_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1607,7 +1861,7 @@ func (x *CheckManifestRequest) String() string {
 func (*CheckManifestRequest) ProtoMessage() {}
 
 func (x *CheckManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[26]
+	mi := &file_pinnace_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1620,7 +1874,7 @@ func (x *CheckManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckManifestRequest.ProtoReflect.Descriptor instead.
 func (*CheckManifestRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CheckManifestRequest) GetEnvironment() string {
@@ -1674,7 +1928,7 @@ type CheckManifestResponse struct {
 
 func (x *CheckManifestResponse) Reset() {
 	*x = CheckManifestResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[27]
+	mi := &file_pinnace_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1940,7 @@ func (x *CheckManifestResponse) String() string {
 func (*CheckManifestResponse) ProtoMessage() {}
 
 func (x *CheckManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[27]
+	mi := &file_pinnace_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1953,7 @@ func (x *CheckManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckManifestResponse.ProtoReflect.Descriptor instead.
 func (*CheckManifestResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CheckManifestResponse) GetMissingVars() []string {
@@ -1751,7 +2005,7 @@ type MissingSecret struct {
 
 func (x *MissingSecret) Reset() {
 	*x = MissingSecret{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[28]
+	mi := &file_pinnace_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +2017,7 @@ func (x *MissingSecret) String() string {
 func (*MissingSecret) ProtoMessage() {}
 
 func (x *MissingSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[28]
+	mi := &file_pinnace_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +2030,7 @@ func (x *MissingSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingSecret.ProtoReflect.Descriptor instead.
 func (*MissingSecret) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MissingSecret) GetBundle() string {
@@ -1814,7 +2068,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[29]
+	mi := &file_pinnace_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +2080,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[29]
+	mi := &file_pinnace_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +2093,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Step) GetAction() string {
@@ -1891,7 +2145,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[30]
+	mi := &file_pinnace_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +2157,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[30]
+	mi := &file_pinnace_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +2170,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PlanRequest) GetEnvironment() string {
@@ -1977,7 +2231,7 @@ type RollbackTarget struct {
 
 func (x *RollbackTarget) Reset() {
 	*x = RollbackTarget{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[31]
+	mi := &file_pinnace_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1989,7 +2243,7 @@ func (x *RollbackTarget) String() string {
 func (*RollbackTarget) ProtoMessage() {}
 
 func (x *RollbackTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[31]
+	mi := &file_pinnace_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2002,7 +2256,7 @@ func (x *RollbackTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackTarget.ProtoReflect.Descriptor instead.
 func (*RollbackTarget) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RollbackTarget) GetDeployment() string {
@@ -2026,7 +2280,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[32]
+	mi := &file_pinnace_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2292,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[32]
+	mi := &file_pinnace_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2305,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PlanResponse) GetToken() string {
@@ -2109,7 +2363,7 @@ type DeployRequest struct {
 
 func (x *DeployRequest) Reset() {
 	*x = DeployRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[33]
+	mi := &file_pinnace_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2121,7 +2375,7 @@ func (x *DeployRequest) String() string {
 func (*DeployRequest) ProtoMessage() {}
 
 func (x *DeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[33]
+	mi := &file_pinnace_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2134,7 +2388,7 @@ func (x *DeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
 func (*DeployRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DeployRequest) GetEnvironment() string {
@@ -2176,7 +2430,7 @@ type DeployResponse struct {
 
 func (x *DeployResponse) Reset() {
 	*x = DeployResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[34]
+	mi := &file_pinnace_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2188,7 +2442,7 @@ func (x *DeployResponse) String() string {
 func (*DeployResponse) ProtoMessage() {}
 
 func (x *DeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[34]
+	mi := &file_pinnace_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2201,7 +2455,7 @@ func (x *DeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
 func (*DeployResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DeployResponse) GetDeployment() *Deployment {
@@ -2231,7 +2485,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[35]
+	mi := &file_pinnace_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2243,7 +2497,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[35]
+	mi := &file_pinnace_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2256,7 +2510,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RollbackRequest) GetEnvironment() string {
@@ -2296,7 +2550,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[36]
+	mi := &file_pinnace_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2562,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[36]
+	mi := &file_pinnace_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2575,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RollbackResponse) GetDeployment() *Deployment {
@@ -2342,7 +2596,7 @@ type RestartRequest struct {
 
 func (x *RestartRequest) Reset() {
 	*x = RestartRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[37]
+	mi := &file_pinnace_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2354,7 +2608,7 @@ func (x *RestartRequest) String() string {
 func (*RestartRequest) ProtoMessage() {}
 
 func (x *RestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[37]
+	mi := &file_pinnace_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2367,7 +2621,7 @@ func (x *RestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
 func (*RestartRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RestartRequest) GetEnvironment() string {
@@ -2400,7 +2654,7 @@ type RestartResponse struct {
 
 func (x *RestartResponse) Reset() {
 	*x = RestartResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[38]
+	mi := &file_pinnace_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2412,7 +2666,7 @@ func (x *RestartResponse) String() string {
 func (*RestartResponse) ProtoMessage() {}
 
 func (x *RestartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[38]
+	mi := &file_pinnace_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2425,7 +2679,7 @@ func (x *RestartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartResponse.ProtoReflect.Descriptor instead.
 func (*RestartResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RestartResponse) GetDeployment() *Deployment {
@@ -2446,7 +2700,7 @@ type SteerRequest struct {
 
 func (x *SteerRequest) Reset() {
 	*x = SteerRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[39]
+	mi := &file_pinnace_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2458,7 +2712,7 @@ func (x *SteerRequest) String() string {
 func (*SteerRequest) ProtoMessage() {}
 
 func (x *SteerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[39]
+	mi := &file_pinnace_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2471,7 +2725,7 @@ func (x *SteerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SteerRequest.ProtoReflect.Descriptor instead.
 func (*SteerRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SteerRequest) GetEnvironment() string {
@@ -2504,7 +2758,7 @@ type SteerResponse struct {
 
 func (x *SteerResponse) Reset() {
 	*x = SteerResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[40]
+	mi := &file_pinnace_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +2770,7 @@ func (x *SteerResponse) String() string {
 func (*SteerResponse) ProtoMessage() {}
 
 func (x *SteerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[40]
+	mi := &file_pinnace_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +2783,7 @@ func (x *SteerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SteerResponse.ProtoReflect.Descriptor instead.
 func (*SteerResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SteerResponse) GetDeployment() *Deployment {
@@ -2551,7 +2805,7 @@ type ScaleRequest struct {
 
 func (x *ScaleRequest) Reset() {
 	*x = ScaleRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[41]
+	mi := &file_pinnace_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2563,7 +2817,7 @@ func (x *ScaleRequest) String() string {
 func (*ScaleRequest) ProtoMessage() {}
 
 func (x *ScaleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[41]
+	mi := &file_pinnace_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2576,7 +2830,7 @@ func (x *ScaleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScaleRequest.ProtoReflect.Descriptor instead.
 func (*ScaleRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ScaleRequest) GetEnvironment() string {
@@ -2618,7 +2872,7 @@ type ScaleResponse struct {
 
 func (x *ScaleResponse) Reset() {
 	*x = ScaleResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[42]
+	mi := &file_pinnace_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2630,7 +2884,7 @@ func (x *ScaleResponse) String() string {
 func (*ScaleResponse) ProtoMessage() {}
 
 func (x *ScaleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[42]
+	mi := &file_pinnace_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2643,7 +2897,7 @@ func (x *ScaleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScaleResponse.ProtoReflect.Descriptor instead.
 func (*ScaleResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ScaleResponse) GetDeployment() *Deployment {
@@ -2671,7 +2925,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[43]
+	mi := &file_pinnace_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2683,7 +2937,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[43]
+	mi := &file_pinnace_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,7 +2950,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StopRequest) GetEnvironment() string {
@@ -2729,7 +2983,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[44]
+	mi := &file_pinnace_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2741,7 +2995,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[44]
+	mi := &file_pinnace_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2754,7 +3008,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *StopResponse) GetDeployment() *Deployment {
@@ -2789,7 +3043,7 @@ type Deployment struct {
 
 func (x *Deployment) Reset() {
 	*x = Deployment{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[45]
+	mi := &file_pinnace_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2801,7 +3055,7 @@ func (x *Deployment) String() string {
 func (*Deployment) ProtoMessage() {}
 
 func (x *Deployment) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[45]
+	mi := &file_pinnace_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2814,7 +3068,7 @@ func (x *Deployment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deployment.ProtoReflect.Descriptor instead.
 func (*Deployment) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Deployment) GetId() string {
@@ -2917,7 +3171,7 @@ type WatchDeploymentRequest struct {
 
 func (x *WatchDeploymentRequest) Reset() {
 	*x = WatchDeploymentRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[46]
+	mi := &file_pinnace_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2929,7 +3183,7 @@ func (x *WatchDeploymentRequest) String() string {
 func (*WatchDeploymentRequest) ProtoMessage() {}
 
 func (x *WatchDeploymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[46]
+	mi := &file_pinnace_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2942,7 +3196,7 @@ func (x *WatchDeploymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeploymentRequest.ProtoReflect.Descriptor instead.
 func (*WatchDeploymentRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *WatchDeploymentRequest) GetDeployment() string {
@@ -2968,7 +3222,7 @@ type WatchDeploymentResponse struct {
 
 func (x *WatchDeploymentResponse) Reset() {
 	*x = WatchDeploymentResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[47]
+	mi := &file_pinnace_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2980,7 +3234,7 @@ func (x *WatchDeploymentResponse) String() string {
 func (*WatchDeploymentResponse) ProtoMessage() {}
 
 func (x *WatchDeploymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[47]
+	mi := &file_pinnace_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2993,7 +3247,7 @@ func (x *WatchDeploymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeploymentResponse.ProtoReflect.Descriptor instead.
 func (*WatchDeploymentResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *WatchDeploymentResponse) GetAt() *timestamppb.Timestamp {
@@ -3051,7 +3305,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[48]
+	mi := &file_pinnace_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3063,7 +3317,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[48]
+	mi := &file_pinnace_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3076,7 +3330,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Endpoint) GetPortName() string {
@@ -3126,7 +3380,7 @@ type AppStatus struct {
 
 func (x *AppStatus) Reset() {
 	*x = AppStatus{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[49]
+	mi := &file_pinnace_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3138,7 +3392,7 @@ func (x *AppStatus) String() string {
 func (*AppStatus) ProtoMessage() {}
 
 func (x *AppStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[49]
+	mi := &file_pinnace_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3151,7 +3405,7 @@ func (x *AppStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppStatus.ProtoReflect.Descriptor instead.
 func (*AppStatus) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *AppStatus) GetApp() string {
@@ -3234,7 +3488,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[50]
+	mi := &file_pinnace_v1_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3246,7 +3500,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[50]
+	mi := &file_pinnace_v1_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3259,7 +3513,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{50}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GetStatusRequest) GetEnvironment() string {
@@ -3285,7 +3539,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[51]
+	mi := &file_pinnace_v1_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3297,7 +3551,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[51]
+	mi := &file_pinnace_v1_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3310,7 +3564,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{51}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetStatusResponse) GetApps() []*AppStatus {
@@ -3333,7 +3587,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[52]
+	mi := &file_pinnace_v1_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3345,7 +3599,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[52]
+	mi := &file_pinnace_v1_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3358,7 +3612,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{52}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Stage) GetName() string {
@@ -3408,7 +3662,7 @@ type Cause struct {
 
 func (x *Cause) Reset() {
 	*x = Cause{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[53]
+	mi := &file_pinnace_v1_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3420,7 +3674,7 @@ func (x *Cause) String() string {
 func (*Cause) ProtoMessage() {}
 
 func (x *Cause) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[53]
+	mi := &file_pinnace_v1_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3433,7 +3687,7 @@ func (x *Cause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cause.ProtoReflect.Descriptor instead.
 func (*Cause) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{53}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Cause) GetKind() string {
@@ -3512,7 +3766,7 @@ type Booted struct {
 
 func (x *Booted) Reset() {
 	*x = Booted{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[54]
+	mi := &file_pinnace_v1_control_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3524,7 +3778,7 @@ func (x *Booted) String() string {
 func (*Booted) ProtoMessage() {}
 
 func (x *Booted) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[54]
+	mi := &file_pinnace_v1_control_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3537,7 +3791,7 @@ func (x *Booted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Booted.ProtoReflect.Descriptor instead.
 func (*Booted) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{54}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Booted) GetManifestHash() string {
@@ -3646,7 +3900,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[55]
+	mi := &file_pinnace_v1_control_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3658,7 +3912,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[55]
+	mi := &file_pinnace_v1_control_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3671,7 +3925,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{55}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Instance) GetId() string {
@@ -3811,7 +4065,7 @@ type GetInstanceRequest struct {
 
 func (x *GetInstanceRequest) Reset() {
 	*x = GetInstanceRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[56]
+	mi := &file_pinnace_v1_control_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3823,7 +4077,7 @@ func (x *GetInstanceRequest) String() string {
 func (*GetInstanceRequest) ProtoMessage() {}
 
 func (x *GetInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[56]
+	mi := &file_pinnace_v1_control_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3836,7 +4090,7 @@ func (x *GetInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInstanceRequest.ProtoReflect.Descriptor instead.
 func (*GetInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{56}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *GetInstanceRequest) GetInstance() string {
@@ -3862,7 +4116,7 @@ type GetInstanceResponse struct {
 
 func (x *GetInstanceResponse) Reset() {
 	*x = GetInstanceResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[57]
+	mi := &file_pinnace_v1_control_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3874,7 +4128,7 @@ func (x *GetInstanceResponse) String() string {
 func (*GetInstanceResponse) ProtoMessage() {}
 
 func (x *GetInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[57]
+	mi := &file_pinnace_v1_control_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3887,7 +4141,7 @@ func (x *GetInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInstanceResponse.ProtoReflect.Descriptor instead.
 func (*GetInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{57}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *GetInstanceResponse) GetInstance() *Instance {
@@ -3909,7 +4163,7 @@ type ListInstancesRequest struct {
 
 func (x *ListInstancesRequest) Reset() {
 	*x = ListInstancesRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[58]
+	mi := &file_pinnace_v1_control_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3921,7 +4175,7 @@ func (x *ListInstancesRequest) String() string {
 func (*ListInstancesRequest) ProtoMessage() {}
 
 func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[58]
+	mi := &file_pinnace_v1_control_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3934,7 +4188,7 @@ func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesRequest.ProtoReflect.Descriptor instead.
 func (*ListInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{58}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListInstancesRequest) GetEnvironment() string {
@@ -3967,7 +4221,7 @@ type ListInstancesResponse struct {
 
 func (x *ListInstancesResponse) Reset() {
 	*x = ListInstancesResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[59]
+	mi := &file_pinnace_v1_control_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3979,7 +4233,7 @@ func (x *ListInstancesResponse) String() string {
 func (*ListInstancesResponse) ProtoMessage() {}
 
 func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[59]
+	mi := &file_pinnace_v1_control_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3992,7 +4246,7 @@ func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesResponse.ProtoReflect.Descriptor instead.
 func (*ListInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{59}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListInstancesResponse) GetInstances() []*Instance {
@@ -4018,7 +4272,7 @@ type StreamLogsRequest struct {
 
 func (x *StreamLogsRequest) Reset() {
 	*x = StreamLogsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[60]
+	mi := &file_pinnace_v1_control_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4030,7 +4284,7 @@ func (x *StreamLogsRequest) String() string {
 func (*StreamLogsRequest) ProtoMessage() {}
 
 func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[60]
+	mi := &file_pinnace_v1_control_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4043,7 +4297,7 @@ func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamLogsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{60}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *StreamLogsRequest) GetEnvironment() string {
@@ -4096,7 +4350,7 @@ type StreamLogsResponse struct {
 
 func (x *StreamLogsResponse) Reset() {
 	*x = StreamLogsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[61]
+	mi := &file_pinnace_v1_control_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4108,7 +4362,7 @@ func (x *StreamLogsResponse) String() string {
 func (*StreamLogsResponse) ProtoMessage() {}
 
 func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[61]
+	mi := &file_pinnace_v1_control_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4121,7 +4375,7 @@ func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{61}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *StreamLogsResponse) GetInstance() string {
@@ -4181,7 +4435,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[62]
+	mi := &file_pinnace_v1_control_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4193,7 +4447,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[62]
+	mi := &file_pinnace_v1_control_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4206,7 +4460,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{62}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ExecRequest) GetMessage() isExecRequest_Message {
@@ -4306,7 +4560,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[63]
+	mi := &file_pinnace_v1_control_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4318,7 +4572,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[63]
+	mi := &file_pinnace_v1_control_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4331,7 +4585,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{63}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ExecStart) GetEnvironment() string {
@@ -4416,7 +4670,7 @@ type ExecInput struct {
 
 func (x *ExecInput) Reset() {
 	*x = ExecInput{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[64]
+	mi := &file_pinnace_v1_control_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4428,7 +4682,7 @@ func (x *ExecInput) String() string {
 func (*ExecInput) ProtoMessage() {}
 
 func (x *ExecInput) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[64]
+	mi := &file_pinnace_v1_control_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4441,7 +4695,7 @@ func (x *ExecInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
 func (*ExecInput) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{64}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ExecInput) GetData() []byte {
@@ -4468,7 +4722,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[65]
+	mi := &file_pinnace_v1_control_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4480,7 +4734,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[65]
+	mi := &file_pinnace_v1_control_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4493,7 +4747,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{65}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -4525,7 +4779,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[66]
+	mi := &file_pinnace_v1_control_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4537,7 +4791,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[66]
+	mi := &file_pinnace_v1_control_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4550,7 +4804,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{66}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ExecResponse) GetMessage() isExecResponse_Message {
@@ -4638,7 +4892,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[67]
+	mi := &file_pinnace_v1_control_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4650,7 +4904,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[67]
+	mi := &file_pinnace_v1_control_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4663,7 +4917,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{67}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ExecStarted) GetInstance() string {
@@ -4706,7 +4960,7 @@ type ExecOutput struct {
 
 func (x *ExecOutput) Reset() {
 	*x = ExecOutput{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[68]
+	mi := &file_pinnace_v1_control_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4718,7 +4972,7 @@ func (x *ExecOutput) String() string {
 func (*ExecOutput) ProtoMessage() {}
 
 func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[68]
+	mi := &file_pinnace_v1_control_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4731,7 +4985,7 @@ func (x *ExecOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
 func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{68}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ExecOutput) GetStream() string {
@@ -4762,7 +5016,7 @@ type ExecEnded struct {
 
 func (x *ExecEnded) Reset() {
 	*x = ExecEnded{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[69]
+	mi := &file_pinnace_v1_control_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4774,7 +5028,7 @@ func (x *ExecEnded) String() string {
 func (*ExecEnded) ProtoMessage() {}
 
 func (x *ExecEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[69]
+	mi := &file_pinnace_v1_control_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4787,7 +5041,7 @@ func (x *ExecEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecEnded.ProtoReflect.Descriptor instead.
 func (*ExecEnded) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{69}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ExecEnded) GetCode() uint32 {
@@ -4837,7 +5091,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[70]
+	mi := &file_pinnace_v1_control_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4849,7 +5103,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[70]
+	mi := &file_pinnace_v1_control_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4862,7 +5116,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{70}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -4946,7 +5200,7 @@ type ReadEventsRequest struct {
 
 func (x *ReadEventsRequest) Reset() {
 	*x = ReadEventsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[71]
+	mi := &file_pinnace_v1_control_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4958,7 +5212,7 @@ func (x *ReadEventsRequest) String() string {
 func (*ReadEventsRequest) ProtoMessage() {}
 
 func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[71]
+	mi := &file_pinnace_v1_control_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4971,7 +5225,7 @@ func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsRequest.ProtoReflect.Descriptor instead.
 func (*ReadEventsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{71}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ReadEventsRequest) GetAfter() uint64 {
@@ -4997,7 +5251,7 @@ type ReadEventsResponse struct {
 
 func (x *ReadEventsResponse) Reset() {
 	*x = ReadEventsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[72]
+	mi := &file_pinnace_v1_control_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5009,7 +5263,7 @@ func (x *ReadEventsResponse) String() string {
 func (*ReadEventsResponse) ProtoMessage() {}
 
 func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[72]
+	mi := &file_pinnace_v1_control_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5022,7 +5276,7 @@ func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsResponse.ProtoReflect.Descriptor instead.
 func (*ReadEventsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{72}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ReadEventsResponse) GetEvents() []*Event {
@@ -5116,7 +5370,29 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x04vars\x18\x01 \x03(\v2&.pinnace.v1.ListVarsResponse.VarsEntryR\x04vars\x1a7\n" +
 	"\tVarsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"8\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc9\x01\n" +
+	"\x13SetPlacementRequest\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
+	"\x03app\x18\x02 \x01(\tR\x03app\x12C\n" +
+	"\x06labels\x18\x03 \x03(\v2+.pinnace.v1.SetPlacementRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"L\n" +
+	"\x14SetPlacementResponse\x12\x1c\n" +
+	"\tunchanged\x18\x01 \x01(\bR\tunchanged\x12\x16\n" +
+	"\x06moving\x18\x02 \x03(\tR\x06moving\"9\n" +
+	"\x15ListPlacementsRequest\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\"\x93\x01\n" +
+	"\tPlacement\x12\x10\n" +
+	"\x03app\x18\x01 \x01(\tR\x03app\x129\n" +
+	"\x06labels\x18\x02 \x03(\v2!.pinnace.v1.Placement.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"O\n" +
+	"\x16ListPlacementsResponse\x125\n" +
+	"\n" +
+	"placements\x18\x01 \x03(\v2\x15.pinnace.v1.PlacementR\n" +
+	"placements\"8\n" +
 	"\x10DrainHostRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\bR\x03end\"9\n" +
@@ -5436,13 +5712,15 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x14STEERING_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTEERING_PAUSE\x10\x01\x12\x13\n" +
 	"\x0fSTEERING_RESUME\x10\x02\x12\x12\n" +
-	"\x0eSTEERING_ABORT\x10\x032\xa1\x10\n" +
+	"\x0eSTEERING_ABORT\x10\x032\xcd\x11\n" +
 	"\x0eControlService\x12T\n" +
 	"\rGetServerInfo\x12 .pinnace.v1.GetServerInfoRequest\x1a!.pinnace.v1.GetServerInfoResponse\x12`\n" +
 	"\x11CreateEnvironment\x12$.pinnace.v1.CreateEnvironmentRequest\x1a%.pinnace.v1.CreateEnvironmentResponse\x12]\n" +
 	"\x10ListEnvironments\x12#.pinnace.v1.ListEnvironmentsRequest\x1a$.pinnace.v1.ListEnvironmentsResponse\x12B\n" +
 	"\aSetVars\x12\x1a.pinnace.v1.SetVarsRequest\x1a\x1b.pinnace.v1.SetVarsResponse\x12E\n" +
-	"\bListVars\x12\x1b.pinnace.v1.ListVarsRequest\x1a\x1c.pinnace.v1.ListVarsResponse\x12H\n" +
+	"\bListVars\x12\x1b.pinnace.v1.ListVarsRequest\x1a\x1c.pinnace.v1.ListVarsResponse\x12Q\n" +
+	"\fSetPlacement\x12\x1f.pinnace.v1.SetPlacementRequest\x1a .pinnace.v1.SetPlacementResponse\x12W\n" +
+	"\x0eListPlacements\x12!.pinnace.v1.ListPlacementsRequest\x1a\".pinnace.v1.ListPlacementsResponse\x12H\n" +
 	"\tListHosts\x12\x1c.pinnace.v1.ListHostsRequest\x1a\x1d.pinnace.v1.ListHostsResponse\x12H\n" +
 	"\tDrainHost\x12\x1c.pinnace.v1.DrainHostRequest\x1a\x1d.pinnace.v1.DrainHostResponse\x12K\n" +
 	"\n" +
@@ -5486,7 +5764,7 @@ func file_pinnace_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_pinnace_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
+var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 83)
 var file_pinnace_v1_control_proto_goTypes = []any{
 	(Steering)(0),                     // 0: pinnace.v1.Steering
 	(*GetServerInfoRequest)(nil),      // 1: pinnace.v1.GetServerInfoRequest
@@ -5503,188 +5781,202 @@ var file_pinnace_v1_control_proto_goTypes = []any{
 	(*SetVarsResponse)(nil),           // 12: pinnace.v1.SetVarsResponse
 	(*ListVarsRequest)(nil),           // 13: pinnace.v1.ListVarsRequest
 	(*ListVarsResponse)(nil),          // 14: pinnace.v1.ListVarsResponse
-	(*DrainHostRequest)(nil),          // 15: pinnace.v1.DrainHostRequest
-	(*DrainHostResponse)(nil),         // 16: pinnace.v1.DrainHostResponse
-	(*RemoveHostRequest)(nil),         // 17: pinnace.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),        // 18: pinnace.v1.RemoveHostResponse
-	(*ListHostsRequest)(nil),          // 19: pinnace.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),         // 20: pinnace.v1.ListHostsResponse
-	(*CreateReleaseRequest)(nil),      // 21: pinnace.v1.CreateReleaseRequest
-	(*CreateReleaseResponse)(nil),     // 22: pinnace.v1.CreateReleaseResponse
-	(*GetReleaseRequest)(nil),         // 23: pinnace.v1.GetReleaseRequest
-	(*GetReleaseResponse)(nil),        // 24: pinnace.v1.GetReleaseResponse
-	(*ListReleasesRequest)(nil),       // 25: pinnace.v1.ListReleasesRequest
-	(*ListReleasesResponse)(nil),      // 26: pinnace.v1.ListReleasesResponse
-	(*CheckManifestRequest)(nil),      // 27: pinnace.v1.CheckManifestRequest
-	(*CheckManifestResponse)(nil),     // 28: pinnace.v1.CheckManifestResponse
-	(*MissingSecret)(nil),             // 29: pinnace.v1.MissingSecret
-	(*Step)(nil),                      // 30: pinnace.v1.Step
-	(*PlanRequest)(nil),               // 31: pinnace.v1.PlanRequest
-	(*RollbackTarget)(nil),            // 32: pinnace.v1.RollbackTarget
-	(*PlanResponse)(nil),              // 33: pinnace.v1.PlanResponse
-	(*DeployRequest)(nil),             // 34: pinnace.v1.DeployRequest
-	(*DeployResponse)(nil),            // 35: pinnace.v1.DeployResponse
-	(*RollbackRequest)(nil),           // 36: pinnace.v1.RollbackRequest
-	(*RollbackResponse)(nil),          // 37: pinnace.v1.RollbackResponse
-	(*RestartRequest)(nil),            // 38: pinnace.v1.RestartRequest
-	(*RestartResponse)(nil),           // 39: pinnace.v1.RestartResponse
-	(*SteerRequest)(nil),              // 40: pinnace.v1.SteerRequest
-	(*SteerResponse)(nil),             // 41: pinnace.v1.SteerResponse
-	(*ScaleRequest)(nil),              // 42: pinnace.v1.ScaleRequest
-	(*ScaleResponse)(nil),             // 43: pinnace.v1.ScaleResponse
-	(*StopRequest)(nil),               // 44: pinnace.v1.StopRequest
-	(*StopResponse)(nil),              // 45: pinnace.v1.StopResponse
-	(*Deployment)(nil),                // 46: pinnace.v1.Deployment
-	(*WatchDeploymentRequest)(nil),    // 47: pinnace.v1.WatchDeploymentRequest
-	(*WatchDeploymentResponse)(nil),   // 48: pinnace.v1.WatchDeploymentResponse
-	(*Endpoint)(nil),                  // 49: pinnace.v1.Endpoint
-	(*AppStatus)(nil),                 // 50: pinnace.v1.AppStatus
-	(*GetStatusRequest)(nil),          // 51: pinnace.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),         // 52: pinnace.v1.GetStatusResponse
-	(*Stage)(nil),                     // 53: pinnace.v1.Stage
-	(*Cause)(nil),                     // 54: pinnace.v1.Cause
-	(*Booted)(nil),                    // 55: pinnace.v1.Booted
-	(*Instance)(nil),                  // 56: pinnace.v1.Instance
-	(*GetInstanceRequest)(nil),        // 57: pinnace.v1.GetInstanceRequest
-	(*GetInstanceResponse)(nil),       // 58: pinnace.v1.GetInstanceResponse
-	(*ListInstancesRequest)(nil),      // 59: pinnace.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil),     // 60: pinnace.v1.ListInstancesResponse
-	(*StreamLogsRequest)(nil),         // 61: pinnace.v1.StreamLogsRequest
-	(*StreamLogsResponse)(nil),        // 62: pinnace.v1.StreamLogsResponse
-	(*ExecRequest)(nil),               // 63: pinnace.v1.ExecRequest
-	(*ExecStart)(nil),                 // 64: pinnace.v1.ExecStart
-	(*ExecInput)(nil),                 // 65: pinnace.v1.ExecInput
-	(*TerminalSize)(nil),              // 66: pinnace.v1.TerminalSize
-	(*ExecResponse)(nil),              // 67: pinnace.v1.ExecResponse
-	(*ExecStarted)(nil),               // 68: pinnace.v1.ExecStarted
-	(*ExecOutput)(nil),                // 69: pinnace.v1.ExecOutput
-	(*ExecEnded)(nil),                 // 70: pinnace.v1.ExecEnded
-	(*Event)(nil),                     // 71: pinnace.v1.Event
-	(*ReadEventsRequest)(nil),         // 72: pinnace.v1.ReadEventsRequest
-	(*ReadEventsResponse)(nil),        // 73: pinnace.v1.ReadEventsResponse
-	nil,                               // 74: pinnace.v1.Host.LabelsEntry
-	nil,                               // 75: pinnace.v1.SetVarsRequest.SetEntry
-	nil,                               // 76: pinnace.v1.ListVarsResponse.VarsEntry
-	(*timestamppb.Timestamp)(nil),     // 77: google.protobuf.Timestamp
-	(*ReleasePlatform)(nil),           // 78: pinnace.v1.ReleasePlatform
-	(*Release)(nil),                   // 79: pinnace.v1.Release
+	(*SetPlacementRequest)(nil),       // 15: pinnace.v1.SetPlacementRequest
+	(*SetPlacementResponse)(nil),      // 16: pinnace.v1.SetPlacementResponse
+	(*ListPlacementsRequest)(nil),     // 17: pinnace.v1.ListPlacementsRequest
+	(*Placement)(nil),                 // 18: pinnace.v1.Placement
+	(*ListPlacementsResponse)(nil),    // 19: pinnace.v1.ListPlacementsResponse
+	(*DrainHostRequest)(nil),          // 20: pinnace.v1.DrainHostRequest
+	(*DrainHostResponse)(nil),         // 21: pinnace.v1.DrainHostResponse
+	(*RemoveHostRequest)(nil),         // 22: pinnace.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),        // 23: pinnace.v1.RemoveHostResponse
+	(*ListHostsRequest)(nil),          // 24: pinnace.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),         // 25: pinnace.v1.ListHostsResponse
+	(*CreateReleaseRequest)(nil),      // 26: pinnace.v1.CreateReleaseRequest
+	(*CreateReleaseResponse)(nil),     // 27: pinnace.v1.CreateReleaseResponse
+	(*GetReleaseRequest)(nil),         // 28: pinnace.v1.GetReleaseRequest
+	(*GetReleaseResponse)(nil),        // 29: pinnace.v1.GetReleaseResponse
+	(*ListReleasesRequest)(nil),       // 30: pinnace.v1.ListReleasesRequest
+	(*ListReleasesResponse)(nil),      // 31: pinnace.v1.ListReleasesResponse
+	(*CheckManifestRequest)(nil),      // 32: pinnace.v1.CheckManifestRequest
+	(*CheckManifestResponse)(nil),     // 33: pinnace.v1.CheckManifestResponse
+	(*MissingSecret)(nil),             // 34: pinnace.v1.MissingSecret
+	(*Step)(nil),                      // 35: pinnace.v1.Step
+	(*PlanRequest)(nil),               // 36: pinnace.v1.PlanRequest
+	(*RollbackTarget)(nil),            // 37: pinnace.v1.RollbackTarget
+	(*PlanResponse)(nil),              // 38: pinnace.v1.PlanResponse
+	(*DeployRequest)(nil),             // 39: pinnace.v1.DeployRequest
+	(*DeployResponse)(nil),            // 40: pinnace.v1.DeployResponse
+	(*RollbackRequest)(nil),           // 41: pinnace.v1.RollbackRequest
+	(*RollbackResponse)(nil),          // 42: pinnace.v1.RollbackResponse
+	(*RestartRequest)(nil),            // 43: pinnace.v1.RestartRequest
+	(*RestartResponse)(nil),           // 44: pinnace.v1.RestartResponse
+	(*SteerRequest)(nil),              // 45: pinnace.v1.SteerRequest
+	(*SteerResponse)(nil),             // 46: pinnace.v1.SteerResponse
+	(*ScaleRequest)(nil),              // 47: pinnace.v1.ScaleRequest
+	(*ScaleResponse)(nil),             // 48: pinnace.v1.ScaleResponse
+	(*StopRequest)(nil),               // 49: pinnace.v1.StopRequest
+	(*StopResponse)(nil),              // 50: pinnace.v1.StopResponse
+	(*Deployment)(nil),                // 51: pinnace.v1.Deployment
+	(*WatchDeploymentRequest)(nil),    // 52: pinnace.v1.WatchDeploymentRequest
+	(*WatchDeploymentResponse)(nil),   // 53: pinnace.v1.WatchDeploymentResponse
+	(*Endpoint)(nil),                  // 54: pinnace.v1.Endpoint
+	(*AppStatus)(nil),                 // 55: pinnace.v1.AppStatus
+	(*GetStatusRequest)(nil),          // 56: pinnace.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),         // 57: pinnace.v1.GetStatusResponse
+	(*Stage)(nil),                     // 58: pinnace.v1.Stage
+	(*Cause)(nil),                     // 59: pinnace.v1.Cause
+	(*Booted)(nil),                    // 60: pinnace.v1.Booted
+	(*Instance)(nil),                  // 61: pinnace.v1.Instance
+	(*GetInstanceRequest)(nil),        // 62: pinnace.v1.GetInstanceRequest
+	(*GetInstanceResponse)(nil),       // 63: pinnace.v1.GetInstanceResponse
+	(*ListInstancesRequest)(nil),      // 64: pinnace.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil),     // 65: pinnace.v1.ListInstancesResponse
+	(*StreamLogsRequest)(nil),         // 66: pinnace.v1.StreamLogsRequest
+	(*StreamLogsResponse)(nil),        // 67: pinnace.v1.StreamLogsResponse
+	(*ExecRequest)(nil),               // 68: pinnace.v1.ExecRequest
+	(*ExecStart)(nil),                 // 69: pinnace.v1.ExecStart
+	(*ExecInput)(nil),                 // 70: pinnace.v1.ExecInput
+	(*TerminalSize)(nil),              // 71: pinnace.v1.TerminalSize
+	(*ExecResponse)(nil),              // 72: pinnace.v1.ExecResponse
+	(*ExecStarted)(nil),               // 73: pinnace.v1.ExecStarted
+	(*ExecOutput)(nil),                // 74: pinnace.v1.ExecOutput
+	(*ExecEnded)(nil),                 // 75: pinnace.v1.ExecEnded
+	(*Event)(nil),                     // 76: pinnace.v1.Event
+	(*ReadEventsRequest)(nil),         // 77: pinnace.v1.ReadEventsRequest
+	(*ReadEventsResponse)(nil),        // 78: pinnace.v1.ReadEventsResponse
+	nil,                               // 79: pinnace.v1.Host.LabelsEntry
+	nil,                               // 80: pinnace.v1.SetVarsRequest.SetEntry
+	nil,                               // 81: pinnace.v1.ListVarsResponse.VarsEntry
+	nil,                               // 82: pinnace.v1.SetPlacementRequest.LabelsEntry
+	nil,                               // 83: pinnace.v1.Placement.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 84: google.protobuf.Timestamp
+	(*ReleasePlatform)(nil),           // 85: pinnace.v1.ReleasePlatform
+	(*Release)(nil),                   // 86: pinnace.v1.Release
 }
 var file_pinnace_v1_control_proto_depIdxs = []int32{
-	77, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	77, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	84, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	84, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
 	5,  // 2: pinnace.v1.CreateEnvironmentResponse.environment:type_name -> pinnace.v1.Environment
 	5,  // 3: pinnace.v1.ListEnvironmentsResponse.environments:type_name -> pinnace.v1.Environment
-	74, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
-	77, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
-	77, // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
-	75, // 7: pinnace.v1.SetVarsRequest.set:type_name -> pinnace.v1.SetVarsRequest.SetEntry
-	46, // 8: pinnace.v1.SetVarsResponse.deployments:type_name -> pinnace.v1.Deployment
-	76, // 9: pinnace.v1.ListVarsResponse.vars:type_name -> pinnace.v1.ListVarsResponse.VarsEntry
-	10, // 10: pinnace.v1.DrainHostResponse.host:type_name -> pinnace.v1.Host
-	10, // 11: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
-	78, // 12: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
-	79, // 13: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
-	79, // 14: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
-	79, // 15: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
-	29, // 16: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
-	32, // 17: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
-	30, // 18: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
-	46, // 19: pinnace.v1.DeployResponse.deployment:type_name -> pinnace.v1.Deployment
-	46, // 20: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
-	46, // 21: pinnace.v1.RestartResponse.deployment:type_name -> pinnace.v1.Deployment
-	0,  // 22: pinnace.v1.SteerRequest.steering:type_name -> pinnace.v1.Steering
-	46, // 23: pinnace.v1.SteerResponse.deployment:type_name -> pinnace.v1.Deployment
-	46, // 24: pinnace.v1.ScaleResponse.deployment:type_name -> pinnace.v1.Deployment
-	46, // 25: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
-	77, // 26: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
-	77, // 27: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
-	77, // 28: pinnace.v1.Deployment.paused_at:type_name -> google.protobuf.Timestamp
-	77, // 29: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
-	46, // 30: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
-	46, // 31: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
-	46, // 32: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
-	49, // 33: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
-	46, // 34: pinnace.v1.AppStatus.latest:type_name -> pinnace.v1.Deployment
-	50, // 35: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
-	77, // 36: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	77, // 37: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
-	53, // 38: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
-	54, // 39: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
-	55, // 40: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
-	77, // 41: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
-	77, // 42: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
-	77, // 43: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
-	56, // 44: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
-	56, // 45: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
-	77, // 46: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
-	77, // 47: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
-	64, // 48: pinnace.v1.ExecRequest.start:type_name -> pinnace.v1.ExecStart
-	65, // 49: pinnace.v1.ExecRequest.input:type_name -> pinnace.v1.ExecInput
-	66, // 50: pinnace.v1.ExecRequest.size:type_name -> pinnace.v1.TerminalSize
-	66, // 51: pinnace.v1.ExecStart.size:type_name -> pinnace.v1.TerminalSize
-	68, // 52: pinnace.v1.ExecResponse.started:type_name -> pinnace.v1.ExecStarted
-	69, // 53: pinnace.v1.ExecResponse.output:type_name -> pinnace.v1.ExecOutput
-	70, // 54: pinnace.v1.ExecResponse.ended:type_name -> pinnace.v1.ExecEnded
-	71, // 55: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
-	1,  // 56: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
-	6,  // 57: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
-	8,  // 58: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
-	11, // 59: pinnace.v1.ControlService.SetVars:input_type -> pinnace.v1.SetVarsRequest
-	13, // 60: pinnace.v1.ControlService.ListVars:input_type -> pinnace.v1.ListVarsRequest
-	19, // 61: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
-	15, // 62: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
-	17, // 63: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
-	21, // 64: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
-	23, // 65: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
-	25, // 66: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
-	27, // 67: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
-	31, // 68: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
-	34, // 69: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
-	36, // 70: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
-	44, // 71: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
-	38, // 72: pinnace.v1.ControlService.Restart:input_type -> pinnace.v1.RestartRequest
-	40, // 73: pinnace.v1.ControlService.Steer:input_type -> pinnace.v1.SteerRequest
-	42, // 74: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
-	47, // 75: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
-	51, // 76: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
-	57, // 77: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
-	59, // 78: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
-	61, // 79: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
-	63, // 80: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
-	72, // 81: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
-	3,  // 82: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
-	2,  // 83: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
-	7,  // 84: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
-	9,  // 85: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
-	12, // 86: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
-	14, // 87: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
-	20, // 88: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
-	16, // 89: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
-	18, // 90: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
-	22, // 91: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
-	24, // 92: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
-	26, // 93: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
-	28, // 94: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
-	33, // 95: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
-	35, // 96: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
-	37, // 97: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
-	45, // 98: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
-	39, // 99: pinnace.v1.ControlService.Restart:output_type -> pinnace.v1.RestartResponse
-	41, // 100: pinnace.v1.ControlService.Steer:output_type -> pinnace.v1.SteerResponse
-	43, // 101: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
-	48, // 102: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
-	52, // 103: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
-	58, // 104: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
-	60, // 105: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
-	62, // 106: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
-	67, // 107: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
-	73, // 108: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
-	4,  // 109: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
-	83, // [83:110] is the sub-list for method output_type
-	56, // [56:83] is the sub-list for method input_type
-	56, // [56:56] is the sub-list for extension type_name
-	56, // [56:56] is the sub-list for extension extendee
-	0,  // [0:56] is the sub-list for field type_name
+	79, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
+	84, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
+	84, // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
+	80, // 7: pinnace.v1.SetVarsRequest.set:type_name -> pinnace.v1.SetVarsRequest.SetEntry
+	51, // 8: pinnace.v1.SetVarsResponse.deployments:type_name -> pinnace.v1.Deployment
+	81, // 9: pinnace.v1.ListVarsResponse.vars:type_name -> pinnace.v1.ListVarsResponse.VarsEntry
+	82, // 10: pinnace.v1.SetPlacementRequest.labels:type_name -> pinnace.v1.SetPlacementRequest.LabelsEntry
+	83, // 11: pinnace.v1.Placement.labels:type_name -> pinnace.v1.Placement.LabelsEntry
+	18, // 12: pinnace.v1.ListPlacementsResponse.placements:type_name -> pinnace.v1.Placement
+	10, // 13: pinnace.v1.DrainHostResponse.host:type_name -> pinnace.v1.Host
+	10, // 14: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
+	85, // 15: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
+	86, // 16: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
+	86, // 17: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
+	86, // 18: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
+	34, // 19: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
+	37, // 20: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
+	35, // 21: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
+	51, // 22: pinnace.v1.DeployResponse.deployment:type_name -> pinnace.v1.Deployment
+	51, // 23: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
+	51, // 24: pinnace.v1.RestartResponse.deployment:type_name -> pinnace.v1.Deployment
+	0,  // 25: pinnace.v1.SteerRequest.steering:type_name -> pinnace.v1.Steering
+	51, // 26: pinnace.v1.SteerResponse.deployment:type_name -> pinnace.v1.Deployment
+	51, // 27: pinnace.v1.ScaleResponse.deployment:type_name -> pinnace.v1.Deployment
+	51, // 28: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
+	84, // 29: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
+	84, // 30: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
+	84, // 31: pinnace.v1.Deployment.paused_at:type_name -> google.protobuf.Timestamp
+	84, // 32: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
+	51, // 33: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
+	51, // 34: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
+	51, // 35: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
+	54, // 36: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
+	51, // 37: pinnace.v1.AppStatus.latest:type_name -> pinnace.v1.Deployment
+	55, // 38: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
+	84, // 39: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	84, // 40: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
+	58, // 41: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
+	59, // 42: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
+	60, // 43: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
+	84, // 44: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
+	84, // 45: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
+	84, // 46: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
+	61, // 47: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
+	61, // 48: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
+	84, // 49: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
+	84, // 50: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
+	69, // 51: pinnace.v1.ExecRequest.start:type_name -> pinnace.v1.ExecStart
+	70, // 52: pinnace.v1.ExecRequest.input:type_name -> pinnace.v1.ExecInput
+	71, // 53: pinnace.v1.ExecRequest.size:type_name -> pinnace.v1.TerminalSize
+	71, // 54: pinnace.v1.ExecStart.size:type_name -> pinnace.v1.TerminalSize
+	73, // 55: pinnace.v1.ExecResponse.started:type_name -> pinnace.v1.ExecStarted
+	74, // 56: pinnace.v1.ExecResponse.output:type_name -> pinnace.v1.ExecOutput
+	75, // 57: pinnace.v1.ExecResponse.ended:type_name -> pinnace.v1.ExecEnded
+	76, // 58: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
+	1,  // 59: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
+	6,  // 60: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
+	8,  // 61: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
+	11, // 62: pinnace.v1.ControlService.SetVars:input_type -> pinnace.v1.SetVarsRequest
+	13, // 63: pinnace.v1.ControlService.ListVars:input_type -> pinnace.v1.ListVarsRequest
+	15, // 64: pinnace.v1.ControlService.SetPlacement:input_type -> pinnace.v1.SetPlacementRequest
+	17, // 65: pinnace.v1.ControlService.ListPlacements:input_type -> pinnace.v1.ListPlacementsRequest
+	24, // 66: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
+	20, // 67: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
+	22, // 68: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
+	26, // 69: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
+	28, // 70: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
+	30, // 71: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
+	32, // 72: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
+	36, // 73: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
+	39, // 74: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
+	41, // 75: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
+	49, // 76: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
+	43, // 77: pinnace.v1.ControlService.Restart:input_type -> pinnace.v1.RestartRequest
+	45, // 78: pinnace.v1.ControlService.Steer:input_type -> pinnace.v1.SteerRequest
+	47, // 79: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
+	52, // 80: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
+	56, // 81: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
+	62, // 82: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
+	64, // 83: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
+	66, // 84: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
+	68, // 85: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
+	77, // 86: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
+	3,  // 87: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
+	2,  // 88: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
+	7,  // 89: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
+	9,  // 90: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
+	12, // 91: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
+	14, // 92: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
+	16, // 93: pinnace.v1.ControlService.SetPlacement:output_type -> pinnace.v1.SetPlacementResponse
+	19, // 94: pinnace.v1.ControlService.ListPlacements:output_type -> pinnace.v1.ListPlacementsResponse
+	25, // 95: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
+	21, // 96: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
+	23, // 97: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
+	27, // 98: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
+	29, // 99: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
+	31, // 100: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
+	33, // 101: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
+	38, // 102: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
+	40, // 103: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
+	42, // 104: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
+	50, // 105: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
+	44, // 106: pinnace.v1.ControlService.Restart:output_type -> pinnace.v1.RestartResponse
+	46, // 107: pinnace.v1.ControlService.Steer:output_type -> pinnace.v1.SteerResponse
+	48, // 108: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
+	53, // 109: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
+	57, // 110: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
+	63, // 111: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
+	65, // 112: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
+	67, // 113: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
+	72, // 114: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
+	78, // 115: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
+	4,  // 116: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
+	88, // [88:117] is the sub-list for method output_type
+	59, // [59:88] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_control_proto_init() }
@@ -5693,17 +5985,17 @@ func file_pinnace_v1_control_proto_init() {
 		return
 	}
 	file_pinnace_v1_release_proto_init()
-	file_pinnace_v1_control_proto_msgTypes[30].OneofWrappers = []any{
+	file_pinnace_v1_control_proto_msgTypes[35].OneofWrappers = []any{
 		(*PlanRequest_Release)(nil),
 		(*PlanRequest_Rollback)(nil),
 	}
-	file_pinnace_v1_control_proto_msgTypes[62].OneofWrappers = []any{
+	file_pinnace_v1_control_proto_msgTypes[67].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Input)(nil),
 		(*ExecRequest_Size)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_pinnace_v1_control_proto_msgTypes[66].OneofWrappers = []any{
+	file_pinnace_v1_control_proto_msgTypes[71].OneofWrappers = []any{
 		(*ExecResponse_Started)(nil),
 		(*ExecResponse_Output)(nil),
 		(*ExecResponse_InputCredit)(nil),
@@ -5715,7 +6007,7 @@ func file_pinnace_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_control_proto_rawDesc), len(file_pinnace_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   76,
+			NumMessages:   83,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

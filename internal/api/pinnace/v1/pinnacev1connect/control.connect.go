@@ -46,6 +46,12 @@ const (
 	ControlServiceSetVarsProcedure = "/pinnace.v1.ControlService/SetVars"
 	// ControlServiceListVarsProcedure is the fully-qualified name of the ControlService's ListVars RPC.
 	ControlServiceListVarsProcedure = "/pinnace.v1.ControlService/ListVars"
+	// ControlServiceSetPlacementProcedure is the fully-qualified name of the ControlService's
+	// SetPlacement RPC.
+	ControlServiceSetPlacementProcedure = "/pinnace.v1.ControlService/SetPlacement"
+	// ControlServiceListPlacementsProcedure is the fully-qualified name of the ControlService's
+	// ListPlacements RPC.
+	ControlServiceListPlacementsProcedure = "/pinnace.v1.ControlService/ListPlacements"
 	// ControlServiceListHostsProcedure is the fully-qualified name of the ControlService's ListHosts
 	// RPC.
 	ControlServiceListHostsProcedure = "/pinnace.v1.ControlService/ListHosts"
@@ -114,6 +120,9 @@ type ControlServiceClient interface {
 	// SetVars changes variables of an environment, and deploys them to the live apps that have one of them.
 	SetVars(context.Context, *connect.Request[v1.SetVarsRequest]) (*connect.Response[v1.SetVarsResponse], error)
 	ListVars(context.Context, *connect.Request[v1.ListVarsRequest]) (*connect.Response[v1.ListVarsResponse], error)
+	// SetPlacement says which labels a host must have to run an app. What runs elsewhere moves, successor first.
+	SetPlacement(context.Context, *connect.Request[v1.SetPlacementRequest]) (*connect.Response[v1.SetPlacementResponse], error)
+	ListPlacements(context.Context, *connect.Request[v1.ListPlacementsRequest]) (*connect.Response[v1.ListPlacementsResponse], error)
 	ListHosts(context.Context, *connect.Request[v1.ListHostsRequest]) (*connect.Response[v1.ListHostsResponse], error)
 	// DrainHost has a host become empty, or ends that. What can run elsewhere leaves it, successor first.
 	DrainHost(context.Context, *connect.Request[v1.DrainHostRequest]) (*connect.Response[v1.DrainHostResponse], error)
@@ -189,6 +198,18 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+ControlServiceListVarsProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("ListVars")),
+			connect.WithClientOptions(opts...),
+		),
+		setPlacement: connect.NewClient[v1.SetPlacementRequest, v1.SetPlacementResponse](
+			httpClient,
+			baseURL+ControlServiceSetPlacementProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("SetPlacement")),
+			connect.WithClientOptions(opts...),
+		),
+		listPlacements: connect.NewClient[v1.ListPlacementsRequest, v1.ListPlacementsResponse](
+			httpClient,
+			baseURL+ControlServiceListPlacementsProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ListPlacements")),
 			connect.WithClientOptions(opts...),
 		),
 		listHosts: connect.NewClient[v1.ListHostsRequest, v1.ListHostsResponse](
@@ -333,6 +354,8 @@ type controlServiceClient struct {
 	listEnvironments  *connect.Client[v1.ListEnvironmentsRequest, v1.ListEnvironmentsResponse]
 	setVars           *connect.Client[v1.SetVarsRequest, v1.SetVarsResponse]
 	listVars          *connect.Client[v1.ListVarsRequest, v1.ListVarsResponse]
+	setPlacement      *connect.Client[v1.SetPlacementRequest, v1.SetPlacementResponse]
+	listPlacements    *connect.Client[v1.ListPlacementsRequest, v1.ListPlacementsResponse]
 	listHosts         *connect.Client[v1.ListHostsRequest, v1.ListHostsResponse]
 	drainHost         *connect.Client[v1.DrainHostRequest, v1.DrainHostResponse]
 	removeHost        *connect.Client[v1.RemoveHostRequest, v1.RemoveHostResponse]
@@ -380,6 +403,16 @@ func (c *controlServiceClient) SetVars(ctx context.Context, req *connect.Request
 // ListVars calls pinnace.v1.ControlService.ListVars.
 func (c *controlServiceClient) ListVars(ctx context.Context, req *connect.Request[v1.ListVarsRequest]) (*connect.Response[v1.ListVarsResponse], error) {
 	return c.listVars.CallUnary(ctx, req)
+}
+
+// SetPlacement calls pinnace.v1.ControlService.SetPlacement.
+func (c *controlServiceClient) SetPlacement(ctx context.Context, req *connect.Request[v1.SetPlacementRequest]) (*connect.Response[v1.SetPlacementResponse], error) {
+	return c.setPlacement.CallUnary(ctx, req)
+}
+
+// ListPlacements calls pinnace.v1.ControlService.ListPlacements.
+func (c *controlServiceClient) ListPlacements(ctx context.Context, req *connect.Request[v1.ListPlacementsRequest]) (*connect.Response[v1.ListPlacementsResponse], error) {
+	return c.listPlacements.CallUnary(ctx, req)
 }
 
 // ListHosts calls pinnace.v1.ControlService.ListHosts.
@@ -500,6 +533,9 @@ type ControlServiceHandler interface {
 	// SetVars changes variables of an environment, and deploys them to the live apps that have one of them.
 	SetVars(context.Context, *connect.Request[v1.SetVarsRequest]) (*connect.Response[v1.SetVarsResponse], error)
 	ListVars(context.Context, *connect.Request[v1.ListVarsRequest]) (*connect.Response[v1.ListVarsResponse], error)
+	// SetPlacement says which labels a host must have to run an app. What runs elsewhere moves, successor first.
+	SetPlacement(context.Context, *connect.Request[v1.SetPlacementRequest]) (*connect.Response[v1.SetPlacementResponse], error)
+	ListPlacements(context.Context, *connect.Request[v1.ListPlacementsRequest]) (*connect.Response[v1.ListPlacementsResponse], error)
 	ListHosts(context.Context, *connect.Request[v1.ListHostsRequest]) (*connect.Response[v1.ListHostsResponse], error)
 	// DrainHost has a host become empty, or ends that. What can run elsewhere leaves it, successor first.
 	DrainHost(context.Context, *connect.Request[v1.DrainHostRequest]) (*connect.Response[v1.DrainHostResponse], error)
@@ -571,6 +607,18 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		ControlServiceListVarsProcedure,
 		svc.ListVars,
 		connect.WithSchema(controlServiceMethods.ByName("ListVars")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceSetPlacementHandler := connect.NewUnaryHandler(
+		ControlServiceSetPlacementProcedure,
+		svc.SetPlacement,
+		connect.WithSchema(controlServiceMethods.ByName("SetPlacement")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceListPlacementsHandler := connect.NewUnaryHandler(
+		ControlServiceListPlacementsProcedure,
+		svc.ListPlacements,
+		connect.WithSchema(controlServiceMethods.ByName("ListPlacements")),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceListHostsHandler := connect.NewUnaryHandler(
@@ -717,6 +765,10 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceSetVarsHandler.ServeHTTP(w, r)
 		case ControlServiceListVarsProcedure:
 			controlServiceListVarsHandler.ServeHTTP(w, r)
+		case ControlServiceSetPlacementProcedure:
+			controlServiceSetPlacementHandler.ServeHTTP(w, r)
+		case ControlServiceListPlacementsProcedure:
+			controlServiceListPlacementsHandler.ServeHTTP(w, r)
 		case ControlServiceListHostsProcedure:
 			controlServiceListHostsHandler.ServeHTTP(w, r)
 		case ControlServiceDrainHostProcedure:
@@ -788,6 +840,14 @@ func (UnimplementedControlServiceHandler) SetVars(context.Context, *connect.Requ
 
 func (UnimplementedControlServiceHandler) ListVars(context.Context, *connect.Request[v1.ListVarsRequest]) (*connect.Response[v1.ListVarsResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ListVars is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) SetPlacement(context.Context, *connect.Request[v1.SetPlacementRequest]) (*connect.Response[v1.SetPlacementResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.SetPlacement is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ListPlacements(context.Context, *connect.Request[v1.ListPlacementsRequest]) (*connect.Response[v1.ListPlacementsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ListPlacements is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) ListHosts(context.Context, *connect.Request[v1.ListHostsRequest]) (*connect.Response[v1.ListHostsResponse], error) {
