@@ -172,9 +172,7 @@ func TestSecretsWithoutServer(t *testing.T) {
 		t.Run(map[bool]string{true: "sealed", false: "not sealed"}[sealed], func(t *testing.T) {
 			l := newLab(t)
 			if sealed {
-				if _, err := keyringKey("pinnace-test"); err != nil {
-					t.Skip(err)
-				}
+				needKeyring(t, keyName(memory))
 				l.runDir = memory
 			}
 			starts := make(chan *guesttest.Process, 8)
@@ -219,6 +217,24 @@ func TestSecretsWithoutServer(t *testing.T) {
 			})
 		})
 	}
+}
+
+// needKeyring skips the test where there is no keyring, and removes the key of that name after the test: a user may have
+// so many only.
+func needKeyring(t *testing.T, name string) {
+	t.Helper()
+	if _, err := keyringKey(name); err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() {
+		id, err := unix.KeyctlSearch(unix.KEY_SPEC_USER_KEYRING, "user", name, 0)
+		if err == nil {
+			_, err = unix.KeyctlInt(unix.KEYCTL_UNLINK, id, unix.KEY_SPEC_USER_KEYRING, 0, 0)
+		}
+		if err != nil {
+			t.Errorf("remove key %s: %v", name, err)
+		}
+	})
 }
 
 func TestSecretsThatCannotBe(t *testing.T) {
@@ -312,9 +328,11 @@ func TestVault(t *testing.T) {
 
 // TestKeyringKey: every process of this user has the same key, and another name has another.
 func TestKeyringKey(t *testing.T) {
+	needKeyring(t, "pinnace-test")
+	needKeyring(t, "pinnace-test-other")
 	one, err := keyringKey("pinnace-test")
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	again, err := keyringKey("pinnace-test")
 	if err != nil || string(again) != string(one) || len(one) != keyBytes {

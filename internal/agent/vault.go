@@ -38,9 +38,11 @@ const (
 
 // newVault is the vault of the agent that owns runDir.
 func newVault(runDir string) *vault {
-	name := fmt.Sprintf("pinnace:%x", sha256.Sum256([]byte(runDir)))
-	return &vault{dir: filepath.Join(runDir, vaultName), key: func() ([]byte, error) { return keyringKey(name) }, in: inMemory}
+	return &vault{dir: filepath.Join(runDir, vaultName), key: func() ([]byte, error) { return keyringKey(keyName(runDir)) }, in: inMemory}
 }
+
+// keyName is the name of an agent's key: each agent of a user has its own.
+func keyName(runDir string) string { return fmt.Sprintf("pinnace:%x", sha256.Sum256([]byte(runDir))) }
 
 // errNoVault means that nothing can be kept here.
 var errNoVault = errors.New("secrets are not kept for the next agent")
