@@ -162,6 +162,9 @@ type dataOf struct {
 func (d *dataOf) Read(b []byte) (int, error) {
 	if d.left == 0 {
 		at, err := d.file.Seek(0, io.SeekCurrent)
+		if errors.Is(err, unix.ESPIPE) {
+			return 0, io.EOF // a namespace that is mounted there, which has no content
+		}
 		if err != nil {
 			return 0, err
 		}

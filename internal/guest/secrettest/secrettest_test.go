@@ -101,6 +101,18 @@ func TestBelow(t *testing.T) {
 	}
 }
 
+// TestNoContent: what looks like a file and has nothing to read, as mounted namespaces do.
+func TestNoContent(t *testing.T) {
+	ns, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		t.Skip(err)
+	}
+	defer ns.Close()
+	if found, err := For(secret).In(&dataOf{file: ns}); err != nil || len(found) > 0 {
+		t.Errorf("found %v, %v", found, err)
+	}
+}
+
 func TestInProcesses(t *testing.T) {
 	const argument, variable = "k4nary-in-an-argument", "k4nary-in-a-variable"
 	cmd := exec.Command("/bin/sh", "-c", "read x", argument)
