@@ -97,6 +97,8 @@ make -s KCONFIG_ALLCONFIG="$fragment" allnoconfig >/dev/null
 unmet=$(sed -n 's/^\(CONFIG_[A-Z0-9_]*\)=y$/\1/p' "$fragment" | while read -r option; do
 	grep -qx "$option=y" .config || printf ' %s' "$option"
 done)
+off=$(sed -n 's/^# \(CONFIG_MITIGATION_[A-Z0-9_]*\) is not set$/ \1/p' .config | tr -d '\n')
+[ -z "$off" ] || die "protections of the processor would be off:$off" "add them to $fragment"
 [ -z "$unmet" ] || say "this source does not have, or has no use for:$unmet"
 
 jobs=${JOBS:-$(nproc)}

@@ -151,3 +151,29 @@ func TestBuiltKernelFragment(t *testing.T) {
 		}
 	}
 }
+
+// TestBuiltKernelIsProtected: what protects Debian's kernel from its own processor protects ours.
+func TestBuiltKernelIsProtected(t *testing.T) {
+	dir := os.Getenv("PINNACE_KERNELS")
+	if dir == "" {
+		dir = "/var/lib/pinnace/kernels"
+	}
+	stock, err := Find(dir)
+	if err != nil || stock.Origin().Built || runtime.GOARCH != "amd64" {
+		t.Skipf("needs Debian's kernel for amd64 in %s (PINNACE_KERNELS): %v", dir, err)
+	}
+	theirs, err := stock.readConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join("..", "..", "scripts", "kernel-amd64.config"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	delete(theirs, "MITIGATION_VMSCAPE") // protects a host's programs from its guests
+	for name, value := range theirs {
+		if strings.HasPrefix(name, "MITIGATION_") && value == "y" && !strings.Contains(string(b), "\nCONFIG_"+name+"=y\n") {
+			t.Errorf("CONFIG_%s is not in the fragment", name)
+		}
+	}
+}
