@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
 	"github.com/pinnacehq/pinnace/internal/guest"
 )
 
@@ -65,9 +66,15 @@ and error.`,
 
 		ValidArgsFunction: c.complete(c.appsAndInstances),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.execStatus(c.exec(cmd.Context(), opts, args))
+			return c.execStatus(c.exec(cmd.Context(), opts, args, c.execThroughServer))
 		},
 	}
+	c.addExec(cmd, &opts)
+	return cmd
+}
+
+// addExec gives cmd the flags of commands that run commands.
+func (c *cli) addExec(cmd *cobra.Command, opts *execOptions) {
 	flags := cmd.Flags()
 	flags.SetInterspersed(false)
 	flags.BoolVarP(&opts.stdin, "interactive", "i", false, "let the command read what comes in through stdin")
@@ -79,7 +86,6 @@ and error.`,
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return c.execStatus(nil, fail(exitInvalid, cmd.CommandPath()+" --help lists the flags", "%w", err))
 	})
-	return cmd
 }
 
 // execOutcome is how a command ended, as --json shows it.
@@ -136,8 +142,28 @@ func (c *cli) tellJSON(v any) {
 	_ = enc.Encode(v) // there is nobody left to tell
 }
 
+// execPath is how a command gets to where it runs.
+type execPath struct {
+	client      pinnacev1connect.ControlServiceClient
+	environment string
+	unreachable error // what is wrong when nobody listens there
+}
+
+// execThroughServer is the way of commands in instances that a server has placed.
+func (c *cli) execThroughServer(string) (*execPath, error) {
+	server, err := c.target()
+	if err != nil {
+		return nil, err
+	}
+	client, env, err := c.clientOver(streamHTTPClient())
+	if err == nil && env == "" {
+		err = errNoEnvironment()
+	}
+	return &execPath{client, env, unreachable(server.server)}, err
+}
+
 // exec runs a command and talks to it until it has ended.
-func (c *cli) exec(ctx context.Context, opts execOptions, args []string) (*execOutcome, error) {
+func (c *cli) exec(ctx context.Context, opts execOptions, args []string, through func(target string) (*execPath, error)) (*execOutcome, error) {
 	const usage = "pinnace exec [-it] INSTANCE -- COMMAND [ARG...]"
 	if len(args) == 0 {
 		return nil, fail(exitInvalid, usage, "no instance was named")
@@ -160,19 +186,12 @@ func (c *cli) exec(ctx context.Context, opts execOptions, args []string) (*execO
 	if opts.timeout < 0 {
 		return nil, fail(exitInvalid, "", "--timeout %s: it is in the past", opts.timeout)
 	}
-	server, err := c.target()
-	if err != nil {
-		return nil, err
-	}
-	client, env, err := c.clientOver(streamHTTPClient())
-	if err == nil && env == "" {
-		err = errNoEnvironment()
-	}
+	path, err := through(target)
 	if err != nil {
 		return nil, err
 	}
 	start := &pinnacev1.ExecStart{
-		Environment: env, Target: target, Argv: argv, Env: opts.env, Workdir: opts.workdir, User: opts.user, Tty: opts.tty,
+		Environment: path.environment, Target: target, Argv: argv, Env: opts.env, Workdir: opts.workdir, User: opts.user, Tty: opts.tty,
 		Stdin: opts.stdin || opts.tty, TimeoutMs: opts.timeout.Milliseconds(),
 	}
 	call := &execCall{cli: c, credit: guest.NewCredit(0)}
@@ -192,13 +211,13 @@ func (c *cli) exec(ctx context.Context, opts execOptions, args []string) (*execO
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	call.cancel, call.done, call.stream = cancel, ctx.Done(), client.Exec(ctx)
+	call.cancel, call.done, call.stream = cancel, ctx.Done(), path.client.Exec(ctx)
 	outcome, err := call.run(ctx, start)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
 	}
 	if errors.Is(err, syscall.ECONNREFUSED) {
-		err = unreachable(server.server)
+		err = path.unreachable
 	}
 	return outcome, err
 }

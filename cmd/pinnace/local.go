@@ -67,6 +67,7 @@ and is not started again.`,
 		Example: `  pinnace local --image 127.0.0.1:5000/hello:v1
   pinnace local --image registry.example.com/shop/api:v3 -f api.toml --var PUBLIC_URL=http://localhost:8080
   pinnace local --image 127.0.0.1:5000/db:v1 --secret db=db.env --publish pg=15432
+  pinnace local exec -it hello -- sh             in another terminal
   pinnace local ls                               what earlier runs have left`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -108,7 +109,7 @@ and is not started again.`,
 		// It fails only when there is no such flag, and there is.
 		_ = cmd.RegisterFlagCompletionFunc(flag, c.completeFromManifest(&flags.file, names))
 	}
-	cmd.AddCommand(c.newLocalList(), c.newLocalRemove())
+	cmd.AddCommand(c.newLocalList(), c.newLocalExec(), c.newLocalRemove())
 	flags.dirs.add(cmd)
 	return cmd
 }

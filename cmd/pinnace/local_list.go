@@ -160,15 +160,7 @@ Images stay, as those of the machine's agent do: see "pinnace image".`,
 		Example: "  pinnace local rm hello\n  pinnace local rm db --volumes",
 		Args:    cobra.ExactArgs(1),
 
-		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			var words []cobra.Completion
-			if things, err := listLocal(dirs); err == nil && len(args) == 0 {
-				for _, t := range things {
-					words = append(words, cobra.CompletionWithDesc(t.Name, t.State))
-				}
-			}
-			return words, cobra.ShellCompDirectiveNoFileComp
-		},
+		ValidArgsFunction: completeLocal(&dirs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			role.log = c.logger("agent", 8)
 			return c.removeLocal(cmd.Context(), dirs, &role, args[0], withVolumes)
@@ -179,6 +171,19 @@ Images stay, as those of the machine's agent do: see "pinnace image".`,
 	cmd.Flags().Uint32Var(&role.firstUID, "first-uid", 720000, "the first of the user ids that VMs run under")
 	dirs.add(cmd)
 	return cmd
+}
+
+// completeLocal offers the names that there are.
+func completeLocal(dirs *directories) completion {
+	return func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		var words []cobra.Completion
+		if things, err := listLocal(*dirs); err == nil && len(args) == 0 {
+			for _, t := range things {
+				words = append(words, cobra.CompletionWithDesc(t.Name, t.State))
+			}
+		}
+		return words, cobra.ShellCompDirectiveNoFileComp
+	}
 }
 
 func (c *cli) removeLocal(ctx context.Context, dirs directories, role *agentRole, name string, withVolumes bool) (err error) {

@@ -42,10 +42,15 @@ func (p *localPlace) volumes() string { return filepath.Join(p.dirs.data, "volum
 // takeLocal takes a name, with firstUID as the first of the user ids of all names.
 func takeLocal(ctx context.Context, dirs directories, name string, firstUID uint32) (*localPlace, error) {
 	p := &localPlace{name: name, dirs: directories{data: localData(dirs, name), run: localRun(dirs, name)}}
-	if err := durable.MkdirAll(p.dirs.data, 0o700); err != nil {
+	err := durable.MkdirAll(dirs.data, 0o755) // what is below is closed
+	if err == nil {
+		err = durable.MkdirAll(p.dirs.data, 0o700)
+	}
+	if err != nil {
 		return nil, fail(exitInvalid, "--data-dir and --run-dir say where to keep things", "make a directory: %w", err)
 	}
-	held, err := durable.Lock(p.dirs.data)
+	// Who lists names takes each for a moment.
+	held, err := lockPatiently(ctx, p.dirs.data, 200*time.Millisecond)
 	if errors.Is(err, durable.ErrLocked) {
 		return nil, fail(exitConflict, "stop it with Ctrl-C, or run another one beside it with --name", "%s runs locally already: %w", name, err)
 	}
@@ -69,7 +74,7 @@ func (p *localPlace) takeUIDs(ctx context.Context, all string, first uint32) (er
 	if err := durable.MkdirAll(p.dirs.run, 0o700); err != nil {
 		return err
 	}
-	choosing, err := lockPatiently(ctx, all)
+	choosing, err := lockPatiently(ctx, all, 10*time.Second)
 	if err != nil {
 		return err
 	}
@@ -98,9 +103,9 @@ func (p *localPlace) takeUIDs(ctx context.Context, all string, first uint32) (er
 	return durable.WriteFile(mine, fmt.Appendf(nil, "%d\n", p.uids), 0o600)
 }
 
-// lockPatiently waits for a lock that nobody has for long.
-func lockPatiently(ctx context.Context, dir string) (*durable.DirLock, error) {
-	for deadline := time.Now().Add(10 * time.Second); ; {
+// lockPatiently waits for a lock, for as long as somebody may have it who does not keep it.
+func lockPatiently(ctx context.Context, dir string, patience time.Duration) (*durable.DirLock, error) {
+	for deadline := time.Now().Add(patience); ; {
 		l, err := durable.Lock(dir)
 		if !errors.Is(err, durable.ErrLocked) || time.Now().After(deadline) || ctx.Err() != nil {
 			return l, err

@@ -53,7 +53,10 @@ func (c *cli) runLocal(ctx context.Context, f *localFlags, spec *localSpec) (err
 	if err := host.start(ctx, stop); err != nil {
 		return err
 	}
-	runErr := host.runAll(ctx, c, f, spec)
+	runErr := host.server.Listen(execSocket(place.dirs.run))
+	if runErr == nil {
+		runErr = host.runAll(ctx, c, f, spec)
+	}
 	if endErr := host.end(); endErr != nil {
 		return errors.Join(runErr, endErr)
 	}

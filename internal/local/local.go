@@ -44,18 +44,24 @@ type Server struct {
 	served chan error
 	ended  chan struct{} // closed by Close
 
+	commands *http.Server // nil without Listen
+
 	reports, lines sync.Mutex // held while the function of opts is called
 
-	mu      sync.Mutex
-	set     *pinnacev1.WatchAssignmentsResponse // guarded by mu; not changed, only replaced
-	changed chan struct{}                       // guarded by mu; closed when set is replaced
+	mu sync.Mutex
+	// Guarded by mu:
+	set      *pinnacev1.WatchAssignmentsResponse // not changed, only replaced
+	changed  chan struct{}                       // closed when there is something new for the agent
+	tasks    map[string]*execTask                // by id
+	lastTask uint64
 }
 
 // New starts a Server that wants nothing to run. Close ends it.
 func New(opts Options) *Server {
 	s := &Server{
 		opts: opts, pipes: newPipes(), served: make(chan error, 1), ended: make(chan struct{}), changed: make(chan struct{}),
-		set: &pinnacev1.WatchAssignmentsResponse{Revision: 1, Complete: true},
+		tasks: map[string]*execTask{},
+		set:   &pinnacev1.WatchAssignmentsResponse{Revision: 1, Complete: true},
 	}
 	_, handler := pinnacev1connect.NewAgentServiceHandler(s)
 	s.http = &http.Server{Handler: handler, ReadHeaderTimeout: heartbeat, Protocols: new(http.Protocols)}
@@ -75,6 +81,9 @@ func (s *Server) Client() pinnacev1connect.AgentServiceClient {
 func (s *Server) Close() error {
 	close(s.ended)
 	err := s.http.Close()
+	if s.commands != nil {
+		err = errors.Join(err, s.commands.Close())
+	}
 	if served := <-s.served; !errors.Is(served, http.ErrServerClosed) {
 		err = errors.Join(err, served)
 	}
@@ -88,9 +97,14 @@ func (s *Server) Run(set *pinnacev1.WatchAssignmentsResponse) uint64 {
 	set = proto.CloneOf(set)
 	set.Revision, set.Complete = s.set.Revision+1, true
 	s.set = set
+	s.fire()
+	return set.Revision
+}
+
+// fire wakes those who wait for something new. The caller has mu.
+func (s *Server) fire() {
 	close(s.changed)
 	s.changed = make(chan struct{})
-	return set.Revision
 }
 
 // Join implements the API. There is no log that could have been restored from an older copy.
@@ -102,15 +116,24 @@ func (s *Server) Join(context.Context, *connect.Request[pinnacev1.JoinRequest]) 
 func (s *Server) WatchAssignments(ctx context.Context, _ *connect.Request[pinnacev1.WatchAssignmentsRequest], stream *connect.ServerStream[pinnacev1.WatchAssignmentsResponse]) error {
 	tick := time.NewTicker(heartbeat)
 	defer tick.Stop()
+	asked := map[string]bool{}
 	for sent := uint64(0); ; {
 		s.mu.Lock()
-		set, changed := s.set, s.changed
-		s.mu.Unlock()
-		if set.Revision == sent {
-			set = &pinnacev1.WatchAssignmentsResponse{Revision: sent}
+		msg, changed := s.set, s.changed
+		if msg.Revision == sent {
+			msg = &pinnacev1.WatchAssignmentsResponse{Revision: sent}
+		} else {
+			sent = msg.Revision
+			msg = proto.CloneOf(msg)
 		}
-		sent = set.Revision
-		if err := stream.Send(set); err != nil {
+		for id, t := range s.tasks {
+			if !asked[id] {
+				asked[id] = true
+				msg.ExecTasks = append(msg.ExecTasks, t.task)
+			}
+		}
+		s.mu.Unlock()
+		if err := stream.Send(msg); err != nil {
 			return err
 		}
 		select {

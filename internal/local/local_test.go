@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -178,5 +181,123 @@ func TestClose(t *testing.T) {
 	}
 	if _, err := client.Join(within(t), connect.NewRequest(&pinnacev1.JoinRequest{})); err == nil {
 		t.Error("it answers still")
+	}
+}
+
+// TestExec: a caller and the agent talk about a command, through a socket and through the server.
+func TestExec(t *testing.T) {
+	s := newServer(t, &heard{})
+	socket := filepath.Join(t.TempDir(), "exec.sock")
+	if err := os.WriteFile(socket, nil, 0o600); err != nil { // what a killed one has left
+		t.Fatal(err)
+	}
+	if err := s.Listen(socket); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(socket); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the socket is %v, %v", info, err)
+	}
+	caller := local.Dial(socket)
+	start := &pinnacev1.ExecRequest{Message: &pinnacev1.ExecRequest_Start{Start: &pinnacev1.ExecStart{Argv: []string{"sh"}}}}
+	begin := func() *connect.BidiStreamForClient[pinnacev1.ExecRequest, pinnacev1.ExecResponse] {
+		t.Helper()
+		stream := caller.Exec(within(t))
+		if err := stream.Send(start); err != nil {
+			t.Fatal(err)
+		}
+		return stream
+	}
+	if _, err := begin().Receive(); connect.CodeOf(err) != connect.CodeFailedPrecondition {
+		t.Errorf("with nothing that runs: got %v", err)
+	}
+	s.Run(&pinnacev1.WatchAssignmentsResponse{Assignments: []*pinnacev1.Assignment{{Instance: "app-1"}}})
+	agent := s.Client()
+	watch, err := agent.WatchAssignments(within(t), connect.NewRequest(&pinnacev1.WatchAssignmentsRequest{}))
+	if err != nil || !watch.Receive() {
+		t.Fatal(err, watch.Err())
+	}
+	next := func() *pinnacev1.ExecTask {
+		t.Helper()
+		for watch.Receive() {
+			if tasks := watch.Msg().ExecTasks; len(tasks) > 0 {
+				return tasks[0]
+			}
+		}
+		t.Fatal(watch.Err())
+		return nil
+	}
+	serve := func(task *pinnacev1.ExecTask) *connect.BidiStreamForClient[pinnacev1.ServeExecRequest, pinnacev1.ServeExecResponse] {
+		t.Helper()
+		stream := agent.ServeExec(within(t))
+		if err := stream.Send(&pinnacev1.ServeExecRequest{Task: task.Id}); err != nil {
+			t.Fatal(err)
+		}
+		return stream
+	}
+	say := func(to *connect.BidiStreamForClient[pinnacev1.ServeExecRequest, pinnacev1.ServeExecResponse], m *pinnacev1.ExecResponse) {
+		t.Helper()
+		if err := to.Send(&pinnacev1.ServeExecRequest{Message: m}); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	stream := begin()
+	task := next()
+	if task.Instance != "app-1" || task.Start.Argv[0] != "sh" || task.OutputCredit == 0 {
+		t.Errorf("task: got %v", task)
+	}
+	serving := serve(task)
+	if err := stream.Send(&pinnacev1.ExecRequest{Message: &pinnacev1.ExecRequest_Signal{Signal: "INT"}}); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := serving.Receive(); err != nil || m.Message.GetSignal() != "INT" {
+		t.Errorf("to the agent: got %v, %v", m, err)
+	}
+	for range 20 { // more than there is credit for at first
+		say(serving, &pinnacev1.ExecResponse{Message: &pinnacev1.ExecResponse_Output{Output: &pinnacev1.ExecOutput{Data: make([]byte, 16<<10)}}})
+	}
+	credit := 0
+	for range 20 {
+		m, err := stream.Receive()
+		if err != nil || len(m.GetOutput().GetData()) != 16<<10 {
+			t.Fatalf("to the caller: got %v, %v", m, err)
+		}
+	}
+	for credit < 20*(16<<10)-64<<10 {
+		m, err := serving.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		credit += int(m.OutputCredit)
+	}
+	say(serving, &pinnacev1.ExecResponse{Message: &pinnacev1.ExecResponse_Ended{Ended: &pinnacev1.ExecEnded{Code: 7}}})
+	if m, err := stream.Receive(); err != nil || m.GetEnded().GetCode() != 7 {
+		t.Errorf("the end: got %v, %v", m, err)
+	}
+	if _, err := stream.Receive(); !errors.Is(err, io.EOF) {
+		t.Errorf("behind the end: got %v", err)
+	}
+
+	stream = begin()
+	refused := serve(next())
+	if err := refused.Send(&pinnacev1.ServeExecRequest{Refusal: &pinnacev1.ExecRefusal{Reason: "busy", Message: "too many"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Receive(); connect.CodeOf(err) != connect.CodeFailedPrecondition || !strings.Contains(err.Error(), "too many") {
+		t.Errorf("refused: got %v", err)
+	}
+
+	ctx, leave := context.WithCancel(within(t))
+	stream = caller.Exec(ctx)
+	if err := stream.Send(start); err != nil {
+		t.Fatal(err)
+	}
+	serving = serve(next())
+	leave()
+	if _, err := serving.Receive(); err == nil {
+		t.Error("the agent is not told that the caller has gone")
+	}
+	if _, err := serve(&pinnacev1.ExecTask{Id: task.Id}).Receive(); connect.CodeOf(err) != connect.CodeNotFound {
+		t.Errorf("a task that is over: got %v", err)
 	}
 }

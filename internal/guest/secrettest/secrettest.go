@@ -169,8 +169,8 @@ func (d *dataOf) Read(b []byte) (int, error) {
 			return 0, err
 		}
 		data, err := d.file.Seek(at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return 0, io.EOF
+		if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ESPIPE) {
+			return 0, io.EOF // the second is a namespace, which only looks like a file
 		}
 		if err != nil {
 			return 0, err
