@@ -90,16 +90,16 @@ func (a *Agent) takeOverOne(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	number, last, err := t.loadRecord()
+	own, last, err := t.loadRecord()
 	switch {
 	case err != nil:
 		return err
-	case number != t.number:
-		return fmt.Errorf("it is of attempt %d, and attempt %d was the last", t.number, number)
+	case own.Attempt != t.number:
+		return fmt.Errorf("it is of attempt %d, and attempt %d was the last", t.number, own.Attempt)
 	case a.has(t.id):
 		return errors.New("there is another of the same instance")
 	}
-	t.last = last
+	t.last, t.born = last, !own.Unborn
 	t.openVault()
 	a.logs.begin(t.id)
 	if err := t.rejoin(ctx); err != nil {
@@ -114,6 +114,10 @@ func (a *Agent) takeOverOne(ctx context.Context, dir string) error {
 		t.cleanUp(ctx)
 		a.logs.end(t.id)
 		return err
+	}
+	if err := t.bear(); err != nil {
+		t.leave()
+		return &hostError{err}
 	}
 	t.instance.adopted = t
 	a.mu.Lock()

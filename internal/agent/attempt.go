@@ -68,6 +68,7 @@ type attempt struct {
 	cleanUps   []func(context.Context) error
 	holds      []*volume.Hold // on the volumes, until the machine has them
 
+	born    bool             // the record says that its number is used
 	ending  *ending          // why it is being ended, if it is
 	said    string           // by the check because of which it is
 	end     *pinnacev1.Cause // how it ended, once that is known
@@ -359,5 +360,17 @@ func (t *attempt) makeDir() error {
 		return err
 	}
 	t.onCleanUp(func(context.Context) error { return os.RemoveAll(t.dir) })
+	return nil
+}
+
+// bear makes it durable that the attempt's number is used.
+func (t *attempt) bear() error {
+	if t.born {
+		return nil
+	}
+	if err := t.keepRecord(t.number, false, nil); err != nil {
+		return fmt.Errorf("keep that the attempt has begun: %w", err)
+	}
+	t.born = true
 	return nil
 }

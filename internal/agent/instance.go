@@ -166,7 +166,8 @@ func (i *instance) run(ctx context.Context) {
 		i.runFrom(ctx, i.adopted.number, i.adopted)
 		return
 	}
-	number, last, err := i.loadRecord()
+	rec, last, err := i.loadRecord()
+	number := rec.Attempt
 	if err != nil {
 		i.refuse(number+1, err)
 		return
@@ -176,6 +177,9 @@ func (i *instance) run(ctx context.Context) {
 		i.set(func(r *pinnacev1.InstanceReport) { r.Attempt = number })
 		i.end(last, true)
 		return
+	}
+	if rec.Unborn {
+		number-- // nothing has run under it, and everybody else would count it as lost
 	}
 	i.runFrom(ctx, number, nil)
 }
@@ -224,7 +228,7 @@ func (i *instance) runFrom(ctx context.Context, number uint32, first *attempt) {
 // attempt makes one attempt and returns why it ended, and for how long its workload ran.
 func (i *instance) attempt(ctx context.Context, number uint32) (*pinnacev1.Cause, time.Duration) {
 	t := newAttempt(i, number)
-	err := i.keepRecord(number, nil)
+	err := i.keepRecord(number, true, nil)
 	i.set(func(r *pinnacev1.InstanceReport) {
 		r.Attempt, r.State, r.Message = number, statePlaced, ""
 		r.Stages, r.Booted, r.ReadyAt, r.End, r.Address, r.SecretVersions = nil, nil, nil, nil, "", nil
@@ -235,6 +239,12 @@ func (i *instance) attempt(ctx context.Context, number uint32) (*pinnacev1.Cause
 		return &pinnacev1.Cause{Kind: causeStartFailed, Stage: "record", Detail: err.Error(), At: timestamppb.Now()}, 0
 	}
 	cause := t.run(ctx)
+	if cause != nil {
+		// Its end is about to be told, so that its number is gone, whether there was a machine or not.
+		if err := t.bear(); err != nil {
+			i.log.Error("keep that an attempt was made", "err", err)
+		}
+	}
 	return cause, t.ran()
 }
 
@@ -276,7 +286,7 @@ func restarts(policy manifest.Restart, cause *pinnacev1.Cause) bool {
 
 // keepEnd makes the end of the instance survive the agent.
 func (i *instance) keepEnd(number uint32, cause *pinnacev1.Cause) {
-	if err := i.keepRecord(number, cause); err != nil {
+	if err := i.keepRecord(number, false, cause); err != nil {
 		i.log.Error("keep the end of the instance; after a restart the agent would start it again", "err", err)
 	}
 }

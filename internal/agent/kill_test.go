@@ -223,10 +223,15 @@ func TestKillAgentProcess(t *testing.T) {
 	l.forgetReports()
 	for round := range kills {
 		id := fmt.Sprintf("churn-%d", round)
+		// A start that was cut is taken up again, or made again under its number: nothing has run under it.
 		if round >= kills-2 {
-			l.awaitState(id, stateReady)
+			if r := l.awaitState(id, stateReady); r.Attempt != 1 {
+				t.Errorf("%s: attempt %d", id, r.Attempt)
+			}
 		} else if round%2 == 0 {
-			l.awaitEnd(id)
+			if r := l.awaitEnd(id); r.Attempt > 1 {
+				t.Errorf("%s: attempt %d", id, r.Attempt)
+			}
 		}
 	}
 	for id, pid := range pids {

@@ -22,6 +22,9 @@ import (
 // that has reported the last end may go, so that a job that is done is not run again by the next agent.
 type record struct {
 	Attempt uint32 `json:"attempt"`
+	// Unborn tells that the attempt has no machine yet. One that stays so, because the agent ended, has been no attempt:
+	// its number is used again.
+	Unborn bool `json:"unborn,omitempty"`
 	// End is why the instance ended for good, as protojson; absent while there can be another attempt.
 	End json.RawMessage `json:"end,omitempty"`
 }
@@ -36,32 +39,33 @@ func (i *instance) recordPath() string {
 	return filepath.Join(i.agent.instancesDir(), i.id+recordSuffix)
 }
 
-// loadRecord returns the number of the last attempt, 0 for none, and how the instance ended if it has.
-func (i *instance) loadRecord() (uint32, *pinnacev1.Cause, error) {
+// loadRecord returns the record of the last attempt, number 0 for none, and how the instance ended if it has.
+func (i *instance) loadRecord() (record, *pinnacev1.Cause, error) {
 	b, err := os.ReadFile(i.recordPath())
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil, nil
+		return record{}, nil, nil
 	}
 	if err != nil {
-		return 0, nil, err
+		return record{}, nil, err
 	}
 	var rec record
 	if err := json.Unmarshal(b, &rec); err != nil {
-		return 0, nil, fmt.Errorf("read %s: %w", i.recordPath(), err)
+		return record{}, nil, fmt.Errorf("read %s: %w", i.recordPath(), err)
 	}
 	if rec.End == nil {
-		return rec.Attempt, nil, nil
+		return rec, nil, nil
 	}
 	var end pinnacev1.Cause
 	if err := protojson.Unmarshal(rec.End, &end); err != nil {
-		return rec.Attempt, nil, fmt.Errorf("read the end in %s: %w", i.recordPath(), err)
+		return rec, nil, fmt.Errorf("read the end in %s: %w", i.recordPath(), err)
 	}
-	return rec.Attempt, &end, nil
+	return rec, &end, nil
 }
 
-// keepRecord makes the number of an attempt durable and, when end is not nil, that it was the last one.
-func (i *instance) keepRecord(number uint32, end *pinnacev1.Cause) error {
-	rec := record{Attempt: number}
+// keepRecord makes the number of an attempt durable, whether it has a machine and, when end is not nil, that it was the
+// last one.
+func (i *instance) keepRecord(number uint32, unborn bool, end *pinnacev1.Cause) error {
+	rec := record{Attempt: number, Unborn: unborn}
 	if end != nil {
 		b, err := protojson.Marshal(end)
 		if err != nil {

@@ -113,6 +113,9 @@ func (t *attempt) startMachine(ctx context.Context) (string, error) {
 	t.letGoOfVolumes()
 	t.machine = m
 	t.onCleanUp(t.endMachine)
+	if err := t.bear(); err != nil {
+		return "", err
+	}
 	control, err := m.Dial(ctx, vm.Control)
 	if err != nil {
 		return "", err

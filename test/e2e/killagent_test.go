@@ -129,7 +129,7 @@ func ask(c *connection) func() (int, error) {
 // often and what went wrong.
 func (l *lab) churn(t *testing.T, port int, change func(*v1.Config)) func() (int, []string) {
 	t.Helper()
-	m := l.manifest("churn", web("churn", port))
+	m := l.manifest("churn", strings.Replace(web("churn", port), `boot_timeout = "60s"`, `boot_timeout = "5m"`, 1))
 	refs := []string{l.push("churn", "v1", workloadImage(t, "1", change)), l.push("churn", "v2", workloadImage(t, "2", change))}
 	ctx, stop := context.WithCancel(context.Background())
 	var failures []string
