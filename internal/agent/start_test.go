@@ -32,7 +32,8 @@ func TestPullTriesAgain(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t)
-			l.timing.pullPauses = []time.Duration{10 * time.Millisecond, 20 * time.Millisecond}
+			// The first is long enough for a report to be sent meanwhile, however busy the machine is.
+			l.timing.pullPauses = []time.Duration{time.Second, 10 * time.Millisecond}
 			var asked atomic.Int32
 			l.registry(func(ctx context.Context, digest string, size int64) (io.ReadCloser, error) {
 				if int(asked.Add(1)) <= tt.failures {
@@ -43,7 +44,7 @@ func TestPullTriesAgain(t *testing.T) {
 			l.start()
 			l.assign("dev", "api-1", l.app("api", `restart = "never"`))
 			l.await("api-1", "says that it tries again", func(r *pinnacev1.InstanceReport) bool {
-				return strings.HasPrefix(r.Message, "try 1 of 3 failed, trying again in 10ms: ") && strings.Contains(r.Message, down.Error()) && r.Attempt == 1
+				return strings.HasPrefix(r.Message, "try 1 of 3 failed, trying again in 1s: ") && strings.Contains(r.Message, down.Error()) && r.Attempt == 1
 			})
 			if tt.ready {
 				if r := l.awaitState("api-1", stateReady); r.Attempt != 1 {
