@@ -59,6 +59,7 @@ func serve() error {
 	if os.Getenv("MODE") != "" {
 		serveMode()
 	}
+	serveData()
 	http.HandleFunc("GET /reach", reach)
 	http.HandleFunc("GET /resolve", resolve)
 	http.HandleFunc("GET /hash", hash)
