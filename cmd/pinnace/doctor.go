@@ -102,7 +102,7 @@ func (c *cli) printFindings(findings []finding) {
 // examine looks at one thing after the other; those that rest on one that is missing are left out. The error is for what
 // says nothing about the host.
 func (c *cli) examine(ctx context.Context, r *agentRole, h hostView) ([]finding, error) {
-	work, err := os.MkdirTemp("", "pinnace-doctor-")
+	work, err := tryIn(existing(r.dirs.data))
 	if err != nil {
 		return nil, fail(exitInternal, "make room in "+os.TempDir(), "make a directory for what is tried: %w", err)
 	}
@@ -127,6 +127,26 @@ func (c *cli) examine(ctx context.Context, r *agentRole, h hostView) ([]finding,
 		return nil, err
 	}
 	return findings, nil
+}
+
+// tryIn makes a directory for what is tried: in dir, because jails may be possible there and not among temporary files, which
+// are often mounted without devices; or else among those.
+func tryIn(dir string) (string, error) {
+	const pattern = "pinnace-doctor-"
+	if work, err := os.MkdirTemp(dir, pattern); err == nil {
+		return work, nil
+	}
+	return os.MkdirTemp("", pattern)
+}
+
+// existing is dir, or the first above it that is there.
+func existing(dir string) string {
+	for {
+		if _, err := os.Stat(dir); err == nil || dir == filepath.Dir(dir) {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
 }
 
 // protections says what is off, in one line.

@@ -163,13 +163,7 @@ func memory(meminfo string) (total, available int64, err error) {
 
 // examineDisk looks at the file system of the data directory, which may not be there yet.
 func (h hostView) examineDisk(data string) []finding {
-	dir := data
-	for {
-		if _, err := os.Stat(dir); err == nil || dir == filepath.Dir(dir) {
-			break
-		}
-		dir = filepath.Dir(dir)
-	}
+	dir := existing(data)
 	free, err := h.freeBytes(dir)
 	if err != nil {
 		return []finding{bad("disk", err.Error(), "name another directory with --data-dir")}

@@ -151,6 +151,9 @@ func TestDoctorWithoutKernel(t *testing.T) {
 			missing = append(missing, f.Name+" -> "+f.Fix)
 		}
 	}
+	if left, err := os.ReadDir(r.dirs.data); err != nil || len(left) > 0 {
+		t.Errorf("left in the data directory: %v, %v", left, err)
+	}
 	if len(missing) != 1 || !strings.HasPrefix(missing[0], "kernel -> ") || !strings.Contains(missing[0], "get-kernel.sh") {
 		t.Errorf("missing: %q", missing)
 	}
