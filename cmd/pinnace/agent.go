@@ -261,7 +261,7 @@ func agentHTTPClient() *http.Client {
 	transport := &http.Transport{DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, Protocols: new(http.Protocols)}
 	transport.Protocols.SetHTTP2(true)
 	transport.Protocols.SetUnencryptedHTTP2(true)
-	transport.HTTP2 = livelyHTTP2()
+	transport.HTTP2 = lively(&http.HTTP2Config{})
 	return &http.Client{Transport: transport}
 }
 

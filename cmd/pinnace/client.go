@@ -103,14 +103,15 @@ func streamHTTPClient() *http.Client {
 	transport.Protocols = new(http.Protocols)
 	transport.Protocols.SetHTTP2(true)
 	transport.Protocols.SetUnencryptedHTTP2(true)
-	transport.HTTP2 = livelyHTTP2()
+	transport.HTTP2 = lively(&http.HTTP2Config{})
 	return client
 }
 
-// livelyHTTP2 has a connection on which nothing comes be asked for a sign of life, so that one whose other end is gone
-// is found out.
-func livelyHTTP2() *http.HTTP2Config {
-	return &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second}
+// lively has a connection on which nothing comes be asked for a sign of life, so that one whose other end is gone is
+// found out.
+func lively(c *http.HTTP2Config) *http.HTTP2Config {
+	c.SendPingTimeout, c.PingTimeout = 15*time.Second, 15*time.Second
+	return c
 }
 
 // bearer sends the token with every call.

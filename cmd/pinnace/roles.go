@@ -101,14 +101,14 @@ func portTaken(addr, what string) error {
 }
 
 // serveHTTP serves handler on l until ctx is done, then lets running calls finish for a moment.
-func serveHTTP(ctx context.Context, l net.Listener, handler http.Handler, log *slog.Logger) error {
+func serveHTTP(ctx context.Context, l net.Listener, handler http.Handler, http2 *http.HTTP2Config, log *slog.Logger) error {
 	server := &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		Protocols:         new(http.Protocols),
-		HTTP2:             livelyHTTP2(), // a caller that is gone must not keep its command
+		HTTP2:             http2,
 	}
 	server.Protocols.SetHTTP1(true)
 	server.Protocols.SetUnencryptedHTTP2(true) // gRPC clients on loopback

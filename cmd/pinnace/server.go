@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -119,8 +120,9 @@ func (r *serverRole) run(ctx context.Context, ready func()) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.Run(ctx) })
-	group.Go(func() error { return serveHTTP(ctx, api, s.Handler(), r.log) })
-	group.Go(func() error { return serveHTTP(ctx, agents, s.AgentHandler(), r.log) })
+	// A caller that is gone must not keep its command, and neither must an agent.
+	group.Go(func() error { return serveHTTP(ctx, api, s.Handler(), lively(&http.HTTP2Config{}), r.log) })
+	group.Go(func() error { return serveHTTP(ctx, agents, s.AgentHandler(), lively(server.AgentHTTP2()), r.log) })
 	r.log.Info("the server is up", "api", api.Addr().String(), "agents", agents.Addr().String())
 	if ready != nil {
 		ready()

@@ -29,6 +29,13 @@ func (s *Server) AgentHandler() http.Handler {
 	return bearer(s.opts.AgentToken, "the agent token is needed", mux)
 }
 
+// AgentHTTP2 is how connections of agents are to be served. All calls of an agent share one: what nobody reads of one
+// stream, such as logs in a pager, must leave room in the connection's window for the reports of the rest. An agent sends
+// 64 logs at most.
+func AgentHTTP2() *http.HTTP2Config {
+	return &http.HTTP2Config{MaxReceiveBufferPerConnection: 4<<20 - 1, MaxReceiveBufferPerStream: 32 << 10}
+}
+
 // bearer lets only requests with the token through, whatever they ask for. Tokens are compared by their
 // hashes, so neither content nor length shows in the time that it takes.
 func bearer(token, hint string, next http.Handler) http.Handler {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -80,7 +81,8 @@ func (a *fakeAgent) cat(stream *agentExec, say func(*pb.ExecResponse)) {
 // flood spends all credit that it gets, until nobody waits for the command.
 func (a *fakeAgent) flood(stream *agentExec, credit int, say func(*pb.ExecResponse)) {
 	data := make([]byte, maxExecData)
-	credit -= execCost // for the start
+	_, _ = rand.Read(data) // documented never to fail; nothing on the way can make it smaller
+	credit -= execCost     // for the start
 	for {
 		for ; credit >= len(data)+execCost; credit -= len(data) + execCost {
 			say(&pb.ExecResponse{Message: &pb.ExecResponse_Output{Output: &pb.ExecOutput{Stream: "stdout", Data: data}}})
@@ -329,4 +331,35 @@ func TestExecOverrun(t *testing.T) {
 		t.Errorf("the end needs credit: %v", err)
 	}
 	wantCode(t, task.put(ended), connect.CodeInvalidArgument, "had ended")
+}
+
+// TestLogsNobodyReads: logs that nobody reads, as of "pinnace logs | less", fill what is buffered for their stream, and
+// the reports of the same agent come through still.
+func TestLogsNobodyReads(t *testing.T) {
+	p := newPlane(t)
+	p.environment("dev")
+	a := p.agent("h1")
+	p.watch(p.deploy("dev", p.release(text("api", 80, ""), "v1")).GetId())
+	a.mu.Lock()
+	a.chatty = true
+	a.mu.Unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range 2 {
+		stream, err := p.client.StreamLogs(ctx, connect.NewRequest(&pb.StreamLogsRequest{Environment: "dev", Target: "api"}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !stream.Receive() {
+			t.Fatal(stream.Err())
+		}
+	}
+	p.eventually("the agent cannot send more", func() bool { return a.stalled() })
+	call, done := context.WithTimeout(t.Context(), patience)
+	defer done()
+	for range 3 {
+		if _, err := a.client.Report(call, connect.NewRequest(&pb.ReportRequest{Host: "h1"})); err != nil {
+			t.Fatalf("a report beside logs that nobody reads: %v", err)
+		}
+	}
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -33,7 +34,9 @@ type fakeAgent struct {
 	revision  uint64
 	parked    []string // instances that were parked and not any more, or the other way round, as "id true"
 	problems  []string
-	ended     []string // how commands ended that nobody waited for any more
+	chatty    bool      // its logs have no end
+	sentAt    time.Time // when the last of those could be sent
+	ended     []string  // how commands ended that nobody waited for any more
 }
 
 type fakeInstance struct {
@@ -300,6 +303,20 @@ func (a *fakeAgent) running() []string {
 
 func (a *fakeAgent) sendLogs(ctx context.Context, r *pb.LogRequest) {
 	stream := a.client.SendLogs(ctx)
+	a.mu.Lock()
+	chatty := a.chatty
+	a.mu.Unlock()
+	noise := make([]byte, 16<<10) // which nothing on the way can make smaller
+	_, _ = rand.Read(noise)       // documented never to fail
+	for chatty {
+		err := stream.Send(&pb.SendLogsRequest{Request: r.GetId(), Lines: []*pb.StreamLogsResponse{{Stream: "stdout", Line: noise}}})
+		if err != nil {
+			return
+		}
+		a.mu.Lock()
+		a.sentAt = time.Now()
+		a.mu.Unlock()
+	}
 	for n := range 3 {
 		err := stream.Send(&pb.SendLogsRequest{Request: r.GetId(), Lines: []*pb.StreamLogsResponse{{
 			Instance: "somebody else", Seq: uint64(n), Stream: "stdout", Line: fmt.Appendf(nil, "line %d of %s", n, r.GetInstance()),
@@ -309,4 +326,11 @@ func (a *fakeAgent) sendLogs(ctx context.Context, r *pb.LogRequest) {
 		}
 	}
 	_, _ = stream.CloseAndReceive()
+}
+
+// stalled tells whether a chatty agent has been waiting for some time.
+func (a *fakeAgent) stalled() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !a.sentAt.IsZero() && time.Since(a.sentAt) > time.Second
 }

@@ -79,6 +79,7 @@ func listen(t *testing.T, to *atomic.Pointer[http.Handler]) *httptest.Server {
 	srv.Config.Protocols = new(http.Protocols)
 	srv.Config.Protocols.SetHTTP1(true)
 	srv.Config.Protocols.SetUnencryptedHTTP2(true)
+	srv.Config.HTTP2 = AgentHTTP2()
 	srv.Start()
 	t.Cleanup(srv.Close)
 	return srv
