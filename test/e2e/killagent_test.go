@@ -68,7 +68,7 @@ func TestKillAgent(t *testing.T) {
 		}
 		began := time.Now()
 		a.start()
-		t.Logf("round %d: killed after %s, away for %s, back in %s", round, after.Round(time.Millisecond), away.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
+		t.Logf("round %d: %s: killed after %s, away for %s, back in %s", round, began.UTC().Format(time.StampMilli), after.Round(time.Millisecond), away.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
 	}
 
 	deploys, failures := churn()
@@ -116,8 +116,11 @@ func ask(c *connection) func() (int, error) {
 	var running sync.WaitGroup
 	running.Go(func() {
 		for ctx.Err() == nil && failed == nil {
+			began := time.Now()
 			if _, failed = c.fetch("/"); failed == nil {
 				asked++
+			} else {
+				failed = fmt.Errorf("at %s, %s after it was asked: %w", time.Now().UTC().Format(time.StampMilli), time.Since(began).Round(time.Millisecond), failed)
 			}
 			time.Sleep(20 * time.Millisecond)
 		}

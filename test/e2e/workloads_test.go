@@ -19,14 +19,14 @@ func TestWorkloads(t *testing.T) {
 	}
 	needBuildah(t)
 	l := newLab(t)
-	base := l.debian(t, "nginx-light", "python3-minimal", "nodejs")
-	t.Run("nginx", func(t *testing.T) { l.testNginx(t, base) })
+	base := l.debian(t, "nginx-light", "python3", "nodejs")
+	t.Run("nginx", func(t *testing.T) { l.with(t).testNginx(t, base) })
 	t.Run("node", func(t *testing.T) {
-		l.testScript(t, base, "node", `require("http").createServer((q, s) => s.end(JSON.stringify({uid: process.getuid(), pid: process.pid}))).listen(8000)`,
+		l.with(t).testScript(t, base, "node", `require("http").createServer((q, s) => s.end(JSON.stringify({uid: process.getuid(), pid: process.pid}))).listen(8000)`,
 			`["nodejs", "/srv/server"]`, `{"uid":33,"pid":`)
 	})
 	t.Run("python", func(t *testing.T) {
-		l.testScript(t, base, "python", `
+		l.with(t).testScript(t, base, "python", `
 import http.server, os, signal, sys
 class H(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -37,7 +37,7 @@ signal.signal(signal.SIGTERM, lambda *a: sys.exit(0))
 http.server.HTTPServer(("", 8000), H).serve_forever()
 `, `["python3", "/srv/server"]`, `{"uid":33}`)
 	})
-	t.Run("static Go program from scratch", l.testScratch)
+	t.Run("static Go program from scratch", func(t *testing.T) { l.with(t).testScratch(t) })
 }
 
 func needBuildah(t *testing.T) {
