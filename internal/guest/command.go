@@ -224,6 +224,9 @@ func (h *Host) endCommand(c *hostCommand, why error) error {
 func (h *Host) passOutput(ctx context.Context, c *hostCommand, with CommandIO) error {
 	owed, started := 0, false
 	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx) // there may always be more to pass on
+		}
 		pid, outputs, ended := c.take()
 		if pid != 0 && !started && with.Started != nil {
 			with.Started(pid)

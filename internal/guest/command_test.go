@@ -240,6 +240,48 @@ func TestCommandIsEnded(t *testing.T) {
 	}
 }
 
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+// TestCommandIsEndedInAFlood: one that always has more to say ends with its context, too.
+func TestCommandIsEndedInAFlood(t *testing.T) {
+	session(t, Options{HeartbeatTimeout: time.Hour}, io.EOF, func(t *testing.T, h *Host, g *fakeGuest) {
+		g.startAble(t, h)
+		gone := errors.New("hung up")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		defer cancel(nil)
+		var id uint64
+		writes := 0
+		more := func() { g.say(CommandOutput{ID: id, Stream: StreamStdout, Data: []byte("y\n")}) }
+		run, end := g.begin(ctx, h, CommandSpec{Argv: []string{"yes"}}, CommandIO{Stdout: writerFunc(func(b []byte) (int, error) {
+			if writes++; writes == 3 {
+				cancel(gone)
+			}
+			if writes > 100 {
+				return 0, errors.New("it goes on")
+			}
+			more()
+			synctest.Wait() // until it is there
+			return len(b), nil
+		})})
+		id = run.ID
+		go func() {
+			for {
+				m := g.next(g.acks)
+				if m == (EndCommand{ID: id}) {
+					g.say(CommandEnded{ID: id, Code: 129})
+					return
+				}
+			}
+		}()
+		more()
+		if e := <-end; !errors.Is(e.err, gone) || writes != 3 {
+			t.Errorf("ended as %+v after %d writes", e, writes)
+		}
+	})
+}
+
 // TestCommandRefused has what is refused before the guest hears of it.
 func TestCommandRefused(t *testing.T) {
 	session(t, Options{}, io.EOF, func(t *testing.T, h *Host, g *fakeGuest) {
