@@ -1,10 +1,10 @@
 package e2e
 
 import (
-	"bufio"
-	"encoding/json"
 	"fmt"
 	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 // newRegistryLab is a lab with a registry and nothing else.
@@ -139,8 +141,8 @@ func job(name, more string) string {
 func TestLocalBesideDev(t *testing.T) {
 	l := newLab(t)
 	port := freePort(t)
-	m := l.manifest("app", web("app", port))
-	ref := l.push("app", "v1", workloadImage(t, "1", nil))
+	m := l.manifest("app", web("app", port)+"[ports.echo]\nport = 5300\nprotocol = \"udp\"\n")
+	ref := l.push("app", "v1", workloadImage(t, "1", func(c *v1.Config) { c.Env = append(c.Env, "PORTS=1") }))
 	l.must("deploy", "-f", m, "--image", ref)
 	instance := l.instances()[0].ID
 
@@ -156,7 +158,7 @@ func TestLocalBesideDev(t *testing.T) {
 			t.Errorf("stderr does not say %q:\n%s", want, one.stderr)
 		}
 	}
-	if strings.Contains(two.stderr.String(), "is taken") {
+	if strings.Contains(two.stderr.String(), "so web is at") {
 		t.Errorf("--publish did not choose:\n%s", two.stderr)
 	}
 	again := l.pinnace(l.localArgs("-f", m, "--image", ref)...)
@@ -170,11 +172,22 @@ func TestLocalBesideDev(t *testing.T) {
 		if got := r.out.String(); got != "listening, version 1\n" {
 			t.Errorf("stdout: got %q", got)
 		}
+		conn := l.dial("udp", r.port(t, "echo answers at udp://"))
+		got := make([]byte, 10)
+		if _, err := conn.Write([]byte("hello")); err != nil {
+			t.Error(err)
+		}
+		if n, err := conn.Read(got); err != nil || string(got[:n]) != "hello" {
+			t.Errorf("UDP: got %q, %v", got[:n], err)
+		}
 	}
 	if list := l.must(l.localOnly("ls")...); !strings.Contains(list, "app ") || !strings.Contains(list, "two ") || strings.Count(list, "running") != 2 {
 		t.Errorf("ls: got %q", list)
 	}
 
+	if got := l.pinnace("local", "exec", "--run-dir", filepath.Join(l.dir, "run"), "app", "--", "/workload", "exit", "7"); got.status != 7 || got.stdout != "exiting as told, with 7\n" {
+		t.Errorf("exec: %s", got)
+	}
 	one.interrupt()
 	one.ends(0, "stopping; press Ctrl-C again to kill it", "the process exited with status 0, as planned", "app was stopped")
 	if got := one.out.String(); got != "listening, version 1\ngot SIGTERM, stopping\n" {
@@ -196,85 +209,18 @@ func TestLocalBesideDev(t *testing.T) {
 	}
 }
 
-// url is the port of this machine at which a port answers.
-func (r *localRun) url(t *testing.T, name string) int {
+// url is the port of this machine at which a port answers over HTTP.
+func (r *localRun) url(t *testing.T, name string) int { return r.port(t, name+" answers at http://") }
+
+// port is what follows a text and 127.0.0.1 on stderr.
+func (r *localRun) port(t *testing.T, before string) int {
 	t.Helper()
-	for line := range strings.Lines(r.stderr.String()) {
-		_, at, ok := strings.Cut(line, name+" answers at http://127.0.0.1:")
-		var port int
-		if _, err := fmt.Sscanf(at, "%d", &port); ok && err == nil {
-			return port
-		}
+	_, at, ok := strings.Cut(r.stderr.String(), before+"127.0.0.1:")
+	var port int
+	if _, err := fmt.Sscanf(at, "%d", &port); !ok || err != nil {
+		t.Fatalf("no %s in:\n%s", before, r.stderr)
 	}
-	t.Fatalf("no URL of %s in:\n%s", name, r.stderr)
-	return 0
-}
-
-// TestLocalEnds runs what ends in different ways.
-func TestLocalEnds(t *testing.T) {
-	l := newRegistryLab(t)
-	ref := l.push("app", "v1", workloadImage(t, "1", nil))
-	for name, c := range map[string]struct {
-		manifest string
-		args     []string
-		status   int
-		words    []string
-	}{
-		"done":    {job("done", `command = ["exit", "0"]`), nil, 0, []string{"done has done its work"}},
-		"exits":   {job("exits", `command = ["exit", "3"]`), nil, 8, []string{"error: exits failed: the process exited with status 3"}},
-		"hungry":  {job("hungry", `command = ["eat"]`), nil, 8, []string{"ran out of memory", "hint: give it more resources.memory"}},
-		"nothing": {job("nothing", `entrypoint = ["/not/there"]`), nil, 8, []string{"could not be started", "/not/there"}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			l.t = t
-			r := l.local(append([]string{"-f", l.manifest(name, c.manifest), "--image", ref}, c.args...)...)
-			r.ends(c.status, c.words...)
-		})
-	}
-	l.t = t
-
-	// What fails to start is not tried again, and what ends is, unless told otherwise.
-	always := strings.ReplaceAll(job("again", `command = ["exit", "3"]`), `"never"`, `"always"`)
-	r := l.local("-f", l.manifest("again", always), "--image", ref)
-	r.says("attempt 2")
-	for _, want := range []string{"ended: the process exited with status 3", "starting again in 1s"} {
-		if !strings.Contains(r.stderr.String(), want) {
-			t.Errorf("stderr does not say %q:\n%s", want, r.stderr)
-		}
-	}
-	r.interrupt()
-	if status := r.end(time.Minute); status != 0 && status != 8 { // it may have ended by itself just then
-		t.Errorf("status %d", status)
-	}
-	once := l.pinnace(l.localArgs("-f", l.manifest("again", always), "--image", ref, "--no-restart", "--json")...)
-	if once.status != 8 || strings.Contains(once.stderr, "attempt 2") {
-		t.Errorf("--no-restart: %s", once)
-	}
-	var kinds []string
-	lines := bufio.NewScanner(strings.NewReader(once.stdout))
-	for lines.Scan() {
-		var e struct {
-			Event, Stage, Line string
-			End                *struct {
-				Kind string
-				Code int
-			}
-		}
-		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			t.Fatalf("%v in %q", err, lines.Text())
-		}
-		kind := e.Event
-		if e.End != nil {
-			kind += fmt.Sprintf(" %s %d", e.End.Kind, e.End.Code)
-		}
-		kinds = append(kinds, strings.TrimSpace(kind+" "+e.Stage+e.Line))
-	}
-	have := strings.Join(kinds, ", ")
-	for _, want := range []string{"resolved", "stage pull", "stage kernel", "log exiting as told, with 3", "end exited 3"} {
-		if !strings.Contains(have, want) {
-			t.Errorf("--json does not say %q: %s", want, have)
-		}
-	}
+	return port
 }
 
 // TestLocalKilled kills pinnace local: what it ran goes on, and the next one of the same name ends it.
@@ -331,6 +277,58 @@ stop = { timeout = "10m" }`)), "--image", ref)
 		t.Error("it answers after rm")
 	}
 	if left, _ := filepath.Glob(filepath.Join(l.dir, "*", "local", "[a-z]*")); len(left) != 1 { // what other has left
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestLocalFresh begins anew, after a run that was killed with a volume in use, and removes what is left of a name.
+func TestLocalFresh(t *testing.T) {
+	l := newRegistryLab(t)
+	port := freePort(t)
+	m := l.manifest("app", `vars = ["GREETING"]
+`+web("app", port)+`
+user = "0:0"
+volumes.data = { path = "/data", size = "64MiB" }
+`)
+	ref := l.push("app", "v1", workloadImage(t, "1", nil))
+	vars := filepath.Join(t.TempDir(), "vars.env")
+	if err := os.WriteFile(vars, []byte("GREETING='from a file'\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	first := l.local("-f", m, "--image", ref, "--vars-file", vars)
+	first.says("web answers at")
+	if got := l.get(port, "/env?name=GREETING"); got != "from a file" {
+		t.Errorf("variable: got %q", got)
+	}
+	res, err := http.PostForm(fmt.Sprintf("http://127.0.0.1:%d/keep", port), url.Values{"path": {"/data/kept"}, "content": {"old"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if got := l.get(port, "/file?path=/data/kept"); got != "old" {
+		t.Errorf("the file: got %q", got)
+	}
+	if err := first.cmd.Process.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	first.end(time.Minute)
+
+	next := l.local("-f", m, "--image", ref, "--var", "GREETING=hello", "--fresh")
+	next.says("web answers at")
+	if got, err := fetch(port, "/file?path=/data/kept"); err == nil {
+		t.Errorf("with new volumes: got %q", got)
+	}
+	if got := l.get(port, "/env?name=GREETING"); got != "hello" {
+		t.Errorf("variable: got %q", got)
+	}
+	next.interrupt()
+	next.ends(0, "which an earlier run that was killed has left")
+	if list := l.must(l.localOnly("ls")...); !strings.Contains(list, "stopped") || !strings.Contains(list, "data (") {
+		t.Errorf("ls: got %q", list)
+	}
+	l.refuse(5, []string{"app has volumes: data (", "--volumes"}, l.localArgs("rm", "app")...)
+	l.must(l.localArgs("rm", "app", "--volumes")...)
+	if left, _ := filepath.Glob(filepath.Join(l.dir, "data", "local", "[a-z]*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
 }
