@@ -64,7 +64,14 @@ func takeLocal(ctx context.Context, dirs directories, name string, firstUID uint
 	return p, nil
 }
 
-func (p *localPlace) release() error { return p.held.Unlock() }
+// release gives the name up, and what it has below RUN_DIR unless something may run from there.
+func (p *localPlace) release() error {
+	var err error
+	if !p.left() {
+		err = os.RemoveAll(p.dirs.run)
+	}
+	return errors.Join(err, p.held.Unlock())
+}
 
 // uidsName is the file in RUN_DIR/local/NAME with the first of its user ids.
 const uidsName = "uids"
@@ -157,9 +164,12 @@ func (p *localPlace) clear() error {
 	)
 }
 
-// left tells whether an earlier run has left something that may run.
+// left tells whether an earlier run has left something that may run, or that its like must clear away.
 func (p *localPlace) left() bool {
-	entries, err := filepath.Glob(filepath.Join(p.dirs.run, "agent", "vm", "*"))
-	_, proxyErr := os.Stat(proxySocket(p.dirs.run))
-	return err == nil && len(entries) > 0 || proxyErr == nil
+	for _, pattern := range []string{"agent/vm/*", "network/netns/*", filepath.Base(proxySocket(p.dirs.run))} {
+		if found, err := filepath.Glob(filepath.Join(p.dirs.run, pattern)); err != nil || len(found) > 0 {
+			return true
+		}
+	}
+	return false
 }

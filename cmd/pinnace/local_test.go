@@ -230,7 +230,7 @@ func TestLocalPlaces(t *testing.T) {
 	if status, text, _ := describe(err); status != exitConflict || !strings.Contains(text, "one runs locally already") {
 		t.Errorf("taken twice: got %d %q", status, text)
 	}
-	if err := two.release(); err != nil { // as when it is killed
+	if err := two.held.Unlock(); err != nil { // as when it is killed
 		t.Error(err)
 	}
 	if again := take("two"); again.uids != two.uids || again.prefix() != two.prefix() {
