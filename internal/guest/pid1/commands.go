@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -28,12 +27,12 @@ const endOfText = 4
 type commands struct {
 	// frames go to the host. The one who takes them must have encoded one before it takes the next.
 	frames chan guest.Message
-	heard  atomic.Int64 // when the host was heard of last, since boot
 
-	mu     sync.Mutex
-	launch func(guest.RunCommand) (*launched, error) // guarded by mu; nil while no workload runs
-	all    map[uint64]*dialogue                      // guarded by mu
-	watch  sync.Once
+	mu      sync.Mutex                                // guards what follows
+	launch  func(guest.RunCommand) (*launched, error) // nil while no workload runs
+	all     map[uint64]*dialogue
+	heard   time.Time // when the host was heard of last
+	watched bool      // watchHost runs
 }
 
 // launched is a command's process, and everything that it takes to talk to it.
@@ -82,12 +81,25 @@ func (c *commands) reset() {
 }
 
 // hear notes that there is a host.
-func (c *commands) hear() { c.heard.Store(int64(sinceBoot())) }
+func (c *commands) hear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.heard = time.Now()
+}
 
-// watchHost ends commands whose host is gone. It begins with the first command.
+// watchHost ends commands whose host is gone, for as long as there are any.
 func (c *commands) watchHost() {
-	for range time.Tick(guest.HostInterval) {
-		if sinceBoot()-time.Duration(c.heard.Load()) > guest.HostTimeout {
+	tick := time.NewTicker(guest.HostInterval)
+	defer tick.Stop()
+	for range tick.C {
+		c.mu.Lock()
+		c.watched = len(c.all) > 0
+		over, gone := !c.watched, time.Since(c.heard) > guest.HostTimeout
+		c.mu.Unlock()
+		if over {
+			return
+		}
+		if gone {
 			c.reset()
 		}
 	}
@@ -144,7 +156,10 @@ func (c *commands) begin(r guest.RunCommand) {
 	}
 	c.all[r.ID] = d
 	launch := c.launch
-	c.watch.Do(func() { safely("host of commands", c.watchHost) })
+	if !c.watched {
+		c.watched = true
+		safely("host of commands", c.watchHost)
+	}
 	safely("command", func() {
 		ended := guest.CommandEnded{Code: exitNotRun}
 		if err := recovered(func() error { ended = d.run(launch); return nil }); err != nil {
@@ -387,21 +402,4 @@ func (d *dialogue) send(m guest.Message) {
 	case d.frames <- m:
 	case <-d.muted:
 	}
-}
-
-// stdinPipe makes a pipe for a process's input.
-func stdinPipe(u user) (reader, writer *os.File, err error) {
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return nil, nil, err
-	}
-	// Only PID 1's end does not block. The other is the user's, who may open /dev/stdin anew.
-	err = errors.Join(unix.SetNonblock(fds[1], true), unix.Fchown(fds[0], int(u.uid), int(u.gid)))
-	reader, writer = os.NewFile(uintptr(fds[0]), "input"), os.NewFile(uintptr(fds[1]), "input")
-	if err != nil {
-		reader.Close()
-		writer.Close()
-		return nil, nil, err
-	}
-	return reader, writer, nil
 }

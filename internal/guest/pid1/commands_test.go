@@ -57,7 +57,7 @@ func (pipeWithDeadline) SetReadDeadline(time.Time) error { return nil }
 // fakeCommands are commands whose processes come out of a channel.
 func fakeCommands(refuse error) (*commands, <-chan *fakeProcess) {
 	c, all := newCommands(), make(chan *fakeProcess, 2*guest.MaxCommands)
-	c.watch.Do(func() {}) // it never ends
+	c.hear()
 	c.serve(func(guest.RunCommand) (*launched, error) {
 		if refuse != nil {
 			return nil, refuse
@@ -93,6 +93,7 @@ func next(t *testing.T, c *commands) guest.Message {
 // fast as there is credit, and the end comes last.
 func TestCommandDialogue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		defer time.Sleep(2 * guest.HostInterval) // until nobody watches the host any more
 		c, processes := fakeCommands(nil)
 		data := bytes.Repeat([]byte("x"), 1000)
 		c.handle(guest.RunCommand{ID: 1, Argv: []string{"x"}, Stdin: true, Window: 1000 + guest.FrameCost})
@@ -156,6 +157,7 @@ func TestCommandEnds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
+				defer time.Sleep(2 * guest.HostInterval) // until nobody watches the host any more
 				c, processes := fakeCommands(nil)
 				c.handle(guest.RunCommand{ID: 1, Argv: []string{"x"}, Stdin: true, Window: 300})
 				p := <-processes
@@ -182,8 +184,31 @@ func TestCommandEnds(t *testing.T) {
 	}
 }
 
+// TestCommandsHostSilent: a command lives while its host is heard of, and not much longer.
+func TestCommandsHostSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		defer time.Sleep(2 * guest.HostInterval) // until nobody watches the host any more
+		c, _ := fakeCommands(nil)
+		c.handle(guest.RunCommand{ID: 1})
+		next(t, c)
+		for range 20 {
+			time.Sleep(guest.HostInterval)
+			c.hear()
+		}
+		began := time.Now()
+		ended := <-c.frames
+		if m, ok := ended.(guest.CommandEnded); !ok || m.Code != 137 {
+			t.Errorf("got %+v", ended)
+		}
+		if took := time.Since(began); took < guest.HostTimeout || took > guest.HostTimeout+2*guest.HostInterval {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
 func TestCommandsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		defer time.Sleep(2 * guest.HostInterval) // until nobody watches the host any more
 		c, processes := fakeCommands(nil)
 		for id := range uint64(guest.MaxCommands) {
 			c.handle(guest.RunCommand{ID: id + 1, Window: 1})
@@ -204,6 +229,7 @@ func TestCommandsRefused(t *testing.T) {
 		}
 	})
 	synctest.Test(t, func(t *testing.T) {
+		defer time.Sleep(2 * guest.HostInterval) // until nobody watches the host any more
 		c, _ := fakeCommands(&execError{exitNotFound, "not there", unix.ENOENT})
 		c.handle(guest.RunCommand{ID: 1})
 		if m := next(t, c); m != (guest.CommandEnded{ID: 1, Code: exitNotFound, Error: "not there"}) {
@@ -250,6 +276,7 @@ func FuzzCommands(f *testing.F) {
 	seed(guest.Resume{Token: "t", After: 1}, guest.RunCommand{ID: 1, Argv: []string{"x"}}, guest.RunCommand{ID: 1}, guest.Resume{})
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		c, processes := fakeCommands(nil)
+		c.watched = true // by nobody
 		taken := make(chan struct{})
 		done := make(chan struct{})
 		go func() {

@@ -173,6 +173,23 @@ func closeFiles(files []*os.File) {
 	}
 }
 
+// stdinPipe makes a pipe for a process's input.
+func stdinPipe(u user) (reader, writer *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, err
+	}
+	// Only PID 1's end does not block. The other is the user's, who may open /dev/stdin anew.
+	err = errors.Join(unix.SetNonblock(fds[1], true), unix.Fchown(fds[0], int(u.uid), int(u.gid)))
+	reader, writer = os.NewFile(uintptr(fds[0]), "input"), os.NewFile(uintptr(fds[1]), "input")
+	if err != nil {
+		reader.Close()
+		writer.Close()
+		return nil, nil, err
+	}
+	return reader, writer, nil
+}
+
 // openTerminal makes a terminal whose slave belongs to u. The path is that of the file system of terminals itself: a
 // workload may replace /dev/ptmx.
 func openTerminal(u user) (master, slave *os.File, err error) {
