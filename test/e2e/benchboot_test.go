@@ -25,6 +25,7 @@ import (
 
 	"github.com/pinnacehq/pinnace/internal/kernel"
 	"github.com/pinnacehq/pinnace/internal/vm"
+	"github.com/pinnacehq/pinnace/internal/vm/cgroup"
 	"github.com/pinnacehq/pinnace/internal/vm/qemu"
 	"github.com/pinnacehq/pinnace/internal/vm/vmtest"
 )
@@ -37,6 +38,9 @@ type aBoot struct {
 	// the host.
 	exec, waited time.Duration
 }
+
+// benchCgroup is above the cgroups of the test's own machines, as the agent has one above those of its.
+const benchCgroup = "pinnace/bench-vm"
 
 // bootBench boots in turn what is compared.
 type bootBench struct {
@@ -54,6 +58,13 @@ func newBootBench(t *testing.T) *bootBench {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if h, err := cgroup.Find(); err == nil {
+			if err := h.Remove(benchCgroup); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 	b.idle = vmtest.Prepare(t, source, vmtest.Build(t, "./idle"))
 	b.driver = b.lab.ownDriver(t)
 	for _, version := range []string{"1", "2"} {
@@ -106,6 +117,8 @@ func (b *bootBench) machine(k *kernel.Kernel) vm.Spec {
 	spec := vm.Spec{
 		ID: "own-" + filepath.Base(dir), Dir: filepath.Join(dir, "m"), Kernel: k.Path, Initramfs: k.Initramfs,
 		VCPUs: 1, MemoryMiB: 128, UID: 870001, GID: 870001,
+		// Like the app's: on a busy machine it is the cgroup that decides who gets the processor.
+		Cgroup: filepath.Join(benchCgroup, filepath.Base(dir)), CPUMilli: 250,
 	}
 	if err := os.Mkdir(spec.Dir, 0o700); err != nil {
 		b.t.Fatal(err)
