@@ -7,6 +7,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/pinnacehq/pinnace/internal/guest/pid1"
@@ -19,6 +20,8 @@ var version = "dev"
 const (
 	gcPercent   = 40
 	memoryLimit = 10 << 20
+	// Each thread that runs Go code keeps memory of its own, and PID 1 has no work for more.
+	threads = 2
 )
 
 func main() {
@@ -28,9 +31,11 @@ func main() {
 	}
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
+	runtime.GOMAXPROCS(min(threads, runtime.NumCPU()))
 
 	b := pid1.New(version)
 	defer b.Reboot()
+	b.Step("signals", b.TakeCharge)
 	b.Step("mounts", b.MountKernelFilesystems)
 	b.Step("modules", b.LoadEarlyModules)
 	b.Step("channels", b.OpenChannels)
@@ -41,7 +46,7 @@ func main() {
 	b.Step("disks", b.FindDisks)
 	b.Step("rootfs", b.MountRoot)
 	b.Step("switch-root", b.SwitchRoot)
-	b.Step("dev", b.PopulateDev)
+	b.Step("dev", b.MountDev)
 	b.Step("cgroups", b.SetUpCgroups)
 	b.Step("tmp", b.MakeScratchDirs)
 	b.Step("network", b.SetUpNetwork)
@@ -50,6 +55,7 @@ func main() {
 	b.Step("user", b.ResolveUser)
 	b.Step("volumes", b.MountVolumes)
 	b.Step("secrets", b.PlaceSecrets)
+	b.Step("confine", b.Confine)
 	b.Step("exec", b.StartWorkload)
 	b.Supervise()
 }

@@ -43,7 +43,7 @@ func (f *Failed) check() error {
 }
 
 func (e *Exit) check() error {
-	e.Signal = text(e.Signal, maxName)
+	e.Signal, e.Error = text(e.Signal, maxName), text(e.Error, maxText)
 	if e.Victim != nil {
 		if e.Victim.PID <= 0 {
 			return fmt.Errorf("the OOM killer chose process %d", e.Victim.PID)

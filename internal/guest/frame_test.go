@@ -77,6 +77,7 @@ func TestVectors(t *testing.T) {
 		TypeResumed, TypeConfig, TypeStop, TypeExec, TypeAckExit, TypeAttach, TypeAck, TypeResume, TypeBundle, TypeBundled, TypeFreeze, TypeFrozen,
 		TypeCommandStarted, TypeCommandOutput, TypeInputCredit, TypeCommandEnded, TypeRunCommand, TypeCommandInput, TypeCommandResize,
 		TypeCommandSignal, TypeCommandCredit, TypeEndCommand,
+		TypeStats, TypeClock, TypeTime, TypeAskStats,
 	} {
 		if !seen[want] {
 			t.Errorf("no vector for type %#x", want)

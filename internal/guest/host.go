@@ -101,7 +101,8 @@ type Host struct {
 	bundles   map[bundleKey]chan Bundled
 	freezes   map[uint64]chan Frozen
 	commands  map[uint64]*hostCommand
-	err       error // why the session is over
+	asked     map[uint64]chan Message // questions without an answer yet
+	err       error                   // why the session is over
 }
 
 // NewHost makes the host's end from the two channels of a VM. The Host owns them: Run closes both.
@@ -127,7 +128,7 @@ func NewHost(control, logs Conn, opts Options) *Host {
 		helloc: make(chan struct{}), startc: make(chan struct{}), exitc: make(chan Exit, 1), exited: make(chan struct{}),
 		done: make(chan struct{}), beat: make(chan struct{}, 1), lineKept: make(chan struct{}, 1), drained: make(chan struct{}),
 		logsReady: make(chan struct{}), execs: map[uint64]chan ExecResult{}, bundles: map[bundleKey]chan Bundled{}, freezes: map[uint64]chan Frozen{},
-		commands: map[uint64]*hostCommand{},
+		commands: map[uint64]*hostCommand{}, asked: map[uint64]chan Message{},
 	}
 }
 

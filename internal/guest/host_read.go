@@ -134,6 +134,10 @@ func (h *Host) handle(m Message) error {
 			delete(h.freezes, m.ID)
 			answer <- m
 		}
+	case Stats:
+		h.answered(m.ID, m)
+	case Clock:
+		h.answered(m.ID, m)
 	case Heartbeat:
 	default:
 		return fmt.Errorf("%T does not belong on the control channel", m)

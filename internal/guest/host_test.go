@@ -94,7 +94,10 @@ func (g *fakeGuest) next(r *Reader) Message {
 	return m
 }
 
-func (g *fakeGuest) hello() { g.t.Helper(); g.send(Hello{Version: Version, Nonce: testNonce}) }
+func (g *fakeGuest) hello() {
+	g.t.Helper()
+	g.send(Hello{Version: Version, Nonce: testNonce, Can: []string{CanAttend}})
+}
 
 // start goes through a session up to a running workload.
 func (g *fakeGuest) start(t *testing.T, h *Host) {

@@ -17,20 +17,24 @@ const (
 	TypeExit       Type = 0x04 // guest, control: the workload's process has ended
 	TypeHeartbeat  Type = 0x05 // guest, control: every HeartbeatInterval
 	TypeExecResult Type = 0x06 // guest, control: answer to Exec
+	TypeStats      Type = 0x0a // guest, control: answer to AskStats
+	TypeClock      Type = 0x0b // guest, control: answer to Time
 	TypeBundled    Type = 0x0d // guest, control: answer to a Bundle that came after the Config
 	TypeFrozen     Type = 0x0e // guest, control: answer to a Freeze
 	TypeLine       Type = 0x21 // guest, logs
 	TypeResumed    Type = 0x22 // guest, logs: answer to Resume
 
-	TypeConfig  Type = 0x41 // host, control
-	TypeStop    Type = 0x42 // host, control
-	TypeExec    Type = 0x43 // host, control
-	TypeAckExit Type = 0x44 // host, control: the report is safe, shut down
-	TypeAttach  Type = 0x45 // host, control: first frame of a session that goes on with another
-	TypeBundle  Type = 0x4d // host, control: one version of a bundle of secrets
-	TypeFreeze  Type = 0x4e // host, control: let nothing be written to a volume, or let it again
-	TypeAck     Type = 0x61 // host, logs
-	TypeResume  Type = 0x62 // host, logs: first frame of a session that goes on with another
+	TypeConfig   Type = 0x41 // host, control
+	TypeStop     Type = 0x42 // host, control
+	TypeExec     Type = 0x43 // host, control
+	TypeAckExit  Type = 0x44 // host, control: the report is safe, shut down
+	TypeAttach   Type = 0x45 // host, control: first frame of a session that goes on with another
+	TypeTime     Type = 0x4a // host, control: what the time is
+	TypeAskStats Type = 0x4b // host, control
+	TypeBundle   Type = 0x4d // host, control: one version of a bundle of secrets
+	TypeFreeze   Type = 0x4e // host, control: let nothing be written to a volume, or let it again
+	TypeAck      Type = 0x61 // host, logs
+	TypeResume   Type = 0x62 // host, logs: first frame of a session that goes on with another
 )
 
 // ErrUnknownType is wrapped by Decode for a type that this version does not know. Sessions skip such frames.
@@ -84,6 +88,7 @@ type Exit struct {
 	Victim    *Victim `json:"oom_victim,omitempty"`
 	Stopped   bool    `json:"stopped,omitempty"`
 	Killed    bool    `json:"killed,omitempty"` // it outlived its grace and PID 1 killed it
+	Error     string  `json:"error,omitempty"`  // PID 1 itself has failed and took the workload with it: why
 	StartedAt int64   `json:"started_unix_ns"`
 	ExitedAt  int64   `json:"exited_unix_ns"`
 	LastLine  uint64  `json:"last_line"` // seq of the last log line there will be; 0 when there was none
@@ -232,6 +237,10 @@ const (
 	maxText       = 4 << 10
 )
 
+func (Stats) frameType() Type      { return TypeStats }
+func (Clock) frameType() Type      { return TypeClock }
+func (Time) frameType() Type       { return TypeTime }
+func (AskStats) frameType() Type   { return TypeAskStats }
 func (Hello) frameType() Type      { return TypeHello }
 func (Started) frameType() Type    { return TypeStarted }
 func (Failed) frameType() Type     { return TypeFailed }
@@ -295,6 +304,14 @@ func Decode(t Type, body []byte) (Message, error) {
 		return decode[Freeze](body)
 	case TypeBundle:
 		return decode[Bundle](body)
+	case TypeStats:
+		return decode[Stats](body)
+	case TypeClock:
+		return decode[Clock](body)
+	case TypeTime:
+		return decode[Time](body)
+	case TypeAskStats:
+		return decode[AskStats](body)
 	case TypeLine:
 		return decode[Line](body)
 	case TypeResumed:

@@ -41,6 +41,8 @@ type Workload struct {
 	// Freeze is called when the host wants a volume frozen or, with ForMS 0, a freeze to end. Its answer is the guest's,
 	// but for the names. nil freezes everything until the host ends it.
 	Freeze func(guest.Freeze) guest.Frozen
+	// Heard, if set, is told of every Time and AskStats.
+	Heard func(guest.Message)
 	// NoReport lets the machine reset without an exit report.
 	NoReport bool
 	// Panic, if set, is the message of the kernel panic in which the machine ends instead of reporting.
@@ -147,7 +149,7 @@ func (s *session) run(ctx context.Context) string {
 	hello := guest.Hello{
 		Version: guest.Version, Nonce: fmt.Sprintf("%032x", time.Now().UnixNano()), Init: "fake", Kernel: "fake",
 		MemTotalBytes: s.on.MemoryBytes, Marks: []guest.Mark{{Name: "hello", MS: 1}},
-		Can: []string{guest.CanVolumes, guest.CanSecrets},
+		Can: []string{guest.CanVolumes, guest.CanSecrets, guest.CanAttend},
 	}
 	if s.w.Command != nil {
 		hello.Can = append(hello.Can, guest.CanCommands)
@@ -277,6 +279,12 @@ func (s *session) readControl() {
 			configured = true
 			s.configured()
 			offer(s.config, m)
+		case guest.Time:
+			s.heard(m)
+			s.say(guest.Clock{ID: m.ID})
+		case guest.AskStats:
+			s.heard(m)
+			s.say(guest.Stats{ID: m.ID, MemoryBytes: s.on.MemoryBytes / 2, MemoryMaxBytes: s.on.MemoryBytes, PIDs: 1})
 		case guest.Stop:
 			offer(s.stops, m)
 		case guest.AckExit:
@@ -303,6 +311,12 @@ func (s *session) bundle(m guest.Bundle) guest.Bundled {
 		answer.Error = s.w.Bundle(m)
 	}
 	return answer
+}
+
+func (s *session) heard(m guest.Message) {
+	if s.w.Heard != nil {
+		s.w.Heard(m)
+	}
 }
 
 func (s *session) exec(m guest.Exec) guest.ExecResult {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,11 +22,13 @@ type Boot struct {
 
 	// Owned by the steps, that is by main; other goroutines start after what they read is set.
 	nonce     string
+	stops     *stops
 	control   *control
 	output    *output
 	config    guest.Config
 	configAt  time.Duration // since boot, when config came
 	disks     []string      // device node of each of config.Disks
+	devices   int           // descriptor of the kernel's /dev, which the workload doesn't see; -1 before it is mounted
 	upper     int           // descriptor of the file system under the overlay, -1 when it is memory
 	workload  *cgroup
 	processes *processes
@@ -38,15 +41,32 @@ type Boot struct {
 	main      *child
 	failed    bool
 
-	mu    sync.Mutex // guards what follows
-	marks []guest.Mark
+	crashing atomic.Bool // a goroutine has panicked: it has the last word
+
+	mu      sync.Mutex // guards what follows
+	marks   []guest.Mark
+	step    string       // that which is under way, or the last one
+	running *runningWork // nil until just before the host hears of the start
+}
+
+// runningWork is what the end of the workload needs.
+type runningWork struct {
+	cgroup    *cgroup
+	startedAt time.Time
 }
 
 // New starts the boot of a VM by the init of this version.
 func New(version string) *Boot {
-	b := &Boot{version: version, upper: -1, freezer: freezer{dirs: map[string]string{}}}
+	b := &Boot{version: version, upper: -1, devices: -1, stops: newStops(), freezer: freezer{dirs: map[string]string{}}}
 	b.mark("init")
 	return b
+}
+
+// TakeCharge makes the process behave as PID 1: no signal ends it, and no panic of a goroutine.
+func (b *Boot) TakeCharge() error {
+	inCrash.Store(&crashHandler{b.crash})
+	watchSignals(b.stops)
+	return nil
 }
 
 // Step runs one step, unless one before it failed, and notes when it was done. An error or a panic is reported to the
@@ -55,7 +75,10 @@ func (b *Boot) Step(name string, do func() error) {
 	if b.failed {
 		return
 	}
-	if err := recovered(do); err != nil {
+	b.mu.Lock()
+	b.step = name
+	b.mu.Unlock()
+	if err := recovered(func() error { trap(name); return do() }); err != nil {
 		b.fail(name, err)
 		return
 	}
@@ -103,11 +126,17 @@ func recovered(do func() error) (err error) {
 	return do()
 }
 
-// safely starts a goroutine of PID 1. None of them is waited for: they live as long as the VM.
+// safely starts a goroutine of PID 1. None of them is waited for: they live as long as the VM. One that panics was
+// needed for something, so that nothing can be trusted to go on without it: the VM ends, with a report.
 func safely(name string, do func()) {
 	go func() {
-		if err := recovered(func() error { do(); return nil }); err != nil {
-			logf(logError, "%s: %v", name, err)
+		err := recovered(func() error { trap(name); do(); return nil })
+		if err == nil {
+			return
+		}
+		logf(logError, "%s: %v", name, err)
+		if h := inCrash.Load(); h != nil {
+			h.crash(fmt.Errorf("%s: %w", name, err))
 		}
 	}()
 }
@@ -127,17 +156,16 @@ const (
 	logInfo  = 6
 )
 
-// logf writes to the kernel's log, which exists before any channel and goes to the console. In tests the kernel is
-// somebody else's.
+// kernelLog is /dev/kmsg, once there is one. It is kept open: the workload's /dev has none.
+var kernelLog atomic.Pointer[os.File]
+
+// logf writes to the kernel's log, which exists before any channel and goes to the console. In tests there is none: the
+// kernel is somebody else's.
 func logf(level int, format string, args ...any) {
-	if os.Getpid() != 1 {
+	f := kernelLog.Load()
+	if f == nil {
 		return
 	}
-	f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
-	if err != nil {
-		return
-	}
-	defer f.Close()
 	line := fmt.Sprintf(format, args...)
 	const maxRecord = 900 // the kernel refuses records of more than about 1 KiB
 	if len(line) > maxRecord {

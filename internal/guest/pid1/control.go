@@ -21,10 +21,11 @@ type control struct {
 	port io.ReadWriter
 
 	configs chan arrivedConfig
-	stops   chan guest.Stop
+	stops   *stops
 	execs   chan guest.Exec
 	bundles chan guest.Bundle
 	freezes chan guest.Freeze
+	stats   chan guest.AskStats
 	acked   chan struct{} // closed when the host has the report of the end
 
 	mu sync.Mutex // held while frames are written; guards what follows
@@ -44,14 +45,15 @@ type arrivedConfig struct {
 	at     time.Duration // since boot: the clock in it is of this moment
 }
 
-func newControl(port io.ReadWriter) *control {
+func newControl(port io.ReadWriter, stops *stops) *control {
 	return &control{
 		port:    port,
 		configs: make(chan arrivedConfig, 1),
-		stops:   make(chan guest.Stop, 8),
+		stops:   stops,
 		execs:   make(chan guest.Exec, 16),
 		bundles: make(chan guest.Bundle, 16),
 		freezes: make(chan guest.Freeze, 16),
+		stats:   make(chan guest.AskStats, 1),
 		acked:   make(chan struct{}),
 		first:   map[string]guest.Bundle{},
 	}
@@ -67,7 +69,7 @@ func (b *Boot) OpenChannels() error {
 	if err != nil {
 		return err
 	}
-	b.control = newControl(controlPort)
+	b.control = newControl(controlPort, b.stops)
 	b.output = newOutput(logsPort)
 	safely("control channel", b.control.read)
 	safely("acknowledgements", b.output.readAcks)
@@ -85,7 +87,7 @@ func (b *Boot) SayHello() error {
 		Kernel:        kernelRelease(),
 		MemTotalBytes: memTotal(),
 		Marks:         b.takeMarks(),
-		Can:           []string{guest.CanCommands, guest.CanVolumes, guest.CanSecrets},
+		Can:           []string{guest.CanCommands, guest.CanVolumes, guest.CanSecrets, guest.CanAttend},
 	})
 	if err != nil {
 		return err
@@ -145,8 +147,12 @@ func (c *control) read() {
 			if !offer(c.freezes, m) {
 				c.trySend(guest.Frozen{Volume: m.Volume, ID: m.ID, Error: "too much is waiting already"})
 			}
+		case guest.Time:
+			c.setTime(m)
+		case guest.AskStats:
+			offer(c.stats, m) // a host that asks faster than it gets answers gets fewer
 		case guest.Stop:
-			offer(c.stops, m)
+			offer(c.stops.asked, m)
 		case guest.Exec:
 			if !offer(c.execs, m) {
 				c.trySend(guest.ExecResult{ID: m.ID, Code: exitNotRun, Error: "too many commands are waiting already"})
@@ -199,6 +205,13 @@ func (c *control) greet(h guest.Hello) error {
 	return c.introduce()
 }
 
+// greeted tells whether the guest has said its first word, before which a host wants to hear no other.
+func (c *control) greeted() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.hello != nil
+}
+
 // attach begins the session of another host.
 func (c *control) attach(a guest.Attach) {
 	c.mu.Lock()
@@ -244,10 +257,24 @@ func (c *control) introduce() error {
 func (c *control) start(s guest.Started) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.final != nil {
+		return // PID 1 has crashed meanwhile
+	}
 	c.started = &s
 	if err := c.write(s); err != nil {
 		logf(logError, "%v", err)
 	}
+}
+
+// reportFailed reports f, unless the workload has started: then it says false.
+func (c *control) reportFailed(f guest.Failed) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.started != nil {
+		return false
+	}
+	c.reportLocked(f)
+	return true
 }
 
 // acknowledge is called by read only.
@@ -273,10 +300,18 @@ func (c *control) beat() {
 	}
 }
 
-// report sends the message that ends the session: Failed or Exit.
+// report sends the message that ends the session: Failed or Exit. There is one end only: a second report is not sent.
 func (c *control) report(m guest.Message) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.reportLocked(m)
+}
+
+// reportLocked is report with mu held.
+func (c *control) reportLocked(m guest.Message) {
+	if c.final != nil {
+		return
+	}
 	c.final = m
 	if err := c.write(m); err != nil {
 		logf(logError, "%v", err)
@@ -284,16 +319,25 @@ func (c *control) report(m guest.Message) {
 }
 
 // awaitAck sends the report again every second until the host has it. There may be no host for long, because it is
-// being upgraded for instance: without an acknowledgement nobody knows how the workload has ended.
-func (c *control) awaitAck() {
+// being upgraded for instance: without an acknowledgement nobody knows how the workload has ended. A signal to PID 1
+// ends the wait: whoever sends ctrl-alt-del to a VM has given up on a host. So does giveUp, unless it is nil.
+func (c *control) awaitAck(giveUp <-chan time.Time) {
 	c.mu.Lock()
 	final := c.final
 	c.mu.Unlock()
+	select {
+	case <-c.stops.signal: // it has ended the workload, and has had its effect
+	default:
+	}
 	again := time.NewTicker(time.Second)
 	defer again.Stop()
 	for {
 		select {
 		case <-c.acked:
+			return
+		case <-c.stops.signal:
+			return
+		case <-giveUp:
 			return
 		case <-again.C:
 			c.trySend(final)

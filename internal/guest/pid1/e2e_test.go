@@ -24,6 +24,8 @@ func TestGuest(t *testing.T) {
 	}{
 		{"user of the image", testUser},
 		{"root", testRoot},
+		{"container", testContainer},
+		{"image rules", testImageRules},
 		{"serve and stop", testServe},
 		{"commands", testCommands},
 		{"commands of a host that is gone", testCommandsAlone},
@@ -33,6 +35,8 @@ func TestGuest(t *testing.T) {
 		{"orphans", testOrphans},
 		{"flood of lines", testLines},
 		{"signals to PID 1", testAttack},
+		{"told to go down", testGoDown},
+		{"clock and statistics", testAttend},
 		{"sessions that follow each other", testResume},
 		{"died by signal", testSignal},
 		{"command missing", testMissingCommand},
@@ -299,6 +303,54 @@ func testAttack(t *testing.T, l *lab) {
 	if got := m.text(guest.StreamStdout); e.Code != 0 || got != "still here\n" {
 		t.Errorf("exit %+v, stdout %q", e, got)
 	}
+}
+
+// testAttend boots a VM whose host is an hour wrong at first, and asks it how it fares.
+func testAttend(t *testing.T, l *lab) {
+	m := l.boot(t)
+	c := l.config("serve")
+	c.Now = time.Now().Add(time.Hour).UnixNano()
+	m.start(c)
+	m.awaitText(guest.StreamStdout, "ready")
+	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
+	defer cancel()
+	off, err := m.host.SetClock(ctx)
+	if err != nil || off < 50*time.Minute || off > 70*time.Minute {
+		t.Errorf("the clock was off by %v, %v", off, err)
+	}
+	before := time.Now().Add(-5 * time.Second)
+	r, err := m.host.Exec(ctx, []string{"workload", "now"}, 20*time.Second)
+	if now, _ := strconv.ParseInt(strings.TrimSpace(string(r.Output)), 10, 64); err != nil || time.Unix(0, now).Before(before) || time.Unix(0, now).After(time.Now().Add(5*time.Second)) {
+		t.Errorf("after that the guest says it is %q, %v", r.Output, err)
+	}
+	s, err := m.host.Stats(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.MemoryBytes <= 0 || s.MemoryPeakBytes < s.MemoryBytes/2 || s.MemoryMaxBytes < 16<<20 || s.MemoryBytes > s.MemoryMaxBytes || s.CPUMicros <= 0 ||
+		s.PIDs < 1 || s.PIDs > s.PIDsMax || s.DiskBytes < 100<<20 || s.DiskUsedBytes <= 0 || s.OOMKills != 0 {
+		t.Errorf("statistics %+v", s)
+	}
+	if err := m.host.Stop(ctx, "", 10*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	m.exit()
+	m.end()
+}
+
+// testGoDown sends PID 1 what ctrl-alt-del of the VMM comes to: the workload is stopped in good order.
+func testGoDown(t *testing.T, l *lab) {
+	m := l.boot(t)
+	m.start(l.config("serve"))
+	m.awaitText(guest.StreamStdout, "ready")
+	r, err := m.host.Exec(context.Background(), []string{"workload", "signal-init", "2"}, 20*time.Second)
+	if err != nil || r.Code != 0 {
+		t.Fatalf("signal PID 1: %+v, %v", r, err)
+	}
+	if e := m.exit(); e.Code != 42 || !e.Stopped || e.Killed {
+		t.Errorf("exit %+v", e)
+	}
+	m.end()
 }
 
 func testSignal(t *testing.T, l *lab) {

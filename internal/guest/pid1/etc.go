@@ -76,21 +76,23 @@ func etcFiles(hostname string, n *guest.Network) map[string]string {
 }
 
 // bindFile mounts the file source over target, wherever links of the image take target to, and makes what is missing
-// on the way: images have dangling links there, such as one to systemd-resolved's file.
+// on the way: images have dangling links there, such as one to systemd-resolved's file. A link to where nothing can
+// be made (in a circle, into /proc) gives way to a file; the image's own layer still has it.
 func bindFile(source, target string) error {
-	target, err := followLinks(target)
+	end, err := placeFor(target)
 	if err != nil {
-		return err
+		if _, notLink := os.Readlink(target); notLink != nil {
+			return err
+		}
+		logf(logInfo, "%s leads nowhere, a file takes its place: %v", target, err)
+		if err := os.Remove(target); err != nil {
+			return err
+		}
+		if end, err = placeFor(target); err != nil {
+			return err
+		}
 	}
-	if err := makeDir(filepath.Dir(target)); err != nil {
-		return err
-	}
-	const create = os.O_CREATE | os.O_RDONLY | unix.O_NONBLOCK | unix.O_NOFOLLOW
-	made, err := os.OpenFile(target, create, 0o644) //nolint:gosec // every user reads what is mounted here
-	if err != nil {
-		return err
-	}
-	made.Close()
+	target = end
 	// Even now that the root is the workload's, resolving in it costs nothing and keeps magic links out.
 	fd, err := unix.Openat2(unix.AT_FDCWD, target, &unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW,
@@ -106,6 +108,23 @@ func bindFile(source, target string) error {
 	}
 	defer closeFD(mount)
 	return unix.MoveMount(mount, "", fd, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+// placeFor makes sure of a file where links of the image take path to, and returns its own path.
+func placeFor(path string) (string, error) {
+	target, err := followLinks(path)
+	if err != nil {
+		return "", err
+	}
+	if err := makeDir(filepath.Dir(target)); err != nil {
+		return "", err
+	}
+	const create = os.O_CREATE | os.O_RDONLY | unix.O_NONBLOCK | unix.O_NOFOLLOW
+	made, err := os.OpenFile(target, create, 0o644) //nolint:gosec // every user reads what is mounted here
+	if err != nil {
+		return "", err
+	}
+	return target, made.Close()
 }
 
 // followLinks returns where path leads: itself when there is nothing or no link, and the end of the chain otherwise,

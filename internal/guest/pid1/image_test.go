@@ -39,6 +39,11 @@ func (l *lab) writeImage(t *testing.T, program []byte) {
 		second = pad(append(second, f.content...))
 	}
 	addFile(tree, "bin/workload", &erofstest.Node{Mode: erofs.TypeRegular | 0o755, Size: uint64(len(program)), Slot: 1})
+	// Files that the guest's are mounted over, in each way that an image may have made hard.
+	addFile(tree, "etc/hosts", &erofstest.Node{Mode: erofs.TypeSymlink | 0o777, Target: "../../../../../fixed/hosts"})
+	addFile(tree, "fixed/.keep", &erofstest.Node{Mode: erofs.TypeRegular | 0o444})
+	tree.Children["fixed"].Mode = erofs.TypeDir | 0o555
+	addFile(tree, "etc/hostname", &erofstest.Node{Mode: erofs.TypeSymlink | 0o777, Target: "hostname"})
 	// As systemd leaves it: a link to a file that is made at run time.
 	addFile(tree, "etc/resolv.conf", &erofstest.Node{Mode: erofs.TypeSymlink | 0o777, Target: "../run/systemd/resolve/stub-resolv.conf"})
 	addFile(tree, "proc/.keep", &erofstest.Node{Mode: erofs.TypeRegular | 0o644})

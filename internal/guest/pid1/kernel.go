@@ -46,6 +46,15 @@ func (b *Boot) MountKernelFilesystems() error {
 			return fmt.Errorf("mount %s on %s: %w", m.kind, m.target, err)
 		}
 	}
+	fd, err := unix.Open("/dev", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open /dev: %w", err)
+	}
+	b.devices = fd
+	// Without the kernel's log a boot is harder to look into, and nothing else.
+	if f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
+		kernelLog.Store(f)
+	}
 	return nil
 }
 
@@ -140,7 +149,12 @@ var sysctls = []struct{ name, value string }{
 	{"net/ipv6/conf/default/accept_ra", "0"},
 	{"vm/max_map_count", "262144"}, // search engines refuse to start below
 	{"kernel/dmesg_restrict", "1"},
+	{"kernel/kptr_restrict", "1"},
 	{"kernel/core_pattern", "core"},
+	// A kernel's own values are for a machine without a service manager, which would set these.
+	{"fs/protected_hardlinks", "1"},
+	{"fs/protected_symlinks", "1"},
+	{"kernel/sysrq", "0"},
 }
 
 // defaultNoFile is the limit of open files, as Docker sets it.
@@ -194,16 +208,9 @@ func (b *Boot) SetKernelKnobs() error {
 
 // SetClock sets the time and seeds the random numbers with what came from the host.
 func (b *Boot) SetClock() error {
-	const tolerated = 50e6 // nanoseconds: a jump would be worse than being so little off
-	now := b.config.Now + int64(sinceBoot()-b.configAt)
-	var is unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_REALTIME, &is); err != nil {
-		return err
-	}
-	if off := now - is.Nano(); b.config.Now > 0 && (off > tolerated || off < -tolerated) {
-		ts := unix.NsecToTimespec(now)
-		if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
-			return fmt.Errorf("set clock: %w", err)
+	if b.config.Now != 0 {
+		if _, err := followClock(b.config.Now, b.configAt); err != nil {
+			return err
 		}
 	}
 	return addEntropy(b.config.Entropy)

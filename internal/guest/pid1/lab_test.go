@@ -27,9 +27,12 @@ import (
 // here.
 type lab struct {
 	kernel *kernel.Kernel
+	append string // to the kernel's command line
 	dir    string // the image's disks: meta, first, pack
 	uuid   string
 }
+
+const initPackage = "github.com/pinnacehq/pinnace/cmd/pinnace-init"
 
 // newLab builds what all VMs of a test share, or skips when something is missing.
 func newLab(t *testing.T) *lab {
@@ -38,7 +41,7 @@ func newLab(t *testing.T) *lab {
 	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
 		t.Skip("needs mkfs.ext4: apt-get install e2fsprogs")
 	}
-	k := vmtest.Prepare(t, source, vmtest.Build(t, "github.com/pinnacehq/pinnace/cmd/pinnace-init"))
+	k := vmtest.Prepare(t, source, vmtest.Build(t, initPackage))
 	program, err := os.ReadFile(vmtest.Build(t, "./testdata/workload"))
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +93,7 @@ func (l *lab) boot(t *testing.T, volumes ...string) *machine {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-M", "microvm,accel=tcg,isa-serial=on,auto-kernel-cmdline=off", "-cpu", "max", "-m", "128", "-smp", "1",
-		"-kernel", l.kernel.Path, "-initrd", l.kernel.Initramfs, "-append", kernelArgs(), "-serial", "stdio",
+		"-kernel", l.kernel.Path, "-initrd", l.kernel.Initramfs, "-append", kernelArgs() + l.append, "-serial", "stdio",
 		"-device", "virtio-serial-device,max_ports=4",
 	}
 	for _, name := range []string{guest.ControlChannel, guest.LogsChannel} {

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -218,25 +217,29 @@ func openTerminal(u user) (master, slave *os.File, err error) {
 }
 
 // box is where a command runs beside the workload: a cgroup below the workload's, with its limits, so that everything
-// that the command starts is found again. A workload that is root can prevent it; then the command runs in the
-// workload's own cgroup, and only its process group is known.
-type box struct{ cgroup *cgroup }
+// that the command starts is found again. Where it can't be made, the command runs in the workload's own cgroup, and only
+// its process group is known.
+type box struct {
+	cgroup *cgroup
+	parent *cgroup
+	name   string // in parent
+}
 
 var boxes atomic.Uint64 // numbers them
 
 func (b *Boot) newBox() *box {
-	dir := filepath.Join(b.workload.dir, fmt.Sprintf("pinnace-exec-%d", boxes.Add(1)))
-	if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // a cgroup's files have modes of their own
+	name := fmt.Sprintf("pinnace-exec-%d", boxes.Add(1))
+	if err := unix.Mkdirat(b.workload.fd, name, 0o755); err != nil {
 		logf(logError, "make a cgroup for a command: %v", err)
 		return &box{}
 	}
-	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(b.workload.fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		logf(logError, "open the cgroup of a command: %v", err)
-		_ = os.Remove(dir) // nothing is in it
+		_ = unix.Unlinkat(b.workload.fd, name, unix.AT_REMOVEDIR) // nothing is in it
 		return &box{}
 	}
-	return &box{&cgroup{dir: dir, fd: fd}}
+	return &box{&cgroup{fd}, b.workload, name}
 }
 
 // fd is the descriptor of the cgroup, 0 for the workload's.
@@ -264,7 +267,7 @@ func (x *box) remove() {
 	}
 	closeFD(x.cgroup.fd)
 	err := waitFor(endTimeout, func() (bool, error) {
-		err := os.Remove(x.cgroup.dir)
+		err := unix.Unlinkat(x.parent.fd, x.name, unix.AT_REMOVEDIR)
 		return err == nil, err
 	})
 	if err != nil {

@@ -4,7 +4,6 @@ package pid1
 
 import (
 	"errors"
-	"os"
 	"strconv"
 	"strings"
 
@@ -19,19 +18,15 @@ const maxKernelRecords = 50_000
 // oomVictim is the process that the OOM killer chose last. That the killer was at work is proven by counters of the kernel
 // (see cgroup.oomKills); the kernel's log only gives the name, and may not have it any more, so that nil is an answer
 // too. What others than the kernel have written to its log has another facility, and counts for nothing.
-func oomVictim() *guest.Victim {
-	// The workload may have put anything in the device's place.
-	f, err := os.OpenFile("/dev/kmsg", os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+func (b *Boot) oomVictim() *guest.Victim {
+	// In the kernel's own /dev, which the workload doesn't see: it can't put anything in the device's place.
+	fd, err := unix.Openat(b.devices, "kmsg", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil
 	}
-	defer f.Close()
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return nil
-	}
+	defer closeFD(fd)
 	var found victims
-	_ = conn.Control(func(fd uintptr) { found.read(int(fd)) }) // what was found by then is the answer
+	found.read(fd)
 	return found.last()
 }
 

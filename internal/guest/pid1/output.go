@@ -106,6 +106,7 @@ func (o *output) put(stream string, data []byte, partial bool) {
 	now := time.Now()
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	trap("line")
 	for o.bytes+len(data)+lineCost > ringBytes {
 		wait := blockFor - time.Since(now)
 		if o.lossy || wait <= 0 {

@@ -143,11 +143,26 @@ func TestCheckErofs(t *testing.T) {
 
 func TestMemoryAndPIDs(t *testing.T) {
 	const mib = 1 << 20
-	for _, tc := range []struct{ total, reserve, want int64 }{
-		{92 * mib, 0, 76 * mib}, {92 * mib, 32 * mib, 60 * mib}, {60 * mib, 100 * mib, 16 * mib}, {0, 0, 16 * mib},
+	for _, tc := range []struct{ total, available, reserve, want int64 }{
+		{92 * mib, 0, 0, 76 * mib},
+		{92 * mib, 0, 32 * mib, 60 * mib},
+		{60 * mib, 0, 100 * mib, 16 * mib},
+		{0, 0, 0, 16 * mib},
+		{92 * mib, 42 * mib, 0, 34 * mib},
+		{92 * mib, 90 * mib, 0, 76 * mib},
+		{92 * mib, 70 * mib, 40 * mib, 52 * mib},
+		{60 * mib, 12 * mib, 0, 16 * mib},
 	} {
-		if got := memoryMax(tc.total, tc.reserve); got != tc.want {
-			t.Errorf("memoryMax(%d, %d) = %d, want %d", tc.total, tc.reserve, got, tc.want)
+		if got := memoryMax(tc.total, tc.available, tc.reserve); got != tc.want {
+			t.Errorf("memoryMax(%d, %d, %d) = %d, want %d", tc.total, tc.available, tc.reserve, got, tc.want)
+		}
+	}
+	for meminfo, want := range map[string]int64{
+		"MemTotal:       88664 kB\nMemFree:        41028 kB\nMemAvailable:   40704 kB\n": 40704 << 10,
+		"MemTotal: 88664 kB\n": 0, "MemAvailable: x kB\n": 0, "MemAvailable: 99999999999999999999 kB\n": 0, "MemAvailable: 12\n": 0, "": 0,
+	} {
+		if got := availableIn(meminfo); got != want {
+			t.Errorf("available in %q: %d, want %d", meminfo, got, want)
 		}
 	}
 	for _, tc := range []struct{ total, asked, want int64 }{

@@ -144,42 +144,6 @@ func moveInto(root int, from, name string) error {
 	return nil
 }
 
-// PopulateDev adds to /dev what devtmpfs doesn't have.
-func (b *Boot) PopulateDev() error {
-	for _, m := range []struct {
-		target, kind string
-		flags        uintptr
-		data         string
-		optional     bool
-	}{
-		{"/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5", false},
-		{"/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777", false},
-		{"/dev/mqueue", "mqueue", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "", true},
-	} {
-		if err := makeDir(m.target); err != nil {
-			return err
-		}
-		if err := unix.Mount(m.kind, m.target, m.kind, m.flags, m.data); err != nil && !m.optional {
-			return fmt.Errorf("mount %s: %w", m.target, err)
-		}
-	}
-	for _, l := range []struct{ name, target string }{
-		{"/dev/ptmx", "pts/ptmx"},
-		{"/dev/fd", "/proc/self/fd"},
-		{"/dev/stdin", "/proc/self/fd/0"},
-		{"/dev/stdout", "/proc/self/fd/1"},
-		{"/dev/stderr", "/proc/self/fd/2"},
-	} {
-		if err := os.RemoveAll(l.name); err != nil {
-			return err
-		}
-		if err := os.Symlink(l.target, l.name); err != nil {
-			return err
-		}
-	}
-	return os.Chmod("/dev/kmsg", 0o600)
-}
-
 // MakeScratchDirs makes sure of /run and /tmp. Both stay the image's own, as in Docker: images keep directories in /run
 // that their servers need, and it is new with every boot anyway. An image that has something else there gets its way.
 func (b *Boot) MakeScratchDirs() error {

@@ -289,7 +289,7 @@ func TestSecretFiles(t *testing.T) {
 }
 
 func TestBundlesBeforeAndAfterConfig(t *testing.T) {
-	c := newControl(nil)
+	c := newControl(nil, newStops())
 	c.bundle(guest.Bundle{Name: "a", Version: 1})
 	c.bundle(guest.Bundle{Name: "a", Version: 2}) // of a further session
 	c.configured = true

@@ -71,9 +71,21 @@ func signalName(sig syscall.Signal) string {
 // consoleGrace is how long the workload has after a signal to PID 1, which comes with no time of its own.
 const consoleGrace = 10 * time.Second
 
-// watchSignals turns the signals that ask a machine to go down into stops. All others that can be caught are taken and
-// ignored: with Go's own handler for them PID 1 would exit, and a workload running as root can send any.
-func watchSignals(stops chan<- guest.Stop) {
+// stops carries what asks for the end of the workload, by whom ever.
+type stops struct {
+	asked  chan guest.Stop
+	signal chan struct{} // PID 1 itself was told to go down
+}
+
+func newStops() *stops {
+	return &stops{asked: make(chan guest.Stop, 8), signal: make(chan struct{}, 1)}
+}
+
+// watchSignals turns the signals that ask a machine to go down into stops: SIGINT, which is ctrl-alt-del of the VMM,
+// SIGTERM and SIGPWR. All others that can be caught are taken and ignored: with Go's own handler for them PID 1 would
+// exit, and a workload running as root can send any. It is called before everything else, because ctrl-alt-del can
+// come in the middle of the boot; the stop then waits for the workload's start.
+func watchSignals(to *stops) {
 	all := make(chan os.Signal, 16)
 	for n := syscall.Signal(1); n < 32; n++ {
 		switch n {
@@ -87,10 +99,8 @@ func watchSignals(stops chan<- guest.Stop) {
 		for sig := range all {
 			switch sig {
 			case unix.SIGINT, unix.SIGTERM, unix.SIGPWR:
-				select {
-				case stops <- guest.Stop{TimeoutMS: consoleGrace.Milliseconds()}:
-				default: // several stops are waiting already
-				}
+				offer(to.signal, struct{}{})
+				offer(to.asked, guest.Stop{TimeoutMS: consoleGrace.Milliseconds()}) // or several are waiting already
 			}
 		}
 	})

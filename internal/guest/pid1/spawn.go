@@ -154,6 +154,7 @@ func (p *processes) fork(c command) (*child, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	pid, err := syscall.ForkExec(c.path, c.argv, attr)
+	_ = unix.Chdir("/") // which is there: in the directory of a volume, PID 1 would keep it from being unmounted
 	if err != nil {
 		return nil, err
 	}
@@ -184,6 +185,7 @@ func (p *processes) reaper() {
 func (p *processes) reap() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	trap("reap")
 	for {
 		var status syscall.WaitStatus
 		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)

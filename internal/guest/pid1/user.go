@@ -69,7 +69,8 @@ func openUserFile(path string) (io.ReadCloser, error) {
 
 // resolveUser follows Docker's rules for "user[:group]":
 //
-//   - each part is a name or a number; a name has to be in its file, a number needn't be;
+//   - each part is a name or a number; a name has to be in its file, a number needn't be; what can be a number is
+//     one, even where the file has it as a name;
 //   - without a user it is 0;
 //   - without a group it is the user's from passwd, or 0 when passwd doesn't know the user;
 //   - the supplementary groups are those of which group says that the user is a member, by name; there are none when a
@@ -109,7 +110,10 @@ func (u *user) fromPasswd(want string, passwd io.Reader) (string, error) {
 		}
 		uid, uidErr := parseID(f[2])
 		gid, gidErr := parseID(f[3])
-		if uidErr != nil || gidErr != nil || (f[0] != want && (numberErr != nil || uid != number)) {
+		if uidErr != nil || gidErr != nil {
+			return false
+		}
+		if numberErr == nil && uid != number || numberErr != nil && f[0] != want {
 			return false
 		}
 		name, u.uid, u.gid = f[0], uid, gid
@@ -138,7 +142,7 @@ func (u *user) groupFrom(want string, group io.Reader) error {
 			return false
 		}
 		gid, err := parseID(f[2])
-		if err != nil || (f[0] != want && (numberErr != nil || gid != number)) {
+		if err != nil || numberErr == nil && gid != number || numberErr != nil && f[0] != want {
 			return false
 		}
 		u.gid = gid

@@ -31,6 +31,7 @@ again:x:2000:web
 nearly:x:2002:website,aweb
 bad:x:nan:web
 docker:x:2003
+5000:x:0:
 `
 )
 
@@ -58,7 +59,12 @@ func TestResolveUser(t *testing.T) {
 		{spec: ":media", uid: 0, gid: 2001, groups: []uint32{2001}, home: "/root"},
 		{spec: "1002", uid: 1002, gid: 1002, groups: []uint32{1002, 2000, 2001}, home: "/home/second"},
 		{spec: "homeless", uid: 1003, gid: 1003, groups: []uint32{1003}, home: "/"},
-		{spec: "3000", uid: 1004, gid: 1004, groups: []uint32{1004}, home: "/home/number"},
+		{spec: "3000", uid: 3000, gid: 0, groups: []uint32{0}, home: "/"}, // a name, but numbers are never looked up as names
+		{spec: "4000:2003", uid: 4000, gid: 2003, groups: []uint32{2003}, home: "/"},
+		{spec: "4000:5000", uid: 4000, gid: 5000, groups: []uint32{5000}, home: "/"}, // likewise
+		{spec: "web:2000", uid: 1000, gid: 2000, groups: []uint32{2000}, home: "/home/web"},
+		{spec: "root:web", uid: 0, gid: 1001, groups: []uint32{1001}, home: "/root"},
+		{spec: "web:media:more", err: "no group"},
 		{spec: "nobody-here", err: `no user "nobody-here"`},
 		{spec: "web:nothing", err: `no group "nothing"`},
 		{spec: "broken", err: `no user "broken"`},

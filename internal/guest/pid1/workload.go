@@ -38,7 +38,6 @@ func (b *Boot) StartWorkload() error {
 		return err
 	}
 	b.processes = newProcesses(b.workload.fd)
-	watchSignals(b.control.stops)
 
 	stdin, err := os.Open(os.DevNull)
 	if err != nil {
@@ -86,25 +85,39 @@ func pipe(u user) (reader, writer *os.File, err error) {
 // Supervise waits for the end of the workload, serves stops and health commands meanwhile, and returns when a host has
 // the report.
 func (b *Boot) Supervise() {
+	if err := recovered(func() error { b.supervise(); return nil }); err != nil {
+		b.crash(fmt.Errorf("supervise: %w", err))
+	}
+}
+
+func (b *Boot) supervise() {
 	if b.control == nil {
 		return // nobody to talk to
 	}
 	if b.failed {
-		b.control.awaitAck()
+		b.control.awaitAck(nil)
 		return
 	}
 	started := time.Now()
+	b.mu.Lock()
+	b.running = &runningWork{cgroup: b.workload, startedAt: started}
+	b.mu.Unlock()
 	oomBefore := guestOOMKills()
 	b.output.commands.serve(b.launch) // the host may ask for one as soon as it knows
 	b.control.start(guest.Started{PID: b.main.pid, StartedAt: started.UnixNano(), Marks: b.takeMarks()})
+	trap("supervise")
 	safely("exec", b.serveExecs)
 	safely("secrets", b.serveBundles)
 	safely("volumes", b.serveFreezes)
+	safely("statistics", b.serveStats)
 
-	e := oversee(&workload{b.processes, b.main, b.workload, &b.freezer}, b.main.status, b.control.stops, b.config.Process.StopSignal)
+	e := oversee(&workload{b.processes, b.main, b.workload, &b.freezer}, b.main.status, b.stops.asked, b.config.Process.StopSignal)
+	if b.crashing.Load() {
+		select {} // this is the crash's doing, and the crash reports it
+	}
 	exit := e.report(b.workload.oomKills() > 0 || guestOOMKills() > oomBefore)
 	if exit.OOM {
-		exit.Victim = oomVictim()
+		exit.Victim = b.oomVictim()
 	}
 	exit.StartedAt, exit.ExitedAt = started.UnixNano(), time.Now().UnixNano()
 
@@ -120,7 +133,7 @@ func (b *Boot) Supervise() {
 	exit.LastLine = b.output.finish(endTimeout)
 	b.control.report(exit)
 	b.printReport(exit)
-	b.control.awaitAck()
+	b.control.awaitAck(nil)
 	b.output.drain(time.Second)
 }
 
@@ -131,10 +144,11 @@ func (b *Boot) printReport(exit guest.Exit) {
 	if err != nil {
 		return
 	}
-	console, err := os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	fd, err := unix.Openat(b.devices, "console", unix.O_WRONLY|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return // no console: the VMM gave none
 	}
+	console := os.NewFile(uintptr(fd), "console")
 	defer console.Close()
 	fmt.Fprintf(console, "\n%s\n", guest.ConsoleLine(b.nonce, body))
 }

@@ -26,6 +26,8 @@ func main() {
 	switch arg := os.Args[1]; arg {
 	case "facts":
 		facts()
+	case "place":
+		place()
 	case "exit":
 		code, _ := strconv.Atoi(os.Args[2])
 		os.Exit(code)
@@ -40,6 +42,8 @@ func main() {
 		time.Sleep(time.Hour)
 	case "whoami":
 		fmt.Println(os.Getuid(), os.Getgid(), os.Getenv("HOME"))
+	case "now":
+		fmt.Println(time.Now().UnixNano())
 	case "eat":
 		eat()
 	case "lines":
@@ -98,6 +102,12 @@ func main() {
 		if _, err := os.Stat(os.Args[2]); err != nil {
 			os.Exit(1)
 		}
+	case "signal-init":
+		n, _ := strconv.Atoi(os.Args[2])
+		if err := syscall.Kill(1, syscall.Signal(n)); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
 	default:
 		fmt.Fprintln(os.Stderr, "workload: unknown sub-command", arg)
 		os.Exit(64)
@@ -150,7 +160,9 @@ func facts() {
 	var addrs []string
 	as, _ := net.InterfaceAddrs()
 	for _, a := range as {
-		addrs = append(addrs, a.String())
+		if !strings.HasPrefix(a.String(), "fe80:") { // which comes a while later
+			addrs = append(addrs, a.String())
+		}
 	}
 	f["addresses"] = addrs
 	routes, _ := os.ReadFile("/proc/net/route")
