@@ -52,6 +52,7 @@ type instance struct {
 	status  pinnacev1.InstanceReport // guarded by mu; what reports read
 	bundles bundles                  // guarded by mu; the secrets as they came last
 	talk    *guest.Host              // guarded by mu; nil while no workload runs
+	stats   latestStats              // guarded by mu; of the attempt that runs
 }
 
 func newInstance(a *Agent, asg *pinnacev1.Assignment, w *workload) *instance {

@@ -32,6 +32,14 @@ func TestProcessMergesImageAndManifest(t *testing.T) {
 			"/entry cmd", "/m", "1:2", "SIGINT",
 			[]string{"A=image", "B=manifest", "C=c", "EMPTY="},
 		},
+		{"shell form", "", image.Config{Cmd: []string{"/bin/sh", "-c", "exec app $PORT"}}, "/bin/sh -c exec app $PORT", "", "", "", nil},
+		{
+			"shell form of both: Cmd follows, and the shell does not look at it", "",
+			image.Config{Entrypoint: []string{"/bin/sh", "-c", "app"}, Cmd: []string{"/bin/sh", "-c", "x"}},
+			"/bin/sh -c app /bin/sh -c x", "", "", "", nil,
+		},
+		{"command instead of a shell form", `command = ["/app", "-v"]`, image.Config{Cmd: []string{"/bin/sh", "-c", "x"}}, "/app -v", "", "", "", nil},
+		{"Cmd alone and entrypoint", `entrypoint = ["/app"]`, image.Config{Cmd: []string{"/bin/sh", "-c", "x"}}, "/app", "", "", "", nil},
 		{"a stop signal that nobody can act on", "", image.Config{StopSignal: "SIGKILL"}, "", "", "", "", nil},
 		{"the same as a number", "", image.Config{StopSignal: "9"}, "", "", "", "", nil},
 	}

@@ -88,6 +88,14 @@ func TestCauses(t *testing.T) {
 				return vmtest.End{}
 			})
 		}, &pinnacev1.Cause{Kind: causeSignalled, Code: 139, Signal: "SIGSEGV"}, ""},
+		"init failed": {func(*lab) vmtest.Guest {
+			return byHand(func(ctx context.Context, _ *vmtest.FakeGuest, say func(guest.Message)) vmtest.End {
+				say(guest.Started{PID: 2, StartedAt: 1})
+				say(guest.Exit{Code: 137, Signal: "SIGKILL", Killed: true, Error: "reaper: a bug"})
+				<-ctx.Done()
+				return vmtest.End{}
+			})
+		}, &pinnacev1.Cause{Kind: causeLost, Detail: "init failed and ended the machine: reaper: a bug"}, ""},
 		"guest out of memory": {func(*lab) vmtest.Guest {
 			return playing(guesttest.Workload{OOM: true, Victim: &guest.Victim{PID: 99, Name: "eat\"er"}, Run: func(context.Context, *guesttest.Process) int { return 0 }})
 		}, &pinnacev1.Cause{Kind: causeGuestOOM, Code: 137, Signal: "SIGKILL", Detail: `the guest's kernel killed process 99, "eat\"er"`}, ""},

@@ -23,6 +23,8 @@ func (t *attempt) supervise(ctx context.Context) *pinnacev1.Cause {
 	defer secrets.end()
 	rotating, endRotating := context.WithCancel(ctx)
 	defer endRotating()
+	attended := t.beginAttending(ctx)
+	defer attended()
 	bootTimeout := t.workload.manifest.Rollout.BootTimeout
 	bootDeadline := time.NewTimer(time.Until(t.bootedAt.Add(bootTimeout)))
 	defer bootDeadline.Stop()
@@ -264,9 +266,14 @@ func (t *attempt) causeOf(exit guest.Exit) *pinnacev1.Cause {
 	case exit.Signal != "":
 		cause.Kind, cause.Signal = causeSignalled, exit.Signal
 	}
-	if exit.Killed && t.grace == 0 {
+	switch {
+	case exit.Error != "":
+		// Nothing that the workload did: its microVM broke, as one does that ends without a report.
+		cause.Kind, cause.Code, cause.Signal = causeLost, 0, ""
+		cause.Detail = "init failed and ended the machine: " + exit.Error
+	case exit.Killed && t.grace == 0:
 		cause.Detail = "killed at once, as was asked"
-	} else if exit.Killed {
+	case exit.Killed:
 		cause.Detail = fmt.Sprintf("killed, because it had not stopped within %s", t.grace)
 	}
 	if t.judge != nil {
