@@ -127,6 +127,7 @@ if [ ! -s /data/db/PG_VERSION ]; then
 	echo "making the database"
 	initdb -D /data/db -U postgres --locale=C.UTF-8 --auth=scram-sha-256 --pwfile=/run/secrets/db/PASSWORD
 	echo "host all all all scram-sha-256" >>/data/db/pg_hba.conf
+	sync # or a machine that is cut off right now has the database without this line
 fi
 exec postgres -D /data/db -c listen_addresses='*' -c unix_socket_directories=/tmp
 `
