@@ -150,7 +150,7 @@ func abort() error {
 	return syscall.Kill(os.Getpid(), syscall.SIGKILL)
 }
 
-// panicKernel takes the kernel down, and init with it.
+// panicKernel would take the kernel down, and init with it, if it could.
 func panicKernel() error {
 	fmt.Println("crashing the kernel")
 	return os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
