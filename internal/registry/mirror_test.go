@@ -232,9 +232,7 @@ func TestMirrorGoesOnWhereTheOtherBrokeOff(t *testing.T) {
 		panic(http.ErrAbortHandler)
 	})
 	f.handle("/v2/web/blobs/"+digestOf(content), func(w http.ResponseWriter, req *http.Request) {
-		counted := &counter{ResponseWriter: w}
-		http.ServeContent(counted, req, "", zeroTime, bytes.NewReader(content))
-		sent.Add(counted.n)
+		http.ServeContent(counter{w, &sent}, req, "", zeroTime, bytes.NewReader(content))
 	})
 	got, err := readAll(c, f.addr+"/web", content)
 	if err != nil || !bytes.Equal(got, content) || sent.Load() != 40_000 {
@@ -242,15 +240,15 @@ func TestMirrorGoesOnWhereTheOtherBrokeOff(t *testing.T) {
 	}
 }
 
+// counter counts what is sent before anybody can have it.
 type counter struct {
 	http.ResponseWriter
-	n int64
+	n *atomic.Int64
 }
 
-func (c *counter) Write(p []byte) (int, error) {
-	n, err := c.ResponseWriter.Write(p)
-	c.n += int64(n)
-	return n, err
+func (c counter) Write(p []byte) (int, error) {
+	c.n.Add(int64(len(p)))
+	return c.ResponseWriter.Write(p)
 }
 
 // TestPushGoesPastMirrors: as does whatever asks what the registry itself has.

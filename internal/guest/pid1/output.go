@@ -53,9 +53,11 @@ func newOutput(port io.ReadWriter) *output {
 func (o *output) follow(stream string, r *os.File) {
 	o.pumps.Add(1)
 	safely("pump of "+stream, func() {
-		defer o.pumps.Done()
-		defer r.Close()
 		o.pump(stream, r)
+		// Neither after a panic. The workload would die of its broken pipe, or its output would seem to be complete, and
+		// its end could be told before what has happened.
+		_ = r.Close()
+		o.pumps.Done()
 	})
 }
 

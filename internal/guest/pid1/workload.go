@@ -131,6 +131,9 @@ func (b *Boot) supervise() {
 	}
 	b.output.commands.finish(endTimeout)
 	exit.LastLine = b.output.finish(endTimeout)
+	if b.crashing.Load() {
+		select {} // of what its output came through
+	}
 	b.control.report(exit)
 	b.printReport(exit)
 	b.control.awaitAck(nil)
