@@ -85,12 +85,15 @@ func FindIn(mountinfo string) (Hierarchy, error) {
 		switch kind[0] {
 		case "cgroup":
 			for _, c := range Controllers() {
-				if hasWord(kind[2], ",", c.nameV1()) {
+				// The first is this system's own. Others come and go, such as those of a chroot.
+				if _, known := h.mounts[c]; !known && hasWord(kind[2], ",", c.nameV1()) {
 					h.mounts[c] = mount{fields[4], 1}
 				}
 			}
 		case "cgroup2":
-			v2 = fields[4]
+			if v2 == "" {
+				v2 = fields[4]
+			}
 		}
 	}
 	has := ""

@@ -53,6 +53,7 @@ func TestFind(t *testing.T) {
 		"version 2":                {[]string{all}, 2, unified, nil},
 		"version 1":                {[]string{v1("cpu,cpuacct"), v1("memory"), v1("blkio"), v1("pids"), empty}, 1, "/sys/fs/cgroup/memory", nil},
 		"both":                     {[]string{v1("cpu"), v1("memory"), io}, 1, "/sys/fs/cgroup/memory", []cgroup.Controller{cgroup.PIDs}},
+		"a chroot has them too":    {[]string{v1("cpu"), v1("memory"), v1("blkio"), v1("pids"), strings.Replace(v1("memory"), "/sys", "/chroot/sys", 1)}, 1, "/sys/fs/cgroup/memory", nil},
 		"version 1 without memory": {[]string{v1("cpu"), empty}, 0, "", nil},
 		"version 2 without memory": {[]string{empty}, 0, "", nil},
 		"none":                     {[]string{"22 1 8:1 / / rw - ext4 /dev/sda1 rw"}, 0, "", nil},
