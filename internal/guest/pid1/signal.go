@@ -86,6 +86,9 @@ func newStops() *stops {
 // exit, and a workload running as root can send any. It is called before everything else, because ctrl-alt-del can
 // come in the middle of the boot; the stop then waits for the workload's start.
 func watchSignals(to *stops) {
+	if err := takeCancel(); err != nil {
+		logf(logError, "%v", err)
+	}
 	all := make(chan os.Signal, 16)
 	for n := syscall.Signal(1); n < 32; n++ {
 		switch n {
