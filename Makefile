@@ -98,12 +98,12 @@ bench-proxy: ## the proxy against HAProxy, with one core each for them and for t
 BOOTS ?= 10
 .PHONY: bench-vm
 bench-vm: deps-test kernel build ## what a microVM costs, to a boot with an init that does nothing; fails below the gates
-	$(E2E) PINNACE_BENCH_VM=1 PINNACE_BENCH_BOOTS=$(BOOTS) go test -count=1 -timeout 60m -run 'TestBenchVM$$|TestBenchAdopt$$' ./test/e2e
+	$(E2E) PINNACE_BENCH_VM=1 PINNACE_BENCH_BOOTS=$(BOOTS) go test -v -count=1 -timeout 60m -run 'TestBenchVM$$|TestBenchAdopt$$' ./test/e2e
 
 FLOOD ?= 60
 .PHONY: bench-hostile
 bench-hostile: deps-test kernel build ## a guest floods the host for FLOOD seconds; fails when the agent grows or a neighbour suffers
-	$(E2E) PINNACE_BENCH_HOSTILE=$(FLOOD) go test -count=1 -timeout 30m -run 'TestHostileGuest$$' ./test/e2e
+	$(E2E) PINNACE_BENCH_HOSTILE=$(FLOOD) go test -v -count=1 -timeout 30m -run 'TestHostileGuest$$' ./test/e2e
 
 BENCH_DIR ?= /var/tmp/pinnace-bench
 .PHONY: bench-images
