@@ -23,17 +23,19 @@ const (
 )
 
 type HostFacts struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Architecture  string                 `protobuf:"bytes,3,opt,name=architecture,proto3" json:"architecture,omitempty"`
-	MemoryBytes   int64                  `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	CpuMilli      int64                  `protobuf:"varint,5,opt,name=cpu_milli,json=cpuMilli,proto3" json:"cpu_milli,omitempty"`
-	DiskBytes     int64                  `protobuf:"varint,6,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Version       string                 `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
-	Driver        string                 `protobuf:"bytes,9,opt,name=driver,proto3" json:"driver,omitempty"`
-	Accelerator   string                 `protobuf:"bytes,10,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Id           string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name         string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Architecture string                 `protobuf:"bytes,3,opt,name=architecture,proto3" json:"architecture,omitempty"`
+	MemoryBytes  int64                  `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	CpuMilli     int64                  `protobuf:"varint,5,opt,name=cpu_milli,json=cpuMilli,proto3" json:"cpu_milli,omitempty"`
+	DiskBytes    int64                  `protobuf:"varint,6,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	Labels       map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Version      string                 `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
+	Driver       string                 `protobuf:"bytes,9,opt,name=driver,proto3" json:"driver,omitempty"`
+	Accelerator  string                 `protobuf:"bytes,10,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
+	// peer_address is where the proxies of other hosts reach that of this one, "192.0.2.7:7402"; empty when they cannot.
+	PeerAddress   string `protobuf:"bytes,20,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -134,6 +136,13 @@ func (x *HostFacts) GetDriver() string {
 func (x *HostFacts) GetAccelerator() string {
 	if x != nil {
 		return x.Accelerator
+	}
+	return ""
+}
+
+func (x *HostFacts) GetPeerAddress() string {
+	if x != nil {
+		return x.PeerAddress
 	}
 	return ""
 }
@@ -364,12 +373,16 @@ type WatchAssignmentsResponse struct {
 	Revision uint64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// complete is true when assignments, environments and releases hold the whole set;
 	// a message with only log requests and commands has it false.
-	Complete      bool                   `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
-	Assignments   []*Assignment          `protobuf:"bytes,3,rep,name=assignments,proto3" json:"assignments,omitempty"`
-	Releases      []*AssignedRelease     `protobuf:"bytes,4,rep,name=releases,proto3" json:"releases,omitempty"`
-	Environments  []*AssignedEnvironment `protobuf:"bytes,5,rep,name=environments,proto3" json:"environments,omitempty"`
-	LogRequests   []*LogRequest          `protobuf:"bytes,6,rep,name=log_requests,json=logRequests,proto3" json:"log_requests,omitempty"`
-	ExecTasks     []*ExecTask            `protobuf:"bytes,7,rep,name=exec_tasks,json=execTasks,proto3" json:"exec_tasks,omitempty"`
+	Complete     bool                   `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
+	Assignments  []*Assignment          `protobuf:"bytes,3,rep,name=assignments,proto3" json:"assignments,omitempty"`
+	Releases     []*AssignedRelease     `protobuf:"bytes,4,rep,name=releases,proto3" json:"releases,omitempty"`
+	Environments []*AssignedEnvironment `protobuf:"bytes,5,rep,name=environments,proto3" json:"environments,omitempty"`
+	LogRequests  []*LogRequest          `protobuf:"bytes,6,rep,name=log_requests,json=logRequests,proto3" json:"log_requests,omitempty"`
+	ExecTasks    []*ExecTask            `protobuf:"bytes,7,rep,name=exec_tasks,json=execTasks,proto3" json:"exec_tasks,omitempty"`
+	// peers are the other hosts of the fleet, in a complete set: nobody else's proxy may lead connections here.
+	Peers []*Peer `protobuf:"bytes,20,rep,name=peers,proto3" json:"peers,omitempty"`
+	// no_ingress says that public ports are bound on other hosts, which lead here.
+	NoIngress     bool `protobuf:"varint,21,opt,name=no_ingress,json=noIngress,proto3" json:"no_ingress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -453,6 +466,74 @@ func (x *WatchAssignmentsResponse) GetExecTasks() []*ExecTask {
 	return nil
 }
 
+func (x *WatchAssignmentsResponse) GetPeers() []*Peer {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *WatchAssignmentsResponse) GetNoIngress() bool {
+	if x != nil {
+		return x.NoIngress
+	}
+	return false
+}
+
+// Peer is another host of the fleet.
+type Peer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// address is its peer_address; empty while the server has not heard of it, and then what was known before stands.
+	Address       string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Peer) Reset() {
+	*x = Peer{}
+	mi := &file_pinnace_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Peer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Peer) ProtoMessage() {}
+
+func (x *Peer) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Peer.ProtoReflect.Descriptor instead.
+func (*Peer) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Peer) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Peer) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
 // Assignment is one instance that this host is to run, or to stop. It pins digests only.
 type Assignment struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -490,7 +571,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[6]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -502,7 +583,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[6]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -515,7 +596,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Assignment) GetInstance() string {
@@ -632,7 +713,7 @@ type AssignedSecret struct {
 
 func (x *AssignedSecret) Reset() {
 	*x = AssignedSecret{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[7]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -644,7 +725,7 @@ func (x *AssignedSecret) String() string {
 func (*AssignedSecret) ProtoMessage() {}
 
 func (x *AssignedSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[7]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -657,7 +738,7 @@ func (x *AssignedSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedSecret.ProtoReflect.Descriptor instead.
 func (*AssignedSecret) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AssignedSecret) GetBundle() string {
@@ -695,7 +776,7 @@ type AssignedVolume struct {
 
 func (x *AssignedVolume) Reset() {
 	*x = AssignedVolume{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[8]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +788,7 @@ func (x *AssignedVolume) String() string {
 func (*AssignedVolume) ProtoMessage() {}
 
 func (x *AssignedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[8]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +801,7 @@ func (x *AssignedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedVolume.ProtoReflect.Descriptor instead.
 func (*AssignedVolume) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AssignedVolume) GetName() string {
@@ -752,7 +833,7 @@ type AssignedRelease struct {
 
 func (x *AssignedRelease) Reset() {
 	*x = AssignedRelease{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[9]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +845,7 @@ func (x *AssignedRelease) String() string {
 func (*AssignedRelease) ProtoMessage() {}
 
 func (x *AssignedRelease) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[9]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +858,7 @@ func (x *AssignedRelease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedRelease.ProtoReflect.Descriptor instead.
 func (*AssignedRelease) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AssignedRelease) GetId() string {
@@ -833,7 +914,7 @@ type AssignedEnvironment struct {
 
 func (x *AssignedEnvironment) Reset() {
 	*x = AssignedEnvironment{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[10]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +926,7 @@ func (x *AssignedEnvironment) String() string {
 func (*AssignedEnvironment) ProtoMessage() {}
 
 func (x *AssignedEnvironment) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[10]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -858,7 +939,7 @@ func (x *AssignedEnvironment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedEnvironment.ProtoReflect.Descriptor instead.
 func (*AssignedEnvironment) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AssignedEnvironment) GetName() string {
@@ -883,14 +964,16 @@ type AssignedApp struct {
 	VirtualAddressV6 string          `protobuf:"bytes,3,opt,name=virtual_address_v6,json=virtualAddressV6,proto3" json:"virtual_address_v6,omitempty"`
 	Ports            []*AssignedPort `protobuf:"bytes,4,rep,name=ports,proto3" json:"ports,omitempty"`
 	// routes say where ports of the app are reached from outside, instead of what their manifest says.
-	Routes        []*AssignedRoute `protobuf:"bytes,8,rep,name=routes,proto3" json:"routes,omitempty"`
+	Routes []*AssignedRoute `protobuf:"bytes,8,rep,name=routes,proto3" json:"routes,omitempty"`
+	// elsewhere are the instances of the app on other hosts.
+	Elsewhere     []*RemoteInstance `protobuf:"bytes,20,rep,name=elsewhere,proto3" json:"elsewhere,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AssignedApp) Reset() {
 	*x = AssignedApp{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[11]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -902,7 +985,7 @@ func (x *AssignedApp) String() string {
 func (*AssignedApp) ProtoMessage() {}
 
 func (x *AssignedApp) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[11]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -915,7 +998,7 @@ func (x *AssignedApp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedApp.ProtoReflect.Descriptor instead.
 func (*AssignedApp) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AssignedApp) GetApp() string {
@@ -953,6 +1036,94 @@ func (x *AssignedApp) GetRoutes() []*AssignedRoute {
 	return nil
 }
 
+func (x *AssignedApp) GetElsewhere() []*RemoteInstance {
+	if x != nil {
+		return x.Elsewhere
+	}
+	return nil
+}
+
+// RemoteInstance is an instance on another host, which connections are led to through the proxy there.
+type RemoteInstance struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Instance string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	Ordinal  uint32                 `protobuf:"varint,2,opt,name=ordinal,proto3" json:"ordinal,omitempty"`
+	// host is one of the peers.
+	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	// state is "active" when it gets new connections, "draining" when it keeps those that it has, and "none" when it gets
+	// nothing; empty while the server has not heard of it, and then what was known before stands.
+	State string `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	// ports are those of its release.
+	Ports         []*AssignedPort `protobuf:"bytes,5,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoteInstance) Reset() {
+	*x = RemoteInstance{}
+	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoteInstance) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoteInstance) ProtoMessage() {}
+
+func (x *RemoteInstance) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoteInstance.ProtoReflect.Descriptor instead.
+func (*RemoteInstance) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RemoteInstance) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *RemoteInstance) GetOrdinal() uint32 {
+	if x != nil {
+		return x.Ordinal
+	}
+	return 0
+}
+
+func (x *RemoteInstance) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *RemoteInstance) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *RemoteInstance) GetPorts() []*AssignedPort {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
 // AssignedRoute leads from an address of the host to a port of an app, whatever the manifest's edge of it is: as it is,
 // without a look into what passes.
 type AssignedRoute struct {
@@ -968,7 +1139,7 @@ type AssignedRoute struct {
 
 func (x *AssignedRoute) Reset() {
 	*x = AssignedRoute{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1151,7 @@ func (x *AssignedRoute) String() string {
 func (*AssignedRoute) ProtoMessage() {}
 
 func (x *AssignedRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1164,7 @@ func (x *AssignedRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedRoute.ProtoReflect.Descriptor instead.
 func (*AssignedRoute) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AssignedRoute) GetPort() string {
@@ -1032,7 +1203,7 @@ type AssignedPort struct {
 
 func (x *AssignedPort) Reset() {
 	*x = AssignedPort{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1044,7 +1215,7 @@ func (x *AssignedPort) String() string {
 func (*AssignedPort) ProtoMessage() {}
 
 func (x *AssignedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1057,7 +1228,7 @@ func (x *AssignedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedPort.ProtoReflect.Descriptor instead.
 func (*AssignedPort) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AssignedPort) GetName() string {
@@ -1134,7 +1305,7 @@ type InstanceReport struct {
 
 func (x *InstanceReport) Reset() {
 	*x = InstanceReport{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1146,7 +1317,7 @@ func (x *InstanceReport) String() string {
 func (*InstanceReport) ProtoMessage() {}
 
 func (x *InstanceReport) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1159,7 +1330,7 @@ func (x *InstanceReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceReport.ProtoReflect.Descriptor instead.
 func (*InstanceReport) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *InstanceReport) GetInstance() string {
@@ -1251,7 +1422,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1434,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1447,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ReportRequest) GetHost() string {
@@ -1310,7 +1481,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1493,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1506,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReportResponse) GetHead() *LogHead {
@@ -1358,7 +1529,7 @@ type LogRequest struct {
 
 func (x *LogRequest) Reset() {
 	*x = LogRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[17]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1370,7 +1541,7 @@ func (x *LogRequest) String() string {
 func (*LogRequest) ProtoMessage() {}
 
 func (x *LogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[17]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +1554,7 @@ func (x *LogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRequest.ProtoReflect.Descriptor instead.
 func (*LogRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LogRequest) GetId() string {
@@ -1431,7 +1602,7 @@ type SendLogsRequest struct {
 
 func (x *SendLogsRequest) Reset() {
 	*x = SendLogsRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[18]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1443,7 +1614,7 @@ func (x *SendLogsRequest) String() string {
 func (*SendLogsRequest) ProtoMessage() {}
 
 func (x *SendLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[18]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1456,7 +1627,7 @@ func (x *SendLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendLogsRequest.ProtoReflect.Descriptor instead.
 func (*SendLogsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SendLogsRequest) GetRequest() string {
@@ -1481,7 +1652,7 @@ type SendLogsResponse struct {
 
 func (x *SendLogsResponse) Reset() {
 	*x = SendLogsResponse{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[19]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1664,7 @@ func (x *SendLogsResponse) String() string {
 func (*SendLogsResponse) ProtoMessage() {}
 
 func (x *SendLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[19]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1677,7 @@ func (x *SendLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendLogsResponse.ProtoReflect.Descriptor instead.
 func (*SendLogsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 // ExecTask is a command that somebody wants to run in an instance of this host.
@@ -1524,7 +1695,7 @@ type ExecTask struct {
 
 func (x *ExecTask) Reset() {
 	*x = ExecTask{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[20]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1707,7 @@ func (x *ExecTask) String() string {
 func (*ExecTask) ProtoMessage() {}
 
 func (x *ExecTask) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[20]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1720,7 @@ func (x *ExecTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecTask.ProtoReflect.Descriptor instead.
 func (*ExecTask) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExecTask) GetId() string {
@@ -1593,7 +1764,7 @@ type ServeExecRequest struct {
 
 func (x *ServeExecRequest) Reset() {
 	*x = ServeExecRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[21]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1776,7 @@ func (x *ServeExecRequest) String() string {
 func (*ServeExecRequest) ProtoMessage() {}
 
 func (x *ServeExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[21]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +1789,7 @@ func (x *ServeExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServeExecRequest.ProtoReflect.Descriptor instead.
 func (*ServeExecRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ServeExecRequest) GetTask() string {
@@ -1653,7 +1824,7 @@ type ExecRefusal struct {
 
 func (x *ExecRefusal) Reset() {
 	*x = ExecRefusal{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[22]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1665,7 +1836,7 @@ func (x *ExecRefusal) String() string {
 func (*ExecRefusal) ProtoMessage() {}
 
 func (x *ExecRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[22]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1678,7 +1849,7 @@ func (x *ExecRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRefusal.ProtoReflect.Descriptor instead.
 func (*ExecRefusal) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExecRefusal) GetReason() string {
@@ -1705,7 +1876,7 @@ type ServeExecResponse struct {
 
 func (x *ServeExecResponse) Reset() {
 	*x = ServeExecResponse{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[23]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1717,7 +1888,7 @@ func (x *ServeExecResponse) String() string {
 func (*ServeExecResponse) ProtoMessage() {}
 
 func (x *ServeExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[23]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1730,7 +1901,7 @@ func (x *ServeExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServeExecResponse.ProtoReflect.Descriptor instead.
 func (*ServeExecResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ServeExecResponse) GetMessage() *ExecRequest {
@@ -1752,7 +1923,7 @@ var File_pinnace_v1_agent_proto protoreflect.FileDescriptor
 const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x16pinnace/v1/agent.proto\x12\n" +
-	"pinnace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18pinnace/v1/control.proto\x1a\x18pinnace/v1/release.proto\"\xfc\x02\n" +
+	"pinnace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18pinnace/v1/control.proto\x1a\x18pinnace/v1/release.proto\"\x9f\x03\n" +
 	"\tHostFacts\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\"\n" +
@@ -1765,7 +1936,8 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\aversion\x18\b \x01(\tR\aversion\x12\x16\n" +
 	"\x06driver\x18\t \x01(\tR\x06driver\x12 \n" +
 	"\vaccelerator\x18\n" +
-	" \x01(\tR\vaccelerator\x1a9\n" +
+	" \x01(\tR\vaccelerator\x12!\n" +
+	"\fpeer_address\x18\x14 \x01(\tR\vpeerAddress\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"S\n" +
@@ -1781,7 +1953,7 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04hash\x18\x03 \x01(\fR\x04hash\"-\n" +
 	"\x17WatchAssignmentsRequest\x12\x12\n" +
-	"\x04host\x18\x01 \x01(\tR\x04host\"\xfa\x02\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\"\xc1\x03\n" +
 	"\x18WatchAssignmentsResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x128\n" +
@@ -1790,7 +1962,13 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\fenvironments\x18\x05 \x03(\v2\x1f.pinnace.v1.AssignedEnvironmentR\fenvironments\x129\n" +
 	"\flog_requests\x18\x06 \x03(\v2\x16.pinnace.v1.LogRequestR\vlogRequests\x123\n" +
 	"\n" +
-	"exec_tasks\x18\a \x03(\v2\x14.pinnace.v1.ExecTaskR\texecTasks\"\x84\x04\n" +
+	"exec_tasks\x18\a \x03(\v2\x14.pinnace.v1.ExecTaskR\texecTasks\x12&\n" +
+	"\x05peers\x18\x14 \x03(\v2\x10.pinnace.v1.PeerR\x05peers\x12\x1d\n" +
+	"\n" +
+	"no_ingress\x18\x15 \x01(\bR\tnoIngress\"4\n" +
+	"\x04Peer\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"\x84\x04\n" +
 	"\n" +
 	"Assignment\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12 \n" +
@@ -1832,13 +2010,20 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\bplatform\x18\x06 \x01(\v2\x1b.pinnace.v1.ReleasePlatformR\bplatform\"V\n" +
 	"\x13AssignedEnvironment\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12+\n" +
-	"\x04apps\x18\x02 \x03(\v2\x17.pinnace.v1.AssignedAppR\x04apps\"\xd9\x01\n" +
+	"\x04apps\x18\x02 \x03(\v2\x17.pinnace.v1.AssignedAppR\x04apps\"\x93\x02\n" +
 	"\vAssignedApp\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12'\n" +
 	"\x0fvirtual_address\x18\x02 \x01(\tR\x0evirtualAddress\x12,\n" +
 	"\x12virtual_address_v6\x18\x03 \x01(\tR\x10virtualAddressV6\x12.\n" +
 	"\x05ports\x18\x04 \x03(\v2\x18.pinnace.v1.AssignedPortR\x05ports\x121\n" +
-	"\x06routes\x18\b \x03(\v2\x19.pinnace.v1.AssignedRouteR\x06routes\"^\n" +
+	"\x06routes\x18\b \x03(\v2\x19.pinnace.v1.AssignedRouteR\x06routes\x128\n" +
+	"\telsewhere\x18\x14 \x03(\v2\x1a.pinnace.v1.RemoteInstanceR\telsewhere\"\xa0\x01\n" +
+	"\x0eRemoteInstance\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x18\n" +
+	"\aordinal\x18\x02 \x01(\rR\aordinal\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12.\n" +
+	"\x05ports\x18\x05 \x03(\v2\x18.pinnace.v1.AssignedPortR\x05ports\"^\n" +
 	"\rAssignedRoute\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\tR\x04port\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1f\n" +
@@ -1924,7 +2109,7 @@ func file_pinnace_v1_agent_proto_rawDescGZIP() []byte {
 	return file_pinnace_v1_agent_proto_rawDescData
 }
 
-var file_pinnace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_pinnace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_pinnace_v1_agent_proto_goTypes = []any{
 	(*HostFacts)(nil),                // 0: pinnace.v1.HostFacts
 	(*JoinRequest)(nil),              // 1: pinnace.v1.JoinRequest
@@ -1932,83 +2117,88 @@ var file_pinnace_v1_agent_proto_goTypes = []any{
 	(*LogHead)(nil),                  // 3: pinnace.v1.LogHead
 	(*WatchAssignmentsRequest)(nil),  // 4: pinnace.v1.WatchAssignmentsRequest
 	(*WatchAssignmentsResponse)(nil), // 5: pinnace.v1.WatchAssignmentsResponse
-	(*Assignment)(nil),               // 6: pinnace.v1.Assignment
-	(*AssignedSecret)(nil),           // 7: pinnace.v1.AssignedSecret
-	(*AssignedVolume)(nil),           // 8: pinnace.v1.AssignedVolume
-	(*AssignedRelease)(nil),          // 9: pinnace.v1.AssignedRelease
-	(*AssignedEnvironment)(nil),      // 10: pinnace.v1.AssignedEnvironment
-	(*AssignedApp)(nil),              // 11: pinnace.v1.AssignedApp
-	(*AssignedRoute)(nil),            // 12: pinnace.v1.AssignedRoute
-	(*AssignedPort)(nil),             // 13: pinnace.v1.AssignedPort
-	(*InstanceReport)(nil),           // 14: pinnace.v1.InstanceReport
-	(*ReportRequest)(nil),            // 15: pinnace.v1.ReportRequest
-	(*ReportResponse)(nil),           // 16: pinnace.v1.ReportResponse
-	(*LogRequest)(nil),               // 17: pinnace.v1.LogRequest
-	(*SendLogsRequest)(nil),          // 18: pinnace.v1.SendLogsRequest
-	(*SendLogsResponse)(nil),         // 19: pinnace.v1.SendLogsResponse
-	(*ExecTask)(nil),                 // 20: pinnace.v1.ExecTask
-	(*ServeExecRequest)(nil),         // 21: pinnace.v1.ServeExecRequest
-	(*ExecRefusal)(nil),              // 22: pinnace.v1.ExecRefusal
-	(*ServeExecResponse)(nil),        // 23: pinnace.v1.ServeExecResponse
-	nil,                              // 24: pinnace.v1.HostFacts.LabelsEntry
-	nil,                              // 25: pinnace.v1.Assignment.VarsEntry
-	nil,                              // 26: pinnace.v1.AssignedSecret.ValuesEntry
-	nil,                              // 27: pinnace.v1.InstanceReport.SecretVersionsEntry
-	(*ReleasePlatform)(nil),          // 28: pinnace.v1.ReleasePlatform
-	(*Stage)(nil),                    // 29: pinnace.v1.Stage
-	(*Booted)(nil),                   // 30: pinnace.v1.Booted
-	(*timestamppb.Timestamp)(nil),    // 31: google.protobuf.Timestamp
-	(*Cause)(nil),                    // 32: pinnace.v1.Cause
-	(*StreamLogsResponse)(nil),       // 33: pinnace.v1.StreamLogsResponse
-	(*ExecStart)(nil),                // 34: pinnace.v1.ExecStart
-	(*ExecResponse)(nil),             // 35: pinnace.v1.ExecResponse
-	(*ExecRequest)(nil),              // 36: pinnace.v1.ExecRequest
+	(*Peer)(nil),                     // 6: pinnace.v1.Peer
+	(*Assignment)(nil),               // 7: pinnace.v1.Assignment
+	(*AssignedSecret)(nil),           // 8: pinnace.v1.AssignedSecret
+	(*AssignedVolume)(nil),           // 9: pinnace.v1.AssignedVolume
+	(*AssignedRelease)(nil),          // 10: pinnace.v1.AssignedRelease
+	(*AssignedEnvironment)(nil),      // 11: pinnace.v1.AssignedEnvironment
+	(*AssignedApp)(nil),              // 12: pinnace.v1.AssignedApp
+	(*RemoteInstance)(nil),           // 13: pinnace.v1.RemoteInstance
+	(*AssignedRoute)(nil),            // 14: pinnace.v1.AssignedRoute
+	(*AssignedPort)(nil),             // 15: pinnace.v1.AssignedPort
+	(*InstanceReport)(nil),           // 16: pinnace.v1.InstanceReport
+	(*ReportRequest)(nil),            // 17: pinnace.v1.ReportRequest
+	(*ReportResponse)(nil),           // 18: pinnace.v1.ReportResponse
+	(*LogRequest)(nil),               // 19: pinnace.v1.LogRequest
+	(*SendLogsRequest)(nil),          // 20: pinnace.v1.SendLogsRequest
+	(*SendLogsResponse)(nil),         // 21: pinnace.v1.SendLogsResponse
+	(*ExecTask)(nil),                 // 22: pinnace.v1.ExecTask
+	(*ServeExecRequest)(nil),         // 23: pinnace.v1.ServeExecRequest
+	(*ExecRefusal)(nil),              // 24: pinnace.v1.ExecRefusal
+	(*ServeExecResponse)(nil),        // 25: pinnace.v1.ServeExecResponse
+	nil,                              // 26: pinnace.v1.HostFacts.LabelsEntry
+	nil,                              // 27: pinnace.v1.Assignment.VarsEntry
+	nil,                              // 28: pinnace.v1.AssignedSecret.ValuesEntry
+	nil,                              // 29: pinnace.v1.InstanceReport.SecretVersionsEntry
+	(*ReleasePlatform)(nil),          // 30: pinnace.v1.ReleasePlatform
+	(*Stage)(nil),                    // 31: pinnace.v1.Stage
+	(*Booted)(nil),                   // 32: pinnace.v1.Booted
+	(*timestamppb.Timestamp)(nil),    // 33: google.protobuf.Timestamp
+	(*Cause)(nil),                    // 34: pinnace.v1.Cause
+	(*StreamLogsResponse)(nil),       // 35: pinnace.v1.StreamLogsResponse
+	(*ExecStart)(nil),                // 36: pinnace.v1.ExecStart
+	(*ExecResponse)(nil),             // 37: pinnace.v1.ExecResponse
+	(*ExecRequest)(nil),              // 38: pinnace.v1.ExecRequest
 }
 var file_pinnace_v1_agent_proto_depIdxs = []int32{
-	24, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
+	26, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
 	0,  // 1: pinnace.v1.JoinRequest.host:type_name -> pinnace.v1.HostFacts
 	3,  // 2: pinnace.v1.JoinResponse.head:type_name -> pinnace.v1.LogHead
-	6,  // 3: pinnace.v1.WatchAssignmentsResponse.assignments:type_name -> pinnace.v1.Assignment
-	9,  // 4: pinnace.v1.WatchAssignmentsResponse.releases:type_name -> pinnace.v1.AssignedRelease
-	10, // 5: pinnace.v1.WatchAssignmentsResponse.environments:type_name -> pinnace.v1.AssignedEnvironment
-	17, // 6: pinnace.v1.WatchAssignmentsResponse.log_requests:type_name -> pinnace.v1.LogRequest
-	20, // 7: pinnace.v1.WatchAssignmentsResponse.exec_tasks:type_name -> pinnace.v1.ExecTask
-	25, // 8: pinnace.v1.Assignment.vars:type_name -> pinnace.v1.Assignment.VarsEntry
-	7,  // 9: pinnace.v1.Assignment.secrets:type_name -> pinnace.v1.AssignedSecret
-	8,  // 10: pinnace.v1.Assignment.volumes:type_name -> pinnace.v1.AssignedVolume
-	26, // 11: pinnace.v1.AssignedSecret.values:type_name -> pinnace.v1.AssignedSecret.ValuesEntry
-	28, // 12: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
-	11, // 13: pinnace.v1.AssignedEnvironment.apps:type_name -> pinnace.v1.AssignedApp
-	13, // 14: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
-	12, // 15: pinnace.v1.AssignedApp.routes:type_name -> pinnace.v1.AssignedRoute
-	29, // 16: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
-	30, // 17: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
-	31, // 18: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
-	32, // 19: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
-	27, // 20: pinnace.v1.InstanceReport.secret_versions:type_name -> pinnace.v1.InstanceReport.SecretVersionsEntry
-	14, // 21: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
-	3,  // 22: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
-	31, // 23: pinnace.v1.LogRequest.since:type_name -> google.protobuf.Timestamp
-	33, // 24: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
-	34, // 25: pinnace.v1.ExecTask.start:type_name -> pinnace.v1.ExecStart
-	35, // 26: pinnace.v1.ServeExecRequest.message:type_name -> pinnace.v1.ExecResponse
-	22, // 27: pinnace.v1.ServeExecRequest.refusal:type_name -> pinnace.v1.ExecRefusal
-	36, // 28: pinnace.v1.ServeExecResponse.message:type_name -> pinnace.v1.ExecRequest
-	1,  // 29: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
-	4,  // 30: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
-	15, // 31: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
-	18, // 32: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
-	21, // 33: pinnace.v1.AgentService.ServeExec:input_type -> pinnace.v1.ServeExecRequest
-	2,  // 34: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
-	5,  // 35: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
-	16, // 36: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
-	19, // 37: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
-	23, // 38: pinnace.v1.AgentService.ServeExec:output_type -> pinnace.v1.ServeExecResponse
-	34, // [34:39] is the sub-list for method output_type
-	29, // [29:34] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	7,  // 3: pinnace.v1.WatchAssignmentsResponse.assignments:type_name -> pinnace.v1.Assignment
+	10, // 4: pinnace.v1.WatchAssignmentsResponse.releases:type_name -> pinnace.v1.AssignedRelease
+	11, // 5: pinnace.v1.WatchAssignmentsResponse.environments:type_name -> pinnace.v1.AssignedEnvironment
+	19, // 6: pinnace.v1.WatchAssignmentsResponse.log_requests:type_name -> pinnace.v1.LogRequest
+	22, // 7: pinnace.v1.WatchAssignmentsResponse.exec_tasks:type_name -> pinnace.v1.ExecTask
+	6,  // 8: pinnace.v1.WatchAssignmentsResponse.peers:type_name -> pinnace.v1.Peer
+	27, // 9: pinnace.v1.Assignment.vars:type_name -> pinnace.v1.Assignment.VarsEntry
+	8,  // 10: pinnace.v1.Assignment.secrets:type_name -> pinnace.v1.AssignedSecret
+	9,  // 11: pinnace.v1.Assignment.volumes:type_name -> pinnace.v1.AssignedVolume
+	28, // 12: pinnace.v1.AssignedSecret.values:type_name -> pinnace.v1.AssignedSecret.ValuesEntry
+	30, // 13: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
+	12, // 14: pinnace.v1.AssignedEnvironment.apps:type_name -> pinnace.v1.AssignedApp
+	15, // 15: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
+	14, // 16: pinnace.v1.AssignedApp.routes:type_name -> pinnace.v1.AssignedRoute
+	13, // 17: pinnace.v1.AssignedApp.elsewhere:type_name -> pinnace.v1.RemoteInstance
+	15, // 18: pinnace.v1.RemoteInstance.ports:type_name -> pinnace.v1.AssignedPort
+	31, // 19: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
+	32, // 20: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
+	33, // 21: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
+	34, // 22: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
+	29, // 23: pinnace.v1.InstanceReport.secret_versions:type_name -> pinnace.v1.InstanceReport.SecretVersionsEntry
+	16, // 24: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
+	3,  // 25: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
+	33, // 26: pinnace.v1.LogRequest.since:type_name -> google.protobuf.Timestamp
+	35, // 27: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
+	36, // 28: pinnace.v1.ExecTask.start:type_name -> pinnace.v1.ExecStart
+	37, // 29: pinnace.v1.ServeExecRequest.message:type_name -> pinnace.v1.ExecResponse
+	24, // 30: pinnace.v1.ServeExecRequest.refusal:type_name -> pinnace.v1.ExecRefusal
+	38, // 31: pinnace.v1.ServeExecResponse.message:type_name -> pinnace.v1.ExecRequest
+	1,  // 32: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
+	4,  // 33: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
+	17, // 34: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
+	20, // 35: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
+	23, // 36: pinnace.v1.AgentService.ServeExec:input_type -> pinnace.v1.ServeExecRequest
+	2,  // 37: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
+	5,  // 38: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
+	18, // 39: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
+	21, // 40: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
+	25, // 41: pinnace.v1.AgentService.ServeExec:output_type -> pinnace.v1.ServeExecResponse
+	37, // [37:42] is the sub-list for method output_type
+	32, // [32:37] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_agent_proto_init() }
@@ -2024,7 +2214,7 @@ func file_pinnace_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_agent_proto_rawDesc), len(file_pinnace_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
