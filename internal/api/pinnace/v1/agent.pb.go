@@ -2085,13 +2085,13 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"k\n" +
 	"\x11ServeExecResponse\x121\n" +
 	"\amessage\x18\x01 \x01(\v2\x17.pinnace.v1.ExecRequestR\amessage\x12#\n" +
-	"\routput_credit\x18\x02 \x01(\rR\foutputCredit2\x82\x03\n" +
-	"\fAgentService\x129\n" +
-	"\x04Join\x12\x17.pinnace.v1.JoinRequest\x1a\x18.pinnace.v1.JoinResponse\x12_\n" +
-	"\x10WatchAssignments\x12#.pinnace.v1.WatchAssignmentsRequest\x1a$.pinnace.v1.WatchAssignmentsResponse0\x01\x12?\n" +
-	"\x06Report\x12\x19.pinnace.v1.ReportRequest\x1a\x1a.pinnace.v1.ReportResponse\x12G\n" +
-	"\bSendLogs\x12\x1b.pinnace.v1.SendLogsRequest\x1a\x1c.pinnace.v1.SendLogsResponse(\x01\x12L\n" +
-	"\tServeExec\x12\x1c.pinnace.v1.ServeExecRequest\x1a\x1d.pinnace.v1.ServeExecResponse(\x010\x01B\xa5\x01\n" +
+	"\routput_credit\x18\x02 \x01(\rR\foutputCredit2\x9b\x03\n" +
+	"\fAgentService\x12>\n" +
+	"\x04Join\x12\x17.pinnace.v1.JoinRequest\x1a\x18.pinnace.v1.JoinResponse\"\x03\x90\x02\x02\x12d\n" +
+	"\x10WatchAssignments\x12#.pinnace.v1.WatchAssignmentsRequest\x1a$.pinnace.v1.WatchAssignmentsResponse\"\x03\x90\x02\x010\x01\x12D\n" +
+	"\x06Report\x12\x19.pinnace.v1.ReportRequest\x1a\x1a.pinnace.v1.ReportResponse\"\x03\x90\x02\x02\x12L\n" +
+	"\bSendLogs\x12\x1b.pinnace.v1.SendLogsRequest\x1a\x1c.pinnace.v1.SendLogsResponse\"\x03\x90\x02\x02(\x01\x12Q\n" +
+	"\tServeExec\x12\x1c.pinnace.v1.ServeExecRequest\x1a\x1d.pinnace.v1.ServeExecResponse\"\x03\x90\x02\x02(\x010\x01B\xa5\x01\n" +
 	"\x0ecom.pinnace.v1B\n" +
 	"AgentProtoP\x01Z>github.com/pinnacehq/pinnace/internal/api/pinnace/v1;pinnacev1\xa2\x02\x03PXX\xaa\x02\n" +
 	"Pinnace.V1\xca\x02\n" +

@@ -512,6 +512,8 @@ func (x *CreateEnvironmentResponse) GetEnvironment() *Environment {
 
 type ListEnvironmentsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	PageSize      uint32                 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -546,9 +548,24 @@ func (*ListEnvironmentsRequest) Descriptor() ([]byte, []int) {
 	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
+func (x *ListEnvironmentsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListEnvironmentsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type ListEnvironmentsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Environments  []*Environment         `protobuf:"bytes,1,rep,name=environments,proto3" json:"environments,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -588,6 +605,13 @@ func (x *ListEnvironmentsResponse) GetEnvironments() []*Environment {
 		return x.Environments
 	}
 	return nil
+}
+
+func (x *ListEnvironmentsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 type Host struct {
@@ -892,6 +916,8 @@ func (x *SetVarsResponse) GetPending() []string {
 type ListVarsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	PageSize      uint32                 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                 `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -933,9 +959,24 @@ func (x *ListVarsRequest) GetEnvironment() string {
 	return ""
 }
 
+func (x *ListVarsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListVarsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type ListVarsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vars          map[string]string      `protobuf:"bytes,1,rep,name=vars,proto3" json:"vars,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -977,14 +1018,22 @@ func (x *ListVarsResponse) GetVars() map[string]string {
 	return nil
 }
 
+func (x *ListVarsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 type SetPlacementRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Environment string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
 	App         string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
 	// labels take the place of those that were set before; none is any host.
-	Labels        map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Labels         map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	IdempotencyKey string            `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SetPlacementRequest) Reset() {
@@ -1036,6 +1085,13 @@ func (x *SetPlacementRequest) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *SetPlacementRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
 }
 
 type SetPlacementResponse struct {
@@ -1094,6 +1150,8 @@ func (x *SetPlacementResponse) GetMoving() []string {
 type ListPlacementsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	PageSize      uint32                 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                 `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1131,6 +1189,20 @@ func (*ListPlacementsRequest) Descriptor() ([]byte, []int) {
 func (x *ListPlacementsRequest) GetEnvironment() string {
 	if x != nil {
 		return x.Environment
+	}
+	return ""
+}
+
+func (x *ListPlacementsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListPlacementsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
 	}
 	return ""
 }
@@ -1190,6 +1262,7 @@ func (x *Placement) GetLabels() map[string]string {
 type ListPlacementsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Placements    []*Placement           `protobuf:"bytes,1,rep,name=placements,proto3" json:"placements,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1231,13 +1304,21 @@ func (x *ListPlacementsResponse) GetPlacements() []*Placement {
 	return nil
 }
 
+func (x *ListPlacementsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 type DrainHostRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
 	// end ends the drain.
-	End           bool `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	End            bool   `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
+	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *DrainHostRequest) Reset() {
@@ -1282,6 +1363,13 @@ func (x *DrainHostRequest) GetEnd() bool {
 		return x.End
 	}
 	return false
+}
+
+func (x *DrainHostRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
 }
 
 type DrainHostResponse struct {
@@ -1332,9 +1420,10 @@ type RemoveHostRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
 	// lose allows what only this host has to be lost: instances that nothing has succeeded, and volumes.
-	Lose          bool `protobuf:"varint,2,opt,name=lose,proto3" json:"lose,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Lose           bool   `protobuf:"varint,2,opt,name=lose,proto3" json:"lose,omitempty"`
+	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *RemoveHostRequest) Reset() {
@@ -1379,6 +1468,13 @@ func (x *RemoveHostRequest) GetLose() bool {
 		return x.Lose
 	}
 	return false
+}
+
+func (x *RemoveHostRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
 }
 
 type RemoveHostResponse struct {
@@ -1428,6 +1524,8 @@ func (x *RemoveHostResponse) GetLost() []string {
 
 type ListHostsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	PageSize      uint32                 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1462,9 +1560,24 @@ func (*ListHostsRequest) Descriptor() ([]byte, []int) {
 	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
+func (x *ListHostsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListHostsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type ListHostsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hosts         []*Host                `protobuf:"bytes,1,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1504,6 +1617,13 @@ func (x *ListHostsResponse) GetHosts() []*Host {
 		return x.Hosts
 	}
 	return nil
+}
+
+func (x *ListHostsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 type CreateReleaseRequest struct {
@@ -1747,6 +1867,8 @@ type ListReleasesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// app limits the list to one app when set.
 	App           string `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
+	PageSize      uint32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1788,10 +1910,25 @@ func (x *ListReleasesRequest) GetApp() string {
 	return ""
 }
 
+func (x *ListReleasesRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListReleasesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type ListReleasesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Newest first, without manifest texts and platforms' documents.
 	Releases      []*Release `protobuf:"bytes,1,rep,name=releases,proto3" json:"releases,omitempty"`
+	NextPageToken string     `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1831,6 +1968,13 @@ func (x *ListReleasesResponse) GetReleases() []*Release {
 		return x.Releases
 	}
 	return nil
+}
+
+func (x *ListReleasesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 type CheckManifestRequest struct {
@@ -2690,12 +2834,13 @@ func (x *RestartResponse) GetDeployment() *Deployment {
 }
 
 type SteerRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
-	App           string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
-	Steering      Steering               `protobuf:"varint,3,opt,name=steering,proto3,enum=pinnace.v1.Steering" json:"steering,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Environment    string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	App            string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
+	Steering       Steering               `protobuf:"varint,3,opt,name=steering,proto3,enum=pinnace.v1.Steering" json:"steering,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SteerRequest) Reset() {
@@ -2747,6 +2892,13 @@ func (x *SteerRequest) GetSteering() Steering {
 		return x.Steering
 	}
 	return Steering_STEERING_UNSPECIFIED
+}
+
+func (x *SteerRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
 }
 
 type SteerResponse struct {
@@ -3163,8 +3315,12 @@ func (x *Deployment) GetPausedAt() *timestamppb.Timestamp {
 }
 
 type WatchDeploymentRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Deployment    string                 `protobuf:"bytes,1,opt,name=deployment,proto3" json:"deployment,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Deployment string                 `protobuf:"bytes,1,opt,name=deployment,proto3" json:"deployment,omitempty"`
+	// after is the position of the last transition that the caller has; empty from the start. It holds when the server was
+	// started again, or another one answers: what the event log says is told once, and what only hosts reported (pulling,
+	// starting) may be told again or be left out.
+	After         string `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3206,6 +3362,13 @@ func (x *WatchDeploymentRequest) GetDeployment() string {
 	return ""
 }
 
+func (x *WatchDeploymentRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
 type WatchDeploymentResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	At       *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
@@ -3215,7 +3378,9 @@ type WatchDeploymentResponse struct {
 	Level      string      `protobuf:"bytes,4,opt,name=level,proto3" json:"level,omitempty"`
 	Deployment *Deployment `protobuf:"bytes,5,opt,name=deployment,proto3" json:"deployment,omitempty"`
 	// log_tail are the last log lines of an instance that failed.
-	LogTail       []string `protobuf:"bytes,6,rep,name=log_tail,json=logTail,proto3" json:"log_tail,omitempty"`
+	LogTail []string `protobuf:"bytes,6,rep,name=log_tail,json=logTail,proto3" json:"log_tail,omitempty"`
+	// position is where to resume after this transition.
+	Position      string `protobuf:"bytes,7,opt,name=position,proto3" json:"position,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3290,6 +3455,13 @@ func (x *WatchDeploymentResponse) GetLogTail() []string {
 		return x.LogTail
 	}
 	return nil
+}
+
+func (x *WatchDeploymentResponse) GetPosition() string {
+	if x != nil {
+		return x.Position
+	}
+	return ""
 }
 
 type Endpoint struct {
@@ -3482,6 +3654,8 @@ type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
 	App           string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
+	PageSize      uint32                 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                 `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3530,9 +3704,24 @@ func (x *GetStatusRequest) GetApp() string {
 	return ""
 }
 
+func (x *GetStatusRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *GetStatusRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type GetStatusResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Apps          []*AppStatus           `protobuf:"bytes,1,rep,name=apps,proto3" json:"apps,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3572,6 +3761,13 @@ func (x *GetStatusResponse) GetApps() []*AppStatus {
 		return x.Apps
 	}
 	return nil
+}
+
+func (x *GetStatusResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 // Stage is one step of an instance's life with the time it took.
@@ -4156,7 +4352,9 @@ type ListInstancesRequest struct {
 	Environment string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
 	App         string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
 	// all includes those that have ended.
-	All           bool `protobuf:"varint,3,opt,name=all,proto3" json:"all,omitempty"`
+	All           bool   `protobuf:"varint,3,opt,name=all,proto3" json:"all,omitempty"`
+	PageSize      uint32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4212,9 +4410,25 @@ func (x *ListInstancesRequest) GetAll() bool {
 	return false
 }
 
+func (x *ListInstancesRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListInstancesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type ListInstancesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Instances     []*Instance            `protobuf:"bytes,1,rep,name=instances,proto3" json:"instances,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By app, ordinal and id.
+	Instances     []*Instance `protobuf:"bytes,1,rep,name=instances,proto3" json:"instances,omitempty"`
+	NextPageToken string      `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4256,6 +4470,13 @@ func (x *ListInstancesResponse) GetInstances() []*Instance {
 	return nil
 }
 
+func (x *ListInstancesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 type StreamLogsRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Environment string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
@@ -4265,7 +4486,10 @@ type StreamLogsRequest struct {
 	// tail limits how many lines from the past each instance sends; 0 means all.
 	Tail uint32 `protobuf:"varint,4,opt,name=tail,proto3" json:"tail,omitempty"`
 	// since leaves out lines that were written before.
-	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	// after are the last lines that the caller has, one of each instance. Of these instances the lines that follow are
+	// sent, all of them; tail and since are for the others.
+	After         []*LogPosition `protobuf:"bytes,6,rep,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4335,6 +4559,74 @@ func (x *StreamLogsRequest) GetSince() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *StreamLogsRequest) GetAfter() []*LogPosition {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+// LogPosition is a line of an instance's log.
+type LogPosition struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Instance      string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	Attempt       uint32                 `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Seq           uint64                 `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogPosition) Reset() {
+	*x = LogPosition{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogPosition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogPosition) ProtoMessage() {}
+
+func (x *LogPosition) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
+func (*LogPosition) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *LogPosition) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *LogPosition) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *LogPosition) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
 type StreamLogsResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Instance string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
@@ -4350,7 +4642,7 @@ type StreamLogsResponse struct {
 
 func (x *StreamLogsResponse) Reset() {
 	*x = StreamLogsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[66]
+	mi := &file_pinnace_v1_control_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4362,7 +4654,7 @@ func (x *StreamLogsResponse) String() string {
 func (*StreamLogsResponse) ProtoMessage() {}
 
 func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[66]
+	mi := &file_pinnace_v1_control_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4375,7 +4667,7 @@ func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{66}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *StreamLogsResponse) GetInstance() string {
@@ -4435,7 +4727,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[67]
+	mi := &file_pinnace_v1_control_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4447,7 +4739,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[67]
+	mi := &file_pinnace_v1_control_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4460,7 +4752,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{67}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ExecRequest) GetMessage() isExecRequest_Message {
@@ -4553,14 +4845,16 @@ type ExecStart struct {
 	// stdin tells that input follows; otherwise the command has nothing to read.
 	Stdin bool `protobuf:"varint,9,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	// timeout_ms ends the command when it is over; 0 for never.
-	TimeoutMs     int64 `protobuf:"varint,10,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	TimeoutMs int64 `protobuf:"varint,10,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	// idempotency_key has the command run once: with the key of an earlier one it is refused, for its output is gone.
+	IdempotencyKey string `protobuf:"bytes,11,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[68]
+	mi := &file_pinnace_v1_control_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4572,7 +4866,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[68]
+	mi := &file_pinnace_v1_control_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4585,7 +4879,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{68}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ExecStart) GetEnvironment() string {
@@ -4658,6 +4952,13 @@ func (x *ExecStart) GetTimeoutMs() int64 {
 	return 0
 }
 
+func (x *ExecStart) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
 type ExecInput struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// data has at most 16,384 bytes.
@@ -4670,7 +4971,7 @@ type ExecInput struct {
 
 func (x *ExecInput) Reset() {
 	*x = ExecInput{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[69]
+	mi := &file_pinnace_v1_control_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4682,7 +4983,7 @@ func (x *ExecInput) String() string {
 func (*ExecInput) ProtoMessage() {}
 
 func (x *ExecInput) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[69]
+	mi := &file_pinnace_v1_control_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4695,7 +4996,7 @@ func (x *ExecInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
 func (*ExecInput) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{69}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ExecInput) GetData() []byte {
@@ -4722,7 +5023,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[70]
+	mi := &file_pinnace_v1_control_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4734,7 +5035,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[70]
+	mi := &file_pinnace_v1_control_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4747,7 +5048,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{70}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -4779,7 +5080,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[71]
+	mi := &file_pinnace_v1_control_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4791,7 +5092,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[71]
+	mi := &file_pinnace_v1_control_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4804,7 +5105,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{71}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ExecResponse) GetMessage() isExecResponse_Message {
@@ -4892,7 +5193,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[72]
+	mi := &file_pinnace_v1_control_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4904,7 +5205,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[72]
+	mi := &file_pinnace_v1_control_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4917,7 +5218,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{72}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ExecStarted) GetInstance() string {
@@ -4960,7 +5261,7 @@ type ExecOutput struct {
 
 func (x *ExecOutput) Reset() {
 	*x = ExecOutput{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[73]
+	mi := &file_pinnace_v1_control_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4972,7 +5273,7 @@ func (x *ExecOutput) String() string {
 func (*ExecOutput) ProtoMessage() {}
 
 func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[73]
+	mi := &file_pinnace_v1_control_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4985,7 +5286,7 @@ func (x *ExecOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
 func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{73}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ExecOutput) GetStream() string {
@@ -5016,7 +5317,7 @@ type ExecEnded struct {
 
 func (x *ExecEnded) Reset() {
 	*x = ExecEnded{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[74]
+	mi := &file_pinnace_v1_control_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5028,7 +5329,7 @@ func (x *ExecEnded) String() string {
 func (*ExecEnded) ProtoMessage() {}
 
 func (x *ExecEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[74]
+	mi := &file_pinnace_v1_control_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5041,7 +5342,7 @@ func (x *ExecEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecEnded.ProtoReflect.Descriptor instead.
 func (*ExecEnded) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{74}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ExecEnded) GetCode() uint32 {
@@ -5091,7 +5392,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[75]
+	mi := &file_pinnace_v1_control_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5103,7 +5404,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[75]
+	mi := &file_pinnace_v1_control_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5116,7 +5417,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{75}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -5200,7 +5501,7 @@ type ReadEventsRequest struct {
 
 func (x *ReadEventsRequest) Reset() {
 	*x = ReadEventsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[76]
+	mi := &file_pinnace_v1_control_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5212,7 +5513,7 @@ func (x *ReadEventsRequest) String() string {
 func (*ReadEventsRequest) ProtoMessage() {}
 
 func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[76]
+	mi := &file_pinnace_v1_control_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5225,7 +5526,7 @@ func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsRequest.ProtoReflect.Descriptor instead.
 func (*ReadEventsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{76}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ReadEventsRequest) GetAfter() uint64 {
@@ -5251,7 +5552,7 @@ type ReadEventsResponse struct {
 
 func (x *ReadEventsResponse) Reset() {
 	*x = ReadEventsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[77]
+	mi := &file_pinnace_v1_control_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5263,7 +5564,7 @@ func (x *ReadEventsResponse) String() string {
 func (*ReadEventsResponse) ProtoMessage() {}
 
 func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[77]
+	mi := &file_pinnace_v1_control_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5276,7 +5577,7 @@ func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsResponse.ProtoReflect.Descriptor instead.
 func (*ReadEventsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{77}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ReadEventsResponse) GetEvents() []*Event {
@@ -5324,10 +5625,14 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
 	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\"V\n" +
 	"\x19CreateEnvironmentResponse\x129\n" +
-	"\venvironment\x18\x01 \x01(\v2\x17.pinnace.v1.EnvironmentR\venvironment\"\x19\n" +
-	"\x17ListEnvironmentsRequest\"W\n" +
+	"\venvironment\x18\x01 \x01(\v2\x17.pinnace.v1.EnvironmentR\venvironment\"U\n" +
+	"\x17ListEnvironmentsRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"\x7f\n" +
 	"\x18ListEnvironmentsResponse\x12;\n" +
-	"\fenvironments\x18\x01 \x03(\v2\x17.pinnace.v1.EnvironmentR\fenvironments\"\xd9\x04\n" +
+	"\fenvironments\x18\x01 \x03(\v2\x17.pinnace.v1.EnvironmentR\fenvironments\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xd9\x04\n" +
 	"\x04Host\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\"\n" +
@@ -5363,49 +5668,64 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x0fSetVarsResponse\x12\x1c\n" +
 	"\tunchanged\x18\x01 \x01(\bR\tunchanged\x128\n" +
 	"\vdeployments\x18\x02 \x03(\v2\x16.pinnace.v1.DeploymentR\vdeployments\x12\x18\n" +
-	"\apending\x18\x03 \x03(\tR\apending\"3\n" +
+	"\apending\x18\x03 \x03(\tR\apending\"o\n" +
 	"\x0fListVarsRequest\x12 \n" +
-	"\venvironment\x18\x01 \x01(\tR\venvironment\"\x87\x01\n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\"\xaf\x01\n" +
 	"\x10ListVarsResponse\x12:\n" +
-	"\x04vars\x18\x01 \x03(\v2&.pinnace.v1.ListVarsResponse.VarsEntryR\x04vars\x1a7\n" +
+	"\x04vars\x18\x01 \x03(\v2&.pinnace.v1.ListVarsResponse.VarsEntryR\x04vars\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x1a7\n" +
 	"\tVarsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc9\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf2\x01\n" +
 	"\x13SetPlacementRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12C\n" +
-	"\x06labels\x18\x03 \x03(\v2+.pinnace.v1.SetPlacementRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x03 \x03(\v2+.pinnace.v1.SetPlacementRequest.LabelsEntryR\x06labels\x12'\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"L\n" +
 	"\x14SetPlacementResponse\x12\x1c\n" +
 	"\tunchanged\x18\x01 \x01(\bR\tunchanged\x12\x16\n" +
-	"\x06moving\x18\x02 \x03(\tR\x06moving\"9\n" +
+	"\x06moving\x18\x02 \x03(\tR\x06moving\"u\n" +
 	"\x15ListPlacementsRequest\x12 \n" +
-	"\venvironment\x18\x01 \x01(\tR\venvironment\"\x93\x01\n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\"\x93\x01\n" +
 	"\tPlacement\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x129\n" +
 	"\x06labels\x18\x02 \x03(\v2!.pinnace.v1.Placement.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"O\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"w\n" +
 	"\x16ListPlacementsResponse\x125\n" +
 	"\n" +
 	"placements\x18\x01 \x03(\v2\x15.pinnace.v1.PlacementR\n" +
-	"placements\"8\n" +
+	"placements\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"a\n" +
 	"\x10DrainHostRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x10\n" +
-	"\x03end\x18\x02 \x01(\bR\x03end\"9\n" +
+	"\x03end\x18\x02 \x01(\bR\x03end\x12'\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"9\n" +
 	"\x11DrainHostResponse\x12$\n" +
-	"\x04host\x18\x01 \x01(\v2\x10.pinnace.v1.HostR\x04host\";\n" +
+	"\x04host\x18\x01 \x01(\v2\x10.pinnace.v1.HostR\x04host\"d\n" +
 	"\x11RemoveHostRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
-	"\x04lose\x18\x02 \x01(\bR\x04lose\"(\n" +
+	"\x04lose\x18\x02 \x01(\bR\x04lose\x12'\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"(\n" +
 	"\x12RemoveHostResponse\x12\x12\n" +
-	"\x04lost\x18\x01 \x03(\tR\x04lost\"\x12\n" +
-	"\x10ListHostsRequest\";\n" +
+	"\x04lost\x18\x01 \x03(\tR\x04lost\"N\n" +
+	"\x10ListHostsRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"c\n" +
 	"\x11ListHostsResponse\x12&\n" +
-	"\x05hosts\x18\x01 \x03(\v2\x10.pinnace.v1.HostR\x05hosts\"\x92\x02\n" +
+	"\x05hosts\x18\x01 \x03(\v2\x10.pinnace.v1.HostR\x05hosts\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x92\x02\n" +
 	"\x14CreateReleaseRequest\x12\x1a\n" +
 	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12#\n" +
 	"\rmanifest_hash\x18\x02 \x01(\tR\fmanifestHash\x12\x14\n" +
@@ -5420,11 +5740,15 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x11GetReleaseRequest\x12\x18\n" +
 	"\arelease\x18\x01 \x01(\tR\arelease\"C\n" +
 	"\x12GetReleaseResponse\x12-\n" +
-	"\arelease\x18\x01 \x01(\v2\x13.pinnace.v1.ReleaseR\arelease\"'\n" +
+	"\arelease\x18\x01 \x01(\v2\x13.pinnace.v1.ReleaseR\arelease\"c\n" +
 	"\x13ListReleasesRequest\x12\x10\n" +
-	"\x03app\x18\x01 \x01(\tR\x03app\"G\n" +
+	"\x03app\x18\x01 \x01(\tR\x03app\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\"o\n" +
 	"\x14ListReleasesResponse\x12/\n" +
-	"\breleases\x18\x01 \x03(\v2\x13.pinnace.v1.ReleaseR\breleases\"\xc6\x01\n" +
+	"\breleases\x18\x01 \x03(\v2\x13.pinnace.v1.ReleaseR\breleases\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc6\x01\n" +
 	"\x14CheckManifestRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x1a\n" +
 	"\bmanifest\x18\x02 \x01(\fR\bmanifest\x12#\n" +
@@ -5492,11 +5816,12 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x0fRestartResponse\x126\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\v2\x16.pinnace.v1.DeploymentR\n" +
-	"deployment\"t\n" +
+	"deployment\"\x9d\x01\n" +
 	"\fSteerRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x120\n" +
-	"\bsteering\x18\x03 \x01(\x0e2\x14.pinnace.v1.SteeringR\bsteering\"G\n" +
+	"\bsteering\x18\x03 \x01(\x0e2\x14.pinnace.v1.SteeringR\bsteering\x12'\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\"G\n" +
 	"\rSteerResponse\x126\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\v2\x16.pinnace.v1.DeploymentR\n" +
@@ -5535,11 +5860,12 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
 	"\bended_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x14\n" +
 	"\x05actor\x18\f \x01(\tR\x05actor\x127\n" +
-	"\tpaused_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bpausedAt\"8\n" +
+	"\tpaused_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bpausedAt\"N\n" +
 	"\x16WatchDeploymentRequest\x12\x1e\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\tR\n" +
-	"deployment\"\xde\x01\n" +
+	"deployment\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\"\xfa\x01\n" +
 	"\x17WatchDeploymentResponse\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x1a\n" +
@@ -5548,7 +5874,8 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"deployment\x18\x05 \x01(\v2\x16.pinnace.v1.DeploymentR\n" +
 	"deployment\x12\x19\n" +
-	"\blog_tail\x18\x06 \x03(\tR\alogTail\"u\n" +
+	"\blog_tail\x18\x06 \x03(\tR\alogTail\x12\x1a\n" +
+	"\bposition\x18\a \x01(\tR\bposition\"u\n" +
 	"\bEndpoint\x12\x1b\n" +
 	"\tport_name\x18\x01 \x01(\tR\bportName\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x16\n" +
@@ -5565,12 +5892,16 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\tendpoints\x18\b \x03(\v2\x14.pinnace.v1.EndpointR\tendpoints\x12'\n" +
 	"\x0fvirtual_address\x18\t \x01(\tR\x0evirtualAddress\x12.\n" +
 	"\x06latest\x18\n" +
-	" \x01(\v2\x16.pinnace.v1.DeploymentR\x06latest\"F\n" +
+	" \x01(\v2\x16.pinnace.v1.DeploymentR\x06latest\"\x82\x01\n" +
 	"\x10GetStatusRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
-	"\x03app\x18\x02 \x01(\tR\x03app\">\n" +
+	"\x03app\x18\x02 \x01(\tR\x03app\x12\x1b\n" +
+	"\tpage_size\x18\x03 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\"f\n" +
 	"\x11GetStatusResponse\x12)\n" +
-	"\x04apps\x18\x01 \x03(\v2\x15.pinnace.v1.AppStatusR\x04apps\"\x8f\x01\n" +
+	"\x04apps\x18\x01 \x03(\v2\x15.pinnace.v1.AppStatusR\x04apps\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8f\x01\n" +
 	"\x05Stage\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x129\n" +
 	"\n" +
@@ -5626,19 +5957,28 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\"G\n" +
 	"\x13GetInstanceResponse\x120\n" +
-	"\binstance\x18\x01 \x01(\v2\x14.pinnace.v1.InstanceR\binstance\"\\\n" +
+	"\binstance\x18\x01 \x01(\v2\x14.pinnace.v1.InstanceR\binstance\"\x98\x01\n" +
 	"\x14ListInstancesRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x10\n" +
-	"\x03all\x18\x03 \x01(\bR\x03all\"K\n" +
+	"\x03all\x18\x03 \x01(\bR\x03all\x12\x1b\n" +
+	"\tpage_size\x18\x04 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x05 \x01(\tR\tpageToken\"s\n" +
 	"\x15ListInstancesResponse\x122\n" +
-	"\tinstances\x18\x01 \x03(\v2\x14.pinnace.v1.InstanceR\tinstances\"\xab\x01\n" +
+	"\tinstances\x18\x01 \x03(\v2\x14.pinnace.v1.InstanceR\tinstances\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xda\x01\n" +
 	"\x11StreamLogsRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x16\n" +
 	"\x06follow\x18\x03 \x01(\bR\x06follow\x12\x12\n" +
 	"\x04tail\x18\x04 \x01(\rR\x04tail\x120\n" +
-	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xb4\x01\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12-\n" +
+	"\x05after\x18\x06 \x03(\v2\x17.pinnace.v1.LogPositionR\x05after\"U\n" +
+	"\vLogPosition\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x10\n" +
+	"\x03seq\x18\x03 \x01(\x04R\x03seq\"\xb4\x01\n" +
 	"\x12StreamLogsResponse\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x10\n" +
@@ -5651,7 +5991,7 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x05input\x18\x02 \x01(\v2\x15.pinnace.v1.ExecInputH\x00R\x05input\x12.\n" +
 	"\x04size\x18\x03 \x01(\v2\x18.pinnace.v1.TerminalSizeH\x00R\x04size\x12\x18\n" +
 	"\x06signal\x18\x04 \x01(\tH\x00R\x06signalB\t\n" +
-	"\amessage\"\x8e\x02\n" +
+	"\amessage\"\xb7\x02\n" +
 	"\tExecStart\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x12\n" +
@@ -5664,7 +6004,8 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x05stdin\x18\t \x01(\bR\x05stdin\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18\n" +
-	" \x01(\x03R\ttimeoutMs\"1\n" +
+	" \x01(\x03R\ttimeoutMs\x12'\n" +
+	"\x0fidempotency_key\x18\v \x01(\tR\x0eidempotencyKey\"1\n" +
 	"\tExecInput\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x10\n" +
 	"\x03eof\x18\x02 \x01(\bR\x03eof\"<\n" +
@@ -5712,41 +6053,41 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x14STEERING_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTEERING_PAUSE\x10\x01\x12\x13\n" +
 	"\x0fSTEERING_RESUME\x10\x02\x12\x12\n" +
-	"\x0eSTEERING_ABORT\x10\x032\xcd\x11\n" +
-	"\x0eControlService\x12T\n" +
-	"\rGetServerInfo\x12 .pinnace.v1.GetServerInfoRequest\x1a!.pinnace.v1.GetServerInfoResponse\x12`\n" +
-	"\x11CreateEnvironment\x12$.pinnace.v1.CreateEnvironmentRequest\x1a%.pinnace.v1.CreateEnvironmentResponse\x12]\n" +
-	"\x10ListEnvironments\x12#.pinnace.v1.ListEnvironmentsRequest\x1a$.pinnace.v1.ListEnvironmentsResponse\x12B\n" +
-	"\aSetVars\x12\x1a.pinnace.v1.SetVarsRequest\x1a\x1b.pinnace.v1.SetVarsResponse\x12E\n" +
-	"\bListVars\x12\x1b.pinnace.v1.ListVarsRequest\x1a\x1c.pinnace.v1.ListVarsResponse\x12Q\n" +
-	"\fSetPlacement\x12\x1f.pinnace.v1.SetPlacementRequest\x1a .pinnace.v1.SetPlacementResponse\x12W\n" +
-	"\x0eListPlacements\x12!.pinnace.v1.ListPlacementsRequest\x1a\".pinnace.v1.ListPlacementsResponse\x12H\n" +
-	"\tListHosts\x12\x1c.pinnace.v1.ListHostsRequest\x1a\x1d.pinnace.v1.ListHostsResponse\x12H\n" +
+	"\x0eSTEERING_ABORT\x10\x032\x9d\x12\n" +
+	"\x0eControlService\x12Y\n" +
+	"\rGetServerInfo\x12 .pinnace.v1.GetServerInfoRequest\x1a!.pinnace.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12`\n" +
+	"\x11CreateEnvironment\x12$.pinnace.v1.CreateEnvironmentRequest\x1a%.pinnace.v1.CreateEnvironmentResponse\x12b\n" +
+	"\x10ListEnvironments\x12#.pinnace.v1.ListEnvironmentsRequest\x1a$.pinnace.v1.ListEnvironmentsResponse\"\x03\x90\x02\x01\x12B\n" +
+	"\aSetVars\x12\x1a.pinnace.v1.SetVarsRequest\x1a\x1b.pinnace.v1.SetVarsResponse\x12J\n" +
+	"\bListVars\x12\x1b.pinnace.v1.ListVarsRequest\x1a\x1c.pinnace.v1.ListVarsResponse\"\x03\x90\x02\x01\x12Q\n" +
+	"\fSetPlacement\x12\x1f.pinnace.v1.SetPlacementRequest\x1a .pinnace.v1.SetPlacementResponse\x12\\\n" +
+	"\x0eListPlacements\x12!.pinnace.v1.ListPlacementsRequest\x1a\".pinnace.v1.ListPlacementsResponse\"\x03\x90\x02\x01\x12M\n" +
+	"\tListHosts\x12\x1c.pinnace.v1.ListHostsRequest\x1a\x1d.pinnace.v1.ListHostsResponse\"\x03\x90\x02\x01\x12H\n" +
 	"\tDrainHost\x12\x1c.pinnace.v1.DrainHostRequest\x1a\x1d.pinnace.v1.DrainHostResponse\x12K\n" +
 	"\n" +
 	"RemoveHost\x12\x1d.pinnace.v1.RemoveHostRequest\x1a\x1e.pinnace.v1.RemoveHostResponse\x12T\n" +
-	"\rCreateRelease\x12 .pinnace.v1.CreateReleaseRequest\x1a!.pinnace.v1.CreateReleaseResponse\x12K\n" +
+	"\rCreateRelease\x12 .pinnace.v1.CreateReleaseRequest\x1a!.pinnace.v1.CreateReleaseResponse\x12P\n" +
 	"\n" +
-	"GetRelease\x12\x1d.pinnace.v1.GetReleaseRequest\x1a\x1e.pinnace.v1.GetReleaseResponse\x12Q\n" +
-	"\fListReleases\x12\x1f.pinnace.v1.ListReleasesRequest\x1a .pinnace.v1.ListReleasesResponse\x12T\n" +
-	"\rCheckManifest\x12 .pinnace.v1.CheckManifestRequest\x1a!.pinnace.v1.CheckManifestResponse\x129\n" +
-	"\x04Plan\x12\x17.pinnace.v1.PlanRequest\x1a\x18.pinnace.v1.PlanResponse\x12?\n" +
+	"GetRelease\x12\x1d.pinnace.v1.GetReleaseRequest\x1a\x1e.pinnace.v1.GetReleaseResponse\"\x03\x90\x02\x01\x12V\n" +
+	"\fListReleases\x12\x1f.pinnace.v1.ListReleasesRequest\x1a .pinnace.v1.ListReleasesResponse\"\x03\x90\x02\x01\x12Y\n" +
+	"\rCheckManifest\x12 .pinnace.v1.CheckManifestRequest\x1a!.pinnace.v1.CheckManifestResponse\"\x03\x90\x02\x01\x12>\n" +
+	"\x04Plan\x12\x17.pinnace.v1.PlanRequest\x1a\x18.pinnace.v1.PlanResponse\"\x03\x90\x02\x01\x12?\n" +
 	"\x06Deploy\x12\x19.pinnace.v1.DeployRequest\x1a\x1a.pinnace.v1.DeployResponse\x12E\n" +
 	"\bRollback\x12\x1b.pinnace.v1.RollbackRequest\x1a\x1c.pinnace.v1.RollbackResponse\x129\n" +
 	"\x04Stop\x12\x17.pinnace.v1.StopRequest\x1a\x18.pinnace.v1.StopResponse\x12B\n" +
 	"\aRestart\x12\x1a.pinnace.v1.RestartRequest\x1a\x1b.pinnace.v1.RestartResponse\x12<\n" +
 	"\x05Steer\x12\x18.pinnace.v1.SteerRequest\x1a\x19.pinnace.v1.SteerResponse\x12<\n" +
-	"\x05Scale\x12\x18.pinnace.v1.ScaleRequest\x1a\x19.pinnace.v1.ScaleResponse\x12\\\n" +
-	"\x0fWatchDeployment\x12\".pinnace.v1.WatchDeploymentRequest\x1a#.pinnace.v1.WatchDeploymentResponse0\x01\x12H\n" +
-	"\tGetStatus\x12\x1c.pinnace.v1.GetStatusRequest\x1a\x1d.pinnace.v1.GetStatusResponse\x12N\n" +
-	"\vGetInstance\x12\x1e.pinnace.v1.GetInstanceRequest\x1a\x1f.pinnace.v1.GetInstanceResponse\x12T\n" +
-	"\rListInstances\x12 .pinnace.v1.ListInstancesRequest\x1a!.pinnace.v1.ListInstancesResponse\x12M\n" +
+	"\x05Scale\x12\x18.pinnace.v1.ScaleRequest\x1a\x19.pinnace.v1.ScaleResponse\x12a\n" +
+	"\x0fWatchDeployment\x12\".pinnace.v1.WatchDeploymentRequest\x1a#.pinnace.v1.WatchDeploymentResponse\"\x03\x90\x02\x010\x01\x12M\n" +
+	"\tGetStatus\x12\x1c.pinnace.v1.GetStatusRequest\x1a\x1d.pinnace.v1.GetStatusResponse\"\x03\x90\x02\x01\x12S\n" +
+	"\vGetInstance\x12\x1e.pinnace.v1.GetInstanceRequest\x1a\x1f.pinnace.v1.GetInstanceResponse\"\x03\x90\x02\x01\x12Y\n" +
+	"\rListInstances\x12 .pinnace.v1.ListInstancesRequest\x1a!.pinnace.v1.ListInstancesResponse\"\x03\x90\x02\x01\x12R\n" +
 	"\n" +
-	"StreamLogs\x12\x1d.pinnace.v1.StreamLogsRequest\x1a\x1e.pinnace.v1.StreamLogsResponse0\x01\x12=\n" +
-	"\x04Exec\x12\x17.pinnace.v1.ExecRequest\x1a\x18.pinnace.v1.ExecResponse(\x010\x01\x12M\n" +
+	"StreamLogs\x12\x1d.pinnace.v1.StreamLogsRequest\x1a\x1e.pinnace.v1.StreamLogsResponse\"\x03\x90\x02\x010\x01\x12=\n" +
+	"\x04Exec\x12\x17.pinnace.v1.ExecRequest\x1a\x18.pinnace.v1.ExecResponse(\x010\x01\x12R\n" +
 	"\n" +
-	"ReadEvents\x12\x1d.pinnace.v1.ReadEventsRequest\x1a\x1e.pinnace.v1.ReadEventsResponse0\x01\x12W\n" +
-	"\x0eSignCheckpoint\x12!.pinnace.v1.SignCheckpointRequest\x1a\".pinnace.v1.SignCheckpointResponseB\xa7\x01\n" +
+	"ReadEvents\x12\x1d.pinnace.v1.ReadEventsRequest\x1a\x1e.pinnace.v1.ReadEventsResponse\"\x03\x90\x02\x010\x01\x12\\\n" +
+	"\x0eSignCheckpoint\x12!.pinnace.v1.SignCheckpointRequest\x1a\".pinnace.v1.SignCheckpointResponse\"\x03\x90\x02\x02B\xa7\x01\n" +
 	"\x0ecom.pinnace.v1B\fControlProtoP\x01Z>github.com/pinnacehq/pinnace/internal/api/pinnace/v1;pinnacev1\xa2\x02\x03PXX\xaa\x02\n" +
 	"Pinnace.V1\xca\x02\n" +
 	"Pinnace\\V1\xe2\x02\x16Pinnace\\V1\\GPBMetadata\xea\x02\vPinnace::V1b\x06proto3"
@@ -5764,7 +6105,7 @@ func file_pinnace_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_pinnace_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 83)
+var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 84)
 var file_pinnace_v1_control_proto_goTypes = []any{
 	(Steering)(0),                     // 0: pinnace.v1.Steering
 	(*GetServerInfoRequest)(nil),      // 1: pinnace.v1.GetServerInfoRequest
@@ -5833,47 +6174,48 @@ var file_pinnace_v1_control_proto_goTypes = []any{
 	(*ListInstancesRequest)(nil),      // 64: pinnace.v1.ListInstancesRequest
 	(*ListInstancesResponse)(nil),     // 65: pinnace.v1.ListInstancesResponse
 	(*StreamLogsRequest)(nil),         // 66: pinnace.v1.StreamLogsRequest
-	(*StreamLogsResponse)(nil),        // 67: pinnace.v1.StreamLogsResponse
-	(*ExecRequest)(nil),               // 68: pinnace.v1.ExecRequest
-	(*ExecStart)(nil),                 // 69: pinnace.v1.ExecStart
-	(*ExecInput)(nil),                 // 70: pinnace.v1.ExecInput
-	(*TerminalSize)(nil),              // 71: pinnace.v1.TerminalSize
-	(*ExecResponse)(nil),              // 72: pinnace.v1.ExecResponse
-	(*ExecStarted)(nil),               // 73: pinnace.v1.ExecStarted
-	(*ExecOutput)(nil),                // 74: pinnace.v1.ExecOutput
-	(*ExecEnded)(nil),                 // 75: pinnace.v1.ExecEnded
-	(*Event)(nil),                     // 76: pinnace.v1.Event
-	(*ReadEventsRequest)(nil),         // 77: pinnace.v1.ReadEventsRequest
-	(*ReadEventsResponse)(nil),        // 78: pinnace.v1.ReadEventsResponse
-	nil,                               // 79: pinnace.v1.Host.LabelsEntry
-	nil,                               // 80: pinnace.v1.SetVarsRequest.SetEntry
-	nil,                               // 81: pinnace.v1.ListVarsResponse.VarsEntry
-	nil,                               // 82: pinnace.v1.SetPlacementRequest.LabelsEntry
-	nil,                               // 83: pinnace.v1.Placement.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 84: google.protobuf.Timestamp
-	(*ReleasePlatform)(nil),           // 85: pinnace.v1.ReleasePlatform
-	(*Release)(nil),                   // 86: pinnace.v1.Release
+	(*LogPosition)(nil),               // 67: pinnace.v1.LogPosition
+	(*StreamLogsResponse)(nil),        // 68: pinnace.v1.StreamLogsResponse
+	(*ExecRequest)(nil),               // 69: pinnace.v1.ExecRequest
+	(*ExecStart)(nil),                 // 70: pinnace.v1.ExecStart
+	(*ExecInput)(nil),                 // 71: pinnace.v1.ExecInput
+	(*TerminalSize)(nil),              // 72: pinnace.v1.TerminalSize
+	(*ExecResponse)(nil),              // 73: pinnace.v1.ExecResponse
+	(*ExecStarted)(nil),               // 74: pinnace.v1.ExecStarted
+	(*ExecOutput)(nil),                // 75: pinnace.v1.ExecOutput
+	(*ExecEnded)(nil),                 // 76: pinnace.v1.ExecEnded
+	(*Event)(nil),                     // 77: pinnace.v1.Event
+	(*ReadEventsRequest)(nil),         // 78: pinnace.v1.ReadEventsRequest
+	(*ReadEventsResponse)(nil),        // 79: pinnace.v1.ReadEventsResponse
+	nil,                               // 80: pinnace.v1.Host.LabelsEntry
+	nil,                               // 81: pinnace.v1.SetVarsRequest.SetEntry
+	nil,                               // 82: pinnace.v1.ListVarsResponse.VarsEntry
+	nil,                               // 83: pinnace.v1.SetPlacementRequest.LabelsEntry
+	nil,                               // 84: pinnace.v1.Placement.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 85: google.protobuf.Timestamp
+	(*ReleasePlatform)(nil),           // 86: pinnace.v1.ReleasePlatform
+	(*Release)(nil),                   // 87: pinnace.v1.Release
 }
 var file_pinnace_v1_control_proto_depIdxs = []int32{
-	84, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	84, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	85, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	85, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
 	5,  // 2: pinnace.v1.CreateEnvironmentResponse.environment:type_name -> pinnace.v1.Environment
 	5,  // 3: pinnace.v1.ListEnvironmentsResponse.environments:type_name -> pinnace.v1.Environment
-	79, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
-	84, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
-	84, // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
-	80, // 7: pinnace.v1.SetVarsRequest.set:type_name -> pinnace.v1.SetVarsRequest.SetEntry
+	80, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
+	85, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
+	85, // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
+	81, // 7: pinnace.v1.SetVarsRequest.set:type_name -> pinnace.v1.SetVarsRequest.SetEntry
 	51, // 8: pinnace.v1.SetVarsResponse.deployments:type_name -> pinnace.v1.Deployment
-	81, // 9: pinnace.v1.ListVarsResponse.vars:type_name -> pinnace.v1.ListVarsResponse.VarsEntry
-	82, // 10: pinnace.v1.SetPlacementRequest.labels:type_name -> pinnace.v1.SetPlacementRequest.LabelsEntry
-	83, // 11: pinnace.v1.Placement.labels:type_name -> pinnace.v1.Placement.LabelsEntry
+	82, // 9: pinnace.v1.ListVarsResponse.vars:type_name -> pinnace.v1.ListVarsResponse.VarsEntry
+	83, // 10: pinnace.v1.SetPlacementRequest.labels:type_name -> pinnace.v1.SetPlacementRequest.LabelsEntry
+	84, // 11: pinnace.v1.Placement.labels:type_name -> pinnace.v1.Placement.LabelsEntry
 	18, // 12: pinnace.v1.ListPlacementsResponse.placements:type_name -> pinnace.v1.Placement
 	10, // 13: pinnace.v1.DrainHostResponse.host:type_name -> pinnace.v1.Host
 	10, // 14: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
-	85, // 15: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
-	86, // 16: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
-	86, // 17: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
-	86, // 18: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
+	86, // 15: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
+	87, // 16: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
+	87, // 17: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
+	87, // 18: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
 	34, // 19: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
 	37, // 20: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
 	35, // 21: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
@@ -5884,99 +6226,100 @@ var file_pinnace_v1_control_proto_depIdxs = []int32{
 	51, // 26: pinnace.v1.SteerResponse.deployment:type_name -> pinnace.v1.Deployment
 	51, // 27: pinnace.v1.ScaleResponse.deployment:type_name -> pinnace.v1.Deployment
 	51, // 28: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
-	84, // 29: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
-	84, // 30: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
-	84, // 31: pinnace.v1.Deployment.paused_at:type_name -> google.protobuf.Timestamp
-	84, // 32: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
+	85, // 29: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
+	85, // 30: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
+	85, // 31: pinnace.v1.Deployment.paused_at:type_name -> google.protobuf.Timestamp
+	85, // 32: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
 	51, // 33: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
 	51, // 34: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
 	51, // 35: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
 	54, // 36: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
 	51, // 37: pinnace.v1.AppStatus.latest:type_name -> pinnace.v1.Deployment
 	55, // 38: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
-	84, // 39: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	84, // 40: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
+	85, // 39: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	85, // 40: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
 	58, // 41: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
 	59, // 42: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
 	60, // 43: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
-	84, // 44: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
-	84, // 45: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
-	84, // 46: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
+	85, // 44: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
+	85, // 45: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
+	85, // 46: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
 	61, // 47: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
 	61, // 48: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
-	84, // 49: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
-	84, // 50: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
-	69, // 51: pinnace.v1.ExecRequest.start:type_name -> pinnace.v1.ExecStart
-	70, // 52: pinnace.v1.ExecRequest.input:type_name -> pinnace.v1.ExecInput
-	71, // 53: pinnace.v1.ExecRequest.size:type_name -> pinnace.v1.TerminalSize
-	71, // 54: pinnace.v1.ExecStart.size:type_name -> pinnace.v1.TerminalSize
-	73, // 55: pinnace.v1.ExecResponse.started:type_name -> pinnace.v1.ExecStarted
-	74, // 56: pinnace.v1.ExecResponse.output:type_name -> pinnace.v1.ExecOutput
-	75, // 57: pinnace.v1.ExecResponse.ended:type_name -> pinnace.v1.ExecEnded
-	76, // 58: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
-	1,  // 59: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
-	6,  // 60: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
-	8,  // 61: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
-	11, // 62: pinnace.v1.ControlService.SetVars:input_type -> pinnace.v1.SetVarsRequest
-	13, // 63: pinnace.v1.ControlService.ListVars:input_type -> pinnace.v1.ListVarsRequest
-	15, // 64: pinnace.v1.ControlService.SetPlacement:input_type -> pinnace.v1.SetPlacementRequest
-	17, // 65: pinnace.v1.ControlService.ListPlacements:input_type -> pinnace.v1.ListPlacementsRequest
-	24, // 66: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
-	20, // 67: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
-	22, // 68: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
-	26, // 69: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
-	28, // 70: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
-	30, // 71: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
-	32, // 72: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
-	36, // 73: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
-	39, // 74: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
-	41, // 75: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
-	49, // 76: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
-	43, // 77: pinnace.v1.ControlService.Restart:input_type -> pinnace.v1.RestartRequest
-	45, // 78: pinnace.v1.ControlService.Steer:input_type -> pinnace.v1.SteerRequest
-	47, // 79: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
-	52, // 80: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
-	56, // 81: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
-	62, // 82: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
-	64, // 83: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
-	66, // 84: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
-	68, // 85: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
-	77, // 86: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
-	3,  // 87: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
-	2,  // 88: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
-	7,  // 89: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
-	9,  // 90: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
-	12, // 91: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
-	14, // 92: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
-	16, // 93: pinnace.v1.ControlService.SetPlacement:output_type -> pinnace.v1.SetPlacementResponse
-	19, // 94: pinnace.v1.ControlService.ListPlacements:output_type -> pinnace.v1.ListPlacementsResponse
-	25, // 95: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
-	21, // 96: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
-	23, // 97: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
-	27, // 98: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
-	29, // 99: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
-	31, // 100: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
-	33, // 101: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
-	38, // 102: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
-	40, // 103: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
-	42, // 104: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
-	50, // 105: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
-	44, // 106: pinnace.v1.ControlService.Restart:output_type -> pinnace.v1.RestartResponse
-	46, // 107: pinnace.v1.ControlService.Steer:output_type -> pinnace.v1.SteerResponse
-	48, // 108: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
-	53, // 109: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
-	57, // 110: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
-	63, // 111: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
-	65, // 112: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
-	67, // 113: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
-	72, // 114: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
-	78, // 115: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
-	4,  // 116: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
-	88, // [88:117] is the sub-list for method output_type
-	59, // [59:88] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	85, // 49: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
+	67, // 50: pinnace.v1.StreamLogsRequest.after:type_name -> pinnace.v1.LogPosition
+	85, // 51: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
+	70, // 52: pinnace.v1.ExecRequest.start:type_name -> pinnace.v1.ExecStart
+	71, // 53: pinnace.v1.ExecRequest.input:type_name -> pinnace.v1.ExecInput
+	72, // 54: pinnace.v1.ExecRequest.size:type_name -> pinnace.v1.TerminalSize
+	72, // 55: pinnace.v1.ExecStart.size:type_name -> pinnace.v1.TerminalSize
+	74, // 56: pinnace.v1.ExecResponse.started:type_name -> pinnace.v1.ExecStarted
+	75, // 57: pinnace.v1.ExecResponse.output:type_name -> pinnace.v1.ExecOutput
+	76, // 58: pinnace.v1.ExecResponse.ended:type_name -> pinnace.v1.ExecEnded
+	77, // 59: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
+	1,  // 60: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
+	6,  // 61: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
+	8,  // 62: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
+	11, // 63: pinnace.v1.ControlService.SetVars:input_type -> pinnace.v1.SetVarsRequest
+	13, // 64: pinnace.v1.ControlService.ListVars:input_type -> pinnace.v1.ListVarsRequest
+	15, // 65: pinnace.v1.ControlService.SetPlacement:input_type -> pinnace.v1.SetPlacementRequest
+	17, // 66: pinnace.v1.ControlService.ListPlacements:input_type -> pinnace.v1.ListPlacementsRequest
+	24, // 67: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
+	20, // 68: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
+	22, // 69: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
+	26, // 70: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
+	28, // 71: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
+	30, // 72: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
+	32, // 73: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
+	36, // 74: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
+	39, // 75: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
+	41, // 76: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
+	49, // 77: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
+	43, // 78: pinnace.v1.ControlService.Restart:input_type -> pinnace.v1.RestartRequest
+	45, // 79: pinnace.v1.ControlService.Steer:input_type -> pinnace.v1.SteerRequest
+	47, // 80: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
+	52, // 81: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
+	56, // 82: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
+	62, // 83: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
+	64, // 84: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
+	66, // 85: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
+	69, // 86: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
+	78, // 87: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
+	3,  // 88: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
+	2,  // 89: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
+	7,  // 90: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
+	9,  // 91: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
+	12, // 92: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
+	14, // 93: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
+	16, // 94: pinnace.v1.ControlService.SetPlacement:output_type -> pinnace.v1.SetPlacementResponse
+	19, // 95: pinnace.v1.ControlService.ListPlacements:output_type -> pinnace.v1.ListPlacementsResponse
+	25, // 96: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
+	21, // 97: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
+	23, // 98: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
+	27, // 99: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
+	29, // 100: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
+	31, // 101: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
+	33, // 102: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
+	38, // 103: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
+	40, // 104: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
+	42, // 105: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
+	50, // 106: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
+	44, // 107: pinnace.v1.ControlService.Restart:output_type -> pinnace.v1.RestartResponse
+	46, // 108: pinnace.v1.ControlService.Steer:output_type -> pinnace.v1.SteerResponse
+	48, // 109: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
+	53, // 110: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
+	57, // 111: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
+	63, // 112: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
+	65, // 113: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
+	68, // 114: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
+	73, // 115: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
+	79, // 116: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
+	4,  // 117: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
+	89, // [89:118] is the sub-list for method output_type
+	60, // [60:89] is the sub-list for method input_type
+	60, // [60:60] is the sub-list for extension type_name
+	60, // [60:60] is the sub-list for extension extendee
+	0,  // [0:60] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_control_proto_init() }
@@ -5989,13 +6332,13 @@ func file_pinnace_v1_control_proto_init() {
 		(*PlanRequest_Release)(nil),
 		(*PlanRequest_Rollback)(nil),
 	}
-	file_pinnace_v1_control_proto_msgTypes[67].OneofWrappers = []any{
+	file_pinnace_v1_control_proto_msgTypes[68].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Input)(nil),
 		(*ExecRequest_Size)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_pinnace_v1_control_proto_msgTypes[71].OneofWrappers = []any{
+	file_pinnace_v1_control_proto_msgTypes[72].OneofWrappers = []any{
 		(*ExecResponse_Started)(nil),
 		(*ExecResponse_Output)(nil),
 		(*ExecResponse_InputCredit)(nil),
@@ -6007,7 +6350,7 @@ func file_pinnace_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_control_proto_rawDesc), len(file_pinnace_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   83,
+			NumMessages:   84,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -75,30 +75,35 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			httpClient,
 			baseURL+AgentServiceJoinProcedure,
 			connect.WithSchema(agentServiceMethods.ByName("Join")),
+			connect.WithIdempotency(connect.IdempotencyIdempotent),
 			connect.WithClientOptions(opts...),
 		),
 		watchAssignments: connect.NewClient[v1.WatchAssignmentsRequest, v1.WatchAssignmentsResponse](
 			httpClient,
 			baseURL+AgentServiceWatchAssignmentsProcedure,
 			connect.WithSchema(agentServiceMethods.ByName("WatchAssignments")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		report: connect.NewClient[v1.ReportRequest, v1.ReportResponse](
 			httpClient,
 			baseURL+AgentServiceReportProcedure,
 			connect.WithSchema(agentServiceMethods.ByName("Report")),
+			connect.WithIdempotency(connect.IdempotencyIdempotent),
 			connect.WithClientOptions(opts...),
 		),
 		sendLogs: connect.NewClient[v1.SendLogsRequest, v1.SendLogsResponse](
 			httpClient,
 			baseURL+AgentServiceSendLogsProcedure,
 			connect.WithSchema(agentServiceMethods.ByName("SendLogs")),
+			connect.WithIdempotency(connect.IdempotencyIdempotent),
 			connect.WithClientOptions(opts...),
 		),
 		serveExec: connect.NewClient[v1.ServeExecRequest, v1.ServeExecResponse](
 			httpClient,
 			baseURL+AgentServiceServeExecProcedure,
 			connect.WithSchema(agentServiceMethods.ByName("ServeExec")),
+			connect.WithIdempotency(connect.IdempotencyIdempotent),
 			connect.WithClientOptions(opts...),
 		),
 	}
@@ -163,30 +168,35 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		AgentServiceJoinProcedure,
 		svc.Join,
 		connect.WithSchema(agentServiceMethods.ByName("Join")),
+		connect.WithIdempotency(connect.IdempotencyIdempotent),
 		connect.WithHandlerOptions(opts...),
 	)
 	agentServiceWatchAssignmentsHandler := connect.NewServerStreamHandler(
 		AgentServiceWatchAssignmentsProcedure,
 		svc.WatchAssignments,
 		connect.WithSchema(agentServiceMethods.ByName("WatchAssignments")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	agentServiceReportHandler := connect.NewUnaryHandler(
 		AgentServiceReportProcedure,
 		svc.Report,
 		connect.WithSchema(agentServiceMethods.ByName("Report")),
+		connect.WithIdempotency(connect.IdempotencyIdempotent),
 		connect.WithHandlerOptions(opts...),
 	)
 	agentServiceSendLogsHandler := connect.NewClientStreamHandler(
 		AgentServiceSendLogsProcedure,
 		svc.SendLogs,
 		connect.WithSchema(agentServiceMethods.ByName("SendLogs")),
+		connect.WithIdempotency(connect.IdempotencyIdempotent),
 		connect.WithHandlerOptions(opts...),
 	)
 	agentServiceServeExecHandler := connect.NewBidiStreamHandler(
 		AgentServiceServeExecProcedure,
 		svc.ServeExec,
 		connect.WithSchema(agentServiceMethods.ByName("ServeExec")),
+		connect.WithIdempotency(connect.IdempotencyIdempotent),
 		connect.WithHandlerOptions(opts...),
 	)
 	return "/pinnace.v1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -174,6 +174,7 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+ControlServiceGetServerInfoProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("GetServerInfo")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		createEnvironment: connect.NewClient[v1.CreateEnvironmentRequest, v1.CreateEnvironmentResponse](
@@ -186,6 +187,7 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+ControlServiceListEnvironmentsProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("ListEnvironments")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		setVars: connect.NewClient[v1.SetVarsRequest, v1.SetVarsResponse](
@@ -198,6 +200,7 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+ControlServiceListVarsProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("ListVars")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		setPlacement: connect.NewClient[v1.SetPlacementRequest, v1.SetPlacementResponse](
@@ -210,12 +213,14 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+ControlServiceListPlacementsProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("ListPlacements")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		listHosts: connect.NewClient[v1.ListHostsRequest, v1.ListHostsResponse](
 			httpClient,
 			baseURL+ControlServiceListHostsProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("ListHosts")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		drainHost: connect.NewClient[v1.DrainHostRequest, v1.DrainHostResponse](
@@ -240,24 +245,28 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+ControlServiceGetReleaseProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("GetRelease")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		listReleases: connect.NewClient[v1.ListReleasesRequest, v1.ListReleasesResponse](
 			httpClient,
 			baseURL+ControlServiceListReleasesProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("ListReleases")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		checkManifest: connect.NewClient[v1.CheckManifestRequest, v1.CheckManifestResponse](
 			httpClient,
 			baseURL+ControlServiceCheckManifestProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("CheckManifest")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		plan: connect.NewClient[v1.PlanRequest, v1.PlanResponse](
 			httpClient,
 			baseURL+ControlServicePlanProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("Plan")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		deploy: connect.NewClient[v1.DeployRequest, v1.DeployResponse](
@@ -300,30 +309,35 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+ControlServiceWatchDeploymentProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("WatchDeployment")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		getStatus: connect.NewClient[v1.GetStatusRequest, v1.GetStatusResponse](
 			httpClient,
 			baseURL+ControlServiceGetStatusProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("GetStatus")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		getInstance: connect.NewClient[v1.GetInstanceRequest, v1.GetInstanceResponse](
 			httpClient,
 			baseURL+ControlServiceGetInstanceProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("GetInstance")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		listInstances: connect.NewClient[v1.ListInstancesRequest, v1.ListInstancesResponse](
 			httpClient,
 			baseURL+ControlServiceListInstancesProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("ListInstances")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		streamLogs: connect.NewClient[v1.StreamLogsRequest, v1.StreamLogsResponse](
 			httpClient,
 			baseURL+ControlServiceStreamLogsProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("StreamLogs")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		exec: connect.NewClient[v1.ExecRequest, v1.ExecResponse](
@@ -336,12 +350,14 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+ControlServiceReadEventsProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("ReadEvents")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
 		signCheckpoint: connect.NewClient[v1.SignCheckpointRequest, v1.SignCheckpointResponse](
 			httpClient,
 			baseURL+ControlServiceSignCheckpointProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("SignCheckpoint")),
+			connect.WithIdempotency(connect.IdempotencyIdempotent),
 			connect.WithClientOptions(opts...),
 		),
 	}
@@ -583,6 +599,7 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		ControlServiceGetServerInfoProcedure,
 		svc.GetServerInfo,
 		connect.WithSchema(controlServiceMethods.ByName("GetServerInfo")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceCreateEnvironmentHandler := connect.NewUnaryHandler(
@@ -595,6 +612,7 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		ControlServiceListEnvironmentsProcedure,
 		svc.ListEnvironments,
 		connect.WithSchema(controlServiceMethods.ByName("ListEnvironments")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceSetVarsHandler := connect.NewUnaryHandler(
@@ -607,6 +625,7 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		ControlServiceListVarsProcedure,
 		svc.ListVars,
 		connect.WithSchema(controlServiceMethods.ByName("ListVars")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceSetPlacementHandler := connect.NewUnaryHandler(
@@ -619,12 +638,14 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		ControlServiceListPlacementsProcedure,
 		svc.ListPlacements,
 		connect.WithSchema(controlServiceMethods.ByName("ListPlacements")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceListHostsHandler := connect.NewUnaryHandler(
 		ControlServiceListHostsProcedure,
 		svc.ListHosts,
 		connect.WithSchema(controlServiceMethods.ByName("ListHosts")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceDrainHostHandler := connect.NewUnaryHandler(
@@ -649,24 +670,28 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		ControlServiceGetReleaseProcedure,
 		svc.GetRelease,
 		connect.WithSchema(controlServiceMethods.ByName("GetRelease")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceListReleasesHandler := connect.NewUnaryHandler(
 		ControlServiceListReleasesProcedure,
 		svc.ListReleases,
 		connect.WithSchema(controlServiceMethods.ByName("ListReleases")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceCheckManifestHandler := connect.NewUnaryHandler(
 		ControlServiceCheckManifestProcedure,
 		svc.CheckManifest,
 		connect.WithSchema(controlServiceMethods.ByName("CheckManifest")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServicePlanHandler := connect.NewUnaryHandler(
 		ControlServicePlanProcedure,
 		svc.Plan,
 		connect.WithSchema(controlServiceMethods.ByName("Plan")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceDeployHandler := connect.NewUnaryHandler(
@@ -709,30 +734,35 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		ControlServiceWatchDeploymentProcedure,
 		svc.WatchDeployment,
 		connect.WithSchema(controlServiceMethods.ByName("WatchDeployment")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceGetStatusHandler := connect.NewUnaryHandler(
 		ControlServiceGetStatusProcedure,
 		svc.GetStatus,
 		connect.WithSchema(controlServiceMethods.ByName("GetStatus")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceGetInstanceHandler := connect.NewUnaryHandler(
 		ControlServiceGetInstanceProcedure,
 		svc.GetInstance,
 		connect.WithSchema(controlServiceMethods.ByName("GetInstance")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceListInstancesHandler := connect.NewUnaryHandler(
 		ControlServiceListInstancesProcedure,
 		svc.ListInstances,
 		connect.WithSchema(controlServiceMethods.ByName("ListInstances")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceStreamLogsHandler := connect.NewServerStreamHandler(
 		ControlServiceStreamLogsProcedure,
 		svc.StreamLogs,
 		connect.WithSchema(controlServiceMethods.ByName("StreamLogs")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceExecHandler := connect.NewBidiStreamHandler(
@@ -745,12 +775,14 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		ControlServiceReadEventsProcedure,
 		svc.ReadEvents,
 		connect.WithSchema(controlServiceMethods.ByName("ReadEvents")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceSignCheckpointHandler := connect.NewUnaryHandler(
 		ControlServiceSignCheckpointProcedure,
 		svc.SignCheckpoint,
 		connect.WithSchema(controlServiceMethods.ByName("SignCheckpoint")),
+		connect.WithIdempotency(connect.IdempotencyIdempotent),
 		connect.WithHandlerOptions(opts...),
 	)
 	return "/pinnace.v1.ControlService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
