@@ -3,12 +3,15 @@ package fleet
 import (
 	"errors"
 	"fmt"
+	"time"
 )
 
 // ErrExists means that what an event creates is there already, ErrNotFound that what it speaks of is not.
 var (
 	ErrExists   = errors.New("exists already")
 	ErrNotFound = errors.New("not found")
+	// ErrConflict means that a decision was made on what has changed since.
+	ErrConflict = errors.New("changed in the meantime")
 )
 
 // BusyError means that a deployment of the app runs in the environment.
@@ -29,14 +32,49 @@ func (e *StaleError) Error() string {
 	return fmt.Sprintf("decided when deployment %q was live, but now %q is", e.Want, e.Have)
 }
 
-// PortConflictError means that another app holds a public port.
+// PortConflictError means that another app, or another port of the same one, holds a public port or a host name.
 type PortConflictError struct {
 	// PortName is the name of the port in the manifest that asks for it.
 	PortName, Protocol string
 	PublicPort         int
-	Environment, App   string
+	// HostName is what is asked for; empty when it is the port.
+	HostName         string
+	Environment, App string
 }
 
 func (e *PortConflictError) Error() string {
+	if e.HostName != "" {
+		return fmt.Sprintf("ports.%s: the host name %s is held by app %s in environment %s", e.PortName, e.HostName, e.App, e.Environment)
+	}
 	return fmt.Sprintf("ports.%s: public port %d (%s) is held by app %s in environment %s", e.PortName, e.PublicPort, e.Protocol, e.App, e.Environment)
+}
+
+// NoRouteError means that a port is told apart by host names, and has none.
+type NoRouteError struct{ Environment, App, PortName string }
+
+func (e *NoRouteError) Error() string {
+	return fmt.Sprintf("ports.%s of %s has edge = \"sni\", and environment %s has no host name for it", e.PortName, e.App, e.Environment)
+}
+
+// SecretInUseError means that a version of a bundle cannot be revoked.
+type SecretInUseError struct {
+	Bundle          string
+	Version         uint64
+	App, Deployment string
+}
+
+func (e *SecretInUseError) Error() string {
+	return fmt.Sprintf("version %d of bundle %s is what %s has in deployment %s", e.Version, e.Bundle, e.App, e.Deployment)
+}
+
+// SecretRevokedError means that the values of a version are gone.
+type SecretRevokedError struct {
+	Environment, Bundle string
+	Version             uint64
+	By                  string
+	At                  time.Time
+}
+
+func (e *SecretRevokedError) Error() string {
+	return fmt.Sprintf("version %d of secret bundle %s of %s was revoked by %s on %s", e.Version, e.Bundle, e.Environment, e.By, e.At.Format(time.DateOnly))
 }

@@ -122,6 +122,8 @@ type DeploymentStarted struct {
 	Release     string            `json:"release"`
 	Count       int               `json:"count"`
 	Vars        map[string]string `json:"vars,omitempty"`
+	// Secrets are the versions of the bundles that the release's manifest names.
+	Secrets map[string]uint64 `json:"secrets,omitempty"`
 	// Previous is the deployment that is live; empty for the first one. It guards against a decision that
 	// was made on an older state.
 	Previous string `json:"previous,omitempty"`
@@ -318,6 +320,7 @@ func blank(typ string) Payload {
 		&EnvironmentCreated{}, &VarsChanged{}, &AppPlaced{}, &HostJoined{}, &HostDrainStarted{}, &HostDrainEnded{}, &HostRemoved{}, &ReleaseCreated{}, &ReleaseSourced{}, &DeploymentStarted{}, &DeploymentPaused{}, &DeploymentResumed{}, &DeploymentTurnedBack{},
 		&DeploymentSwitched{}, &DeploymentFinished{}, &InstancesPlanned{}, &InstanceStarted{}, &InstanceReady{}, &InstanceEnded{},
 		&ExecRequested{},
+		&SecretPut{}, &SecretRevoked{}, &RegistryLoggedIn{}, &RegistryLoggedOut{}, &RouteSet{}, &RouteUnset{},
 	}
 	for _, p := range all {
 		if p.EventType() == typ {

@@ -136,6 +136,12 @@ func story(t *testing.T) []Payload {
 		}}},
 		&InstanceEnded{Instance: "api-task", Attempt: 1, Count: 1, Cause: Cause{Kind: "exited"}, Final: true},
 		&DeploymentSwitched{Deployment: "dep-3"}, succeeded("dep-3"),
+		&SecretPut{Environment: "dev", Bundle: "api", Version: 1, Keys: []string{"A", "B"}, Sealed: sealedAs('a'), Recipient: "age1x"},
+		&SecretRevoked{Environment: "dev", Bundle: "api", Versions: []uint64{1}},
+		&RegistryLoggedIn{Environment: "dev", Registry: "registry.example:5000", Username: "robot", Sealed: sealedAs('b'), Recipient: "age1x"},
+		&RegistryLoggedOut{Environment: "dev", Registry: "registry.example:5000"},
+		&RouteSet{Environment: "dev", App: "web", Port: "tls", Address: "192.0.2.1", PublicPort: 443, Names: []string{"*.shop.example", "shop.example"}},
+		&RouteUnset{Environment: "dev", App: "web", Port: "tls"},
 		&HostDrainStarted{Host: "h1"}, &HostDrainEnded{Host: "h1"}, &HostRemoved{Host: "h1", Lost: []string{"api-1"}},
 	}
 }

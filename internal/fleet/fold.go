@@ -258,7 +258,7 @@ func (p *DeploymentStarted) fold(s *State, e Event) error {
 	}
 	d := &Deployment{
 		ID: p.Deployment, Environment: p.Environment, App: p.App, Kind: p.Kind, Release: release.ID(p.Release), Count: p.Count,
-		Vars: maps.Clone(p.Vars), Previous: p.Previous, Before: s.apps.get(key).Latest, Target: p.Target,
+		Vars: maps.Clone(p.Vars), Secrets: maps.Clone(p.Secrets), Previous: p.Previous, Before: s.apps.get(key).Latest, Target: p.Target,
 		State: Running, Actor: e.Actor, Seq: e.Seq, StartedAt: e.At,
 	}
 	s.putDeployment(d)
@@ -290,6 +290,9 @@ func (p *DeploymentStarted) check(s *State) error {
 	if p.Previous != live {
 		return &StaleError{Want: p.Previous, Have: live}
 	}
+	if err := s.checkSecrets(p.Environment, p.Secrets); err != nil {
+		return err
+	}
 	switch p.Kind {
 	case KindStop:
 		if p.Count != 0 || app == nil {
@@ -301,15 +304,29 @@ func (p *DeploymentStarted) check(s *State) error {
 		if live == nil || live.Count == 0 || p.Release != string(live.Release) || !maps.Equal(p.Vars, live.Vars) {
 			return fmt.Errorf("a scale is of what is live, with another count")
 		}
+		if !maps.Equal(p.Secrets, live.Secrets) {
+			return fmt.Errorf("a scale does not change secrets")
+		}
 		fallthrough
-	case KindDeploy, KindRollback, KindSettings, KindRestart:
+	case KindSecrets, KindDeploy, KindRollback, KindSettings, KindRestart:
 		if p.Count < 1 || p.Count > MaxCount {
 			return fmt.Errorf("count %d is not within 1 and %d", p.Count, MaxCount)
+		}
+		if p.Kind == KindSecrets && !p.inPlace(s.Deployment(live)) {
+			return fmt.Errorf("new secrets are for what is live as it is")
+		}
+		if !slices.Equal(slices.Sorted(maps.Keys(p.Secrets)), slices.Sorted(maps.Keys(r.Manifest.Secrets))) {
+			return fmt.Errorf("release %s of %s names other secret bundles than the deployment has versions of", p.Release, p.App)
 		}
 		return s.PortConflict(p.Environment, r)
 	default:
 		return fmt.Errorf("unknown kind of deployment %q", p.Kind)
 	}
+}
+
+// inPlace reports whether nothing but the secrets is other than it is in the live deployment.
+func (p *DeploymentStarted) inPlace(live *Deployment) bool {
+	return live != nil && live.Count == p.Count && p.Release == string(live.Release) && maps.Equal(p.Vars, live.Vars)
 }
 
 func (p *DeploymentPaused) fold(s *State, e Event) error {
@@ -380,13 +397,13 @@ func (p *DeploymentFinished) fold(s *State, e Event) error {
 			a.Count = d.Count
 		}
 	})
-	if p.Outcome == Succeeded && d.Kind == KindScale {
+	if p.Outcome == Succeeded && d.Kind.InPlace() {
 		s.adopt(d)
 	}
 	return nil
 }
 
-// adopt gives a deployment that only changed the count the instances that it found.
+// adopt gives a deployment that replaced nothing the instances that it found.
 func (s *State) adopt(d *Deployment) {
 	for _, i := range s.Instances(d.Environment, d.App) {
 		if i.Deployment == d.Previous {

@@ -138,36 +138,10 @@ func (s *State) ReleasesInForce(app *App) []*Release {
 	return found
 }
 
-// PortConflict returns a *PortConflictError when a release wants a public port for itself in environment
-// that another app, there or elsewhere, holds.
+// PortConflict returns a *PortConflictError when a release wants a public port or a host name for itself in environment
+// that another app, there or elsewhere, holds, and a *NoRouteError when there is no host name for a port that needs one.
 func (s *State) PortConflict(environment string, r *Release) error {
-	for _, app := range s.apps.sorted() {
-		if app.Environment == environment && app.Name == r.App {
-			continue
-		}
-		for _, held := range s.ReleasesInForce(app) {
-			if err := overlap(r, held); err != nil {
-				err.Environment, err.App = app.Environment, app.Name
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func overlap(want, held *Release) *PortConflictError {
-	for _, name := range sortedPorts(want.Manifest) {
-		w := want.Manifest.Ports[name]
-		if w.Expose != manifest.ExposePublic || w.Edge != manifest.EdgeRaw {
-			continue
-		}
-		for _, h := range held.Manifest.Ports {
-			if h.Expose == manifest.ExposePublic && h.PublicPort == w.PublicPort && h.Protocol == w.Protocol {
-				return &PortConflictError{PortName: name, Protocol: w.Protocol, PublicPort: w.PublicPort}
-			}
-		}
-	}
-	return nil
+	return s.routesFit(s.environments.get(environment), r)
 }
 
 // RollbackTarget returns the deployment record that a rollback of the app restores. With id empty that is

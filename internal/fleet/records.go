@@ -21,6 +21,8 @@ const (
 	KindSettings Kind = "settings"
 	// KindRestart replaces all instances of what is live.
 	KindRestart Kind = "restart"
+	// KindSecrets brings new versions of secrets to what runs, and nothing else: what runs, runs on.
+	KindSecrets Kind = "secrets"
 )
 
 // DeploymentState is how far a deployment is.
@@ -49,6 +51,8 @@ type (
 		Vars map[string]string
 		// Placement has the labels that hosts must have, by app.
 		Placement map[string]map[string]string
+		// Routes say where ports are reached instead of what their manifest says, by app and port.
+		Routes map[string]map[string]Route
 	}
 
 	// App is an app in an environment.
@@ -105,6 +109,8 @@ type (
 		Release              release.ID
 		Count                int
 		Vars                 map[string]string
+		// Secrets are the versions of the bundles that its manifest names.
+		Secrets map[string]uint64
 		// Previous was live when it began, Before was the one started before it, whatever became of that,
 		// and Target is the record that a rollback restores.
 		Previous, Before, Target string
@@ -158,6 +164,9 @@ type (
 		At      time.Time
 	}
 )
+
+// InPlace reports whether a deployment of the kind leaves the instances that it finds, and makes them its own.
+func (k Kind) InPlace() bool { return k == KindScale || k == KindSecrets }
 
 // Active reports whether the deployment is still under way.
 func (d *Deployment) Active() bool { return d.State == Running || d.State == RollingBack }

@@ -10,7 +10,7 @@ import (
 
 // StateVersion is that of the fold and of the records: it goes up whenever the same events may fold into a
 // state with another hash. TestStateVersion fails when that was forgotten.
-const StateVersion = 6
+const StateVersion = 7
 
 // snapshot is a state as bytes. What follows from the rest is not in it.
 type snapshot struct {
@@ -23,6 +23,8 @@ type snapshot struct {
 	Releases     map[string]*Release
 	Deployments  map[string]*Deployment
 	Instances    map[string]*Instance
+	Bundles      map[string]*Bundle
+	Logins       map[string]*RegistryLogin
 }
 
 // Encode gives the state as bytes for DecodeState. They are a copy that can be made anew from the log, not
@@ -32,6 +34,7 @@ func (s *State) Encode() ([]byte, error) {
 	return json.Marshal(snapshot{
 		Seq: s.seq, Hash: hash[:], Environments: s.environments.rows, Apps: s.apps.rows, Hosts: s.hosts.rows, Bookings: s.bookings.rows,
 		Releases: s.releases.rows, Deployments: s.deployments.rows, Instances: s.instances.rows,
+		Bundles: s.bundles.rows, Logins: s.logins.rows,
 	})
 }
 
@@ -58,6 +61,8 @@ func DecodeState(b []byte) (*State, error) {
 	fill(&s.releases, snap.Releases)
 	fill(&s.deployments, snap.Deployments)
 	fill(&s.instances, snap.Instances)
+	fill(&s.bundles, snap.Bundles)
+	fill(&s.logins, snap.Logins)
 	for id, d := range snap.Deployments {
 		if d.Active() {
 			s.active.rows[id] = d

@@ -23,7 +23,9 @@ type State struct {
 	releases     table[Release]
 	deployments  table[Deployment]
 	instances    table[Instance]
-	active       table[Deployment] // those that are active
+	active       table[Deployment]    // those that are active
+	bundles      table[Bundle]        // by environment and name
+	logins       table[RegistryLogin] // by environment and registry
 
 	// undo holds what brings the rows back that an event replaced, for the events after settled.
 	undo     []undoing
@@ -51,6 +53,7 @@ func (s *State) Clone() *State {
 	c.environments.rows, c.apps.rows, c.hosts.rows = maps.Clone(s.environments.rows), maps.Clone(s.apps.rows), maps.Clone(s.hosts.rows)
 	c.bookings.rows, c.releases.rows, c.deployments.rows = maps.Clone(s.bookings.rows), maps.Clone(s.releases.rows), maps.Clone(s.deployments.rows)
 	c.instances.rows, c.active.rows = maps.Clone(s.instances.rows), maps.Clone(s.active.rows)
+	c.bundles.rows, c.logins.rows = maps.Clone(s.bundles.rows), maps.Clone(s.logins.rows)
 	return c
 }
 
@@ -129,6 +132,7 @@ type anyTable interface {
 func (s *State) tables() []anyTable {
 	return []anyTable{
 		&s.environments, &s.apps, &s.hosts, &s.bookings, &s.releases, &s.deployments, &s.instances, &s.active,
+		&s.bundles, &s.logins,
 	}
 }
 

@@ -564,7 +564,9 @@ type Assignment struct {
 	// stop_now is a stop without its signal and its time: the instance is killed.
 	StopNow bool `protobuf:"varint,16,opt,name=stop_now,json=stopNow,proto3" json:"stop_now,omitempty"`
 	// undrained is for a stop that does not wait for connections to end.
-	Undrained     bool `protobuf:"varint,17,opt,name=undrained,proto3" json:"undrained,omitempty"`
+	Undrained bool `protobuf:"varint,17,opt,name=undrained,proto3" json:"undrained,omitempty"`
+	// logins are what the image may be pulled with: at most one for each registry of the release's sources.
+	Logins        []*AssignedLogin `protobuf:"bytes,20,rep,name=logins,proto3" json:"logins,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -697,6 +699,76 @@ func (x *Assignment) GetUndrained() bool {
 	return false
 }
 
+func (x *Assignment) GetLogins() []*AssignedLogin {
+	if x != nil {
+		return x.Logins
+	}
+	return nil
+}
+
+// AssignedLogin is what one registry wants to know of who pulls. It must never be written to a disk or a log as it is,
+// nor sent to anybody but that host and port, and the token servers that it may name.
+type AssignedLogin struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// registry is host or host:port.
+	Registry      string `protobuf:"bytes,1,opt,name=registry,proto3" json:"registry,omitempty"`
+	Username      string `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
+	Password      []byte `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignedLogin) Reset() {
+	*x = AssignedLogin{}
+	mi := &file_pinnace_v1_agent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignedLogin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignedLogin) ProtoMessage() {}
+
+func (x *AssignedLogin) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_agent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignedLogin.ProtoReflect.Descriptor instead.
+func (*AssignedLogin) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AssignedLogin) GetRegistry() string {
+	if x != nil {
+		return x.Registry
+	}
+	return ""
+}
+
+func (x *AssignedLogin) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *AssignedLogin) GetPassword() []byte {
+	if x != nil {
+		return x.Password
+	}
+	return nil
+}
+
 // AssignedSecret is one version of a secret bundle. It must never be written to a disk or a log as it is.
 type AssignedSecret struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -713,7 +785,7 @@ type AssignedSecret struct {
 
 func (x *AssignedSecret) Reset() {
 	*x = AssignedSecret{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[8]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -725,7 +797,7 @@ func (x *AssignedSecret) String() string {
 func (*AssignedSecret) ProtoMessage() {}
 
 func (x *AssignedSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[8]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -738,7 +810,7 @@ func (x *AssignedSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedSecret.ProtoReflect.Descriptor instead.
 func (*AssignedSecret) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AssignedSecret) GetBundle() string {
@@ -776,7 +848,7 @@ type AssignedVolume struct {
 
 func (x *AssignedVolume) Reset() {
 	*x = AssignedVolume{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[9]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -788,7 +860,7 @@ func (x *AssignedVolume) String() string {
 func (*AssignedVolume) ProtoMessage() {}
 
 func (x *AssignedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[9]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -801,7 +873,7 @@ func (x *AssignedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedVolume.ProtoReflect.Descriptor instead.
 func (*AssignedVolume) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AssignedVolume) GetName() string {
@@ -833,7 +905,7 @@ type AssignedRelease struct {
 
 func (x *AssignedRelease) Reset() {
 	*x = AssignedRelease{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[10]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +917,7 @@ func (x *AssignedRelease) String() string {
 func (*AssignedRelease) ProtoMessage() {}
 
 func (x *AssignedRelease) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[10]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -858,7 +930,7 @@ func (x *AssignedRelease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedRelease.ProtoReflect.Descriptor instead.
 func (*AssignedRelease) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AssignedRelease) GetId() string {
@@ -914,7 +986,7 @@ type AssignedEnvironment struct {
 
 func (x *AssignedEnvironment) Reset() {
 	*x = AssignedEnvironment{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[11]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -926,7 +998,7 @@ func (x *AssignedEnvironment) String() string {
 func (*AssignedEnvironment) ProtoMessage() {}
 
 func (x *AssignedEnvironment) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[11]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -939,7 +1011,7 @@ func (x *AssignedEnvironment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedEnvironment.ProtoReflect.Descriptor instead.
 func (*AssignedEnvironment) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AssignedEnvironment) GetName() string {
@@ -973,7 +1045,7 @@ type AssignedApp struct {
 
 func (x *AssignedApp) Reset() {
 	*x = AssignedApp{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -985,7 +1057,7 @@ func (x *AssignedApp) String() string {
 func (*AssignedApp) ProtoMessage() {}
 
 func (x *AssignedApp) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[12]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -998,7 +1070,7 @@ func (x *AssignedApp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedApp.ProtoReflect.Descriptor instead.
 func (*AssignedApp) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AssignedApp) GetApp() string {
@@ -1061,7 +1133,7 @@ type RemoteInstance struct {
 
 func (x *RemoteInstance) Reset() {
 	*x = RemoteInstance{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1073,7 +1145,7 @@ func (x *RemoteInstance) String() string {
 func (*RemoteInstance) ProtoMessage() {}
 
 func (x *RemoteInstance) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[13]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1086,7 +1158,7 @@ func (x *RemoteInstance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoteInstance.ProtoReflect.Descriptor instead.
 func (*RemoteInstance) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemoteInstance) GetInstance() string {
@@ -1125,21 +1197,23 @@ func (x *RemoteInstance) GetPorts() []*AssignedPort {
 }
 
 // AssignedRoute leads from an address of the host to a port of an app, whatever the manifest's edge of it is: as it is,
-// without a look into what passes.
+// without a look into what passes; or, when it has names, only those who ask for one of these by TLS.
 type AssignedRoute struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// port is the name of the port in the manifest.
 	Port string `protobuf:"bytes,1,opt,name=port,proto3" json:"port,omitempty"`
-	// address is the host's, IPv4 or IPv6.
-	Address       string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	PublicPort    uint32 `protobuf:"varint,3,opt,name=public_port,json=publicPort,proto3" json:"public_port,omitempty"`
+	// address is the host's, IPv4 or IPv6; empty stands for the one that the agent listens on.
+	Address    string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	PublicPort uint32 `protobuf:"varint,3,opt,name=public_port,json=publicPort,proto3" json:"public_port,omitempty"`
+	// names are host names in lower case, "*.example.com" for those one level below.
+	Names         []string `protobuf:"bytes,4,rep,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AssignedRoute) Reset() {
 	*x = AssignedRoute{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1151,7 +1225,7 @@ func (x *AssignedRoute) String() string {
 func (*AssignedRoute) ProtoMessage() {}
 
 func (x *AssignedRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[14]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1164,7 +1238,7 @@ func (x *AssignedRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedRoute.ProtoReflect.Descriptor instead.
 func (*AssignedRoute) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AssignedRoute) GetPort() string {
@@ -1188,6 +1262,13 @@ func (x *AssignedRoute) GetPublicPort() uint32 {
 	return 0
 }
 
+func (x *AssignedRoute) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
 type AssignedPort struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1203,7 +1284,7 @@ type AssignedPort struct {
 
 func (x *AssignedPort) Reset() {
 	*x = AssignedPort{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1296,7 @@ func (x *AssignedPort) String() string {
 func (*AssignedPort) ProtoMessage() {}
 
 func (x *AssignedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[15]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1309,7 @@ func (x *AssignedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignedPort.ProtoReflect.Descriptor instead.
 func (*AssignedPort) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AssignedPort) GetName() string {
@@ -1305,7 +1386,7 @@ type InstanceReport struct {
 
 func (x *InstanceReport) Reset() {
 	*x = InstanceReport{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1317,7 +1398,7 @@ func (x *InstanceReport) String() string {
 func (*InstanceReport) ProtoMessage() {}
 
 func (x *InstanceReport) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[16]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1330,7 +1411,7 @@ func (x *InstanceReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceReport.ProtoReflect.Descriptor instead.
 func (*InstanceReport) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *InstanceReport) GetInstance() string {
@@ -1422,7 +1503,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[17]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1515,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[17]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1528,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReportRequest) GetHost() string {
@@ -1481,7 +1562,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[18]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1574,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[18]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1587,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReportResponse) GetHead() *LogHead {
@@ -1529,7 +1610,7 @@ type LogRequest struct {
 
 func (x *LogRequest) Reset() {
 	*x = LogRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[19]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1541,7 +1622,7 @@ func (x *LogRequest) String() string {
 func (*LogRequest) ProtoMessage() {}
 
 func (x *LogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[19]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1554,7 +1635,7 @@ func (x *LogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRequest.ProtoReflect.Descriptor instead.
 func (*LogRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LogRequest) GetId() string {
@@ -1602,7 +1683,7 @@ type SendLogsRequest struct {
 
 func (x *SendLogsRequest) Reset() {
 	*x = SendLogsRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[20]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +1695,7 @@ func (x *SendLogsRequest) String() string {
 func (*SendLogsRequest) ProtoMessage() {}
 
 func (x *SendLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[20]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +1708,7 @@ func (x *SendLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendLogsRequest.ProtoReflect.Descriptor instead.
 func (*SendLogsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SendLogsRequest) GetRequest() string {
@@ -1652,7 +1733,7 @@ type SendLogsResponse struct {
 
 func (x *SendLogsResponse) Reset() {
 	*x = SendLogsResponse{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[21]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +1745,7 @@ func (x *SendLogsResponse) String() string {
 func (*SendLogsResponse) ProtoMessage() {}
 
 func (x *SendLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[21]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +1758,7 @@ func (x *SendLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendLogsResponse.ProtoReflect.Descriptor instead.
 func (*SendLogsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 // ExecTask is a command that somebody wants to run in an instance of this host.
@@ -1695,7 +1776,7 @@ type ExecTask struct {
 
 func (x *ExecTask) Reset() {
 	*x = ExecTask{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[22]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1707,7 +1788,7 @@ func (x *ExecTask) String() string {
 func (*ExecTask) ProtoMessage() {}
 
 func (x *ExecTask) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[22]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1720,7 +1801,7 @@ func (x *ExecTask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecTask.ProtoReflect.Descriptor instead.
 func (*ExecTask) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExecTask) GetId() string {
@@ -1764,7 +1845,7 @@ type ServeExecRequest struct {
 
 func (x *ServeExecRequest) Reset() {
 	*x = ServeExecRequest{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[23]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +1857,7 @@ func (x *ServeExecRequest) String() string {
 func (*ServeExecRequest) ProtoMessage() {}
 
 func (x *ServeExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[23]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +1870,7 @@ func (x *ServeExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServeExecRequest.ProtoReflect.Descriptor instead.
 func (*ServeExecRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ServeExecRequest) GetTask() string {
@@ -1824,7 +1905,7 @@ type ExecRefusal struct {
 
 func (x *ExecRefusal) Reset() {
 	*x = ExecRefusal{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[24]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +1917,7 @@ func (x *ExecRefusal) String() string {
 func (*ExecRefusal) ProtoMessage() {}
 
 func (x *ExecRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[24]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +1930,7 @@ func (x *ExecRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRefusal.ProtoReflect.Descriptor instead.
 func (*ExecRefusal) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExecRefusal) GetReason() string {
@@ -1876,7 +1957,7 @@ type ServeExecResponse struct {
 
 func (x *ServeExecResponse) Reset() {
 	*x = ServeExecResponse{}
-	mi := &file_pinnace_v1_agent_proto_msgTypes[25]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +1969,7 @@ func (x *ServeExecResponse) String() string {
 func (*ServeExecResponse) ProtoMessage() {}
 
 func (x *ServeExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_agent_proto_msgTypes[25]
+	mi := &file_pinnace_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +1982,7 @@ func (x *ServeExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServeExecResponse.ProtoReflect.Descriptor instead.
 func (*ServeExecResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ServeExecResponse) GetMessage() *ExecRequest {
@@ -1968,7 +2049,7 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"no_ingress\x18\x15 \x01(\bR\tnoIngress\"4\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\"\x84\x04\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"\xb7\x04\n" +
 	"\n" +
 	"Assignment\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12 \n" +
@@ -1987,10 +2068,15 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\x06parked\x18\v \x01(\bR\x06parked\x12\x12\n" +
 	"\x04task\x18\f \x03(\tR\x04task\x12\x19\n" +
 	"\bstop_now\x18\x10 \x01(\bR\astopNow\x12\x1c\n" +
-	"\tundrained\x18\x11 \x01(\bR\tundrained\x1a7\n" +
+	"\tundrained\x18\x11 \x01(\bR\tundrained\x121\n" +
+	"\x06logins\x18\x14 \x03(\v2\x19.pinnace.v1.AssignedLoginR\x06logins\x1a7\n" +
 	"\tVarsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbd\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"c\n" +
+	"\rAssignedLogin\x12\x1a\n" +
+	"\bregistry\x18\x01 \x01(\tR\bregistry\x12\x1a\n" +
+	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
+	"\bpassword\x18\x03 \x01(\fR\bpassword\"\xbd\x01\n" +
 	"\x0eAssignedSecret\x12\x16\n" +
 	"\x06bundle\x18\x01 \x01(\tR\x06bundle\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12>\n" +
@@ -2023,12 +2109,13 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\aordinal\x18\x02 \x01(\rR\aordinal\x12\x12\n" +
 	"\x04host\x18\x03 \x01(\tR\x04host\x12\x14\n" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12.\n" +
-	"\x05ports\x18\x05 \x03(\v2\x18.pinnace.v1.AssignedPortR\x05ports\"^\n" +
+	"\x05ports\x18\x05 \x03(\v2\x18.pinnace.v1.AssignedPortR\x05ports\"t\n" +
 	"\rAssignedRoute\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\tR\x04port\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1f\n" +
 	"\vpublic_port\x18\x03 \x01(\rR\n" +
-	"publicPort\"\xc6\x01\n" +
+	"publicPort\x12\x14\n" +
+	"\x05names\x18\x04 \x03(\tR\x05names\"\xc6\x01\n" +
 	"\fAssignedPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
@@ -2109,7 +2196,7 @@ func file_pinnace_v1_agent_proto_rawDescGZIP() []byte {
 	return file_pinnace_v1_agent_proto_rawDescData
 }
 
-var file_pinnace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_pinnace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_pinnace_v1_agent_proto_goTypes = []any{
 	(*HostFacts)(nil),                // 0: pinnace.v1.HostFacts
 	(*JoinRequest)(nil),              // 1: pinnace.v1.JoinRequest
@@ -2119,86 +2206,88 @@ var file_pinnace_v1_agent_proto_goTypes = []any{
 	(*WatchAssignmentsResponse)(nil), // 5: pinnace.v1.WatchAssignmentsResponse
 	(*Peer)(nil),                     // 6: pinnace.v1.Peer
 	(*Assignment)(nil),               // 7: pinnace.v1.Assignment
-	(*AssignedSecret)(nil),           // 8: pinnace.v1.AssignedSecret
-	(*AssignedVolume)(nil),           // 9: pinnace.v1.AssignedVolume
-	(*AssignedRelease)(nil),          // 10: pinnace.v1.AssignedRelease
-	(*AssignedEnvironment)(nil),      // 11: pinnace.v1.AssignedEnvironment
-	(*AssignedApp)(nil),              // 12: pinnace.v1.AssignedApp
-	(*RemoteInstance)(nil),           // 13: pinnace.v1.RemoteInstance
-	(*AssignedRoute)(nil),            // 14: pinnace.v1.AssignedRoute
-	(*AssignedPort)(nil),             // 15: pinnace.v1.AssignedPort
-	(*InstanceReport)(nil),           // 16: pinnace.v1.InstanceReport
-	(*ReportRequest)(nil),            // 17: pinnace.v1.ReportRequest
-	(*ReportResponse)(nil),           // 18: pinnace.v1.ReportResponse
-	(*LogRequest)(nil),               // 19: pinnace.v1.LogRequest
-	(*SendLogsRequest)(nil),          // 20: pinnace.v1.SendLogsRequest
-	(*SendLogsResponse)(nil),         // 21: pinnace.v1.SendLogsResponse
-	(*ExecTask)(nil),                 // 22: pinnace.v1.ExecTask
-	(*ServeExecRequest)(nil),         // 23: pinnace.v1.ServeExecRequest
-	(*ExecRefusal)(nil),              // 24: pinnace.v1.ExecRefusal
-	(*ServeExecResponse)(nil),        // 25: pinnace.v1.ServeExecResponse
-	nil,                              // 26: pinnace.v1.HostFacts.LabelsEntry
-	nil,                              // 27: pinnace.v1.Assignment.VarsEntry
-	nil,                              // 28: pinnace.v1.AssignedSecret.ValuesEntry
-	nil,                              // 29: pinnace.v1.InstanceReport.SecretVersionsEntry
-	(*ReleasePlatform)(nil),          // 30: pinnace.v1.ReleasePlatform
-	(*Stage)(nil),                    // 31: pinnace.v1.Stage
-	(*Booted)(nil),                   // 32: pinnace.v1.Booted
-	(*timestamppb.Timestamp)(nil),    // 33: google.protobuf.Timestamp
-	(*Cause)(nil),                    // 34: pinnace.v1.Cause
-	(*StreamLogsResponse)(nil),       // 35: pinnace.v1.StreamLogsResponse
-	(*ExecStart)(nil),                // 36: pinnace.v1.ExecStart
-	(*ExecResponse)(nil),             // 37: pinnace.v1.ExecResponse
-	(*ExecRequest)(nil),              // 38: pinnace.v1.ExecRequest
+	(*AssignedLogin)(nil),            // 8: pinnace.v1.AssignedLogin
+	(*AssignedSecret)(nil),           // 9: pinnace.v1.AssignedSecret
+	(*AssignedVolume)(nil),           // 10: pinnace.v1.AssignedVolume
+	(*AssignedRelease)(nil),          // 11: pinnace.v1.AssignedRelease
+	(*AssignedEnvironment)(nil),      // 12: pinnace.v1.AssignedEnvironment
+	(*AssignedApp)(nil),              // 13: pinnace.v1.AssignedApp
+	(*RemoteInstance)(nil),           // 14: pinnace.v1.RemoteInstance
+	(*AssignedRoute)(nil),            // 15: pinnace.v1.AssignedRoute
+	(*AssignedPort)(nil),             // 16: pinnace.v1.AssignedPort
+	(*InstanceReport)(nil),           // 17: pinnace.v1.InstanceReport
+	(*ReportRequest)(nil),            // 18: pinnace.v1.ReportRequest
+	(*ReportResponse)(nil),           // 19: pinnace.v1.ReportResponse
+	(*LogRequest)(nil),               // 20: pinnace.v1.LogRequest
+	(*SendLogsRequest)(nil),          // 21: pinnace.v1.SendLogsRequest
+	(*SendLogsResponse)(nil),         // 22: pinnace.v1.SendLogsResponse
+	(*ExecTask)(nil),                 // 23: pinnace.v1.ExecTask
+	(*ServeExecRequest)(nil),         // 24: pinnace.v1.ServeExecRequest
+	(*ExecRefusal)(nil),              // 25: pinnace.v1.ExecRefusal
+	(*ServeExecResponse)(nil),        // 26: pinnace.v1.ServeExecResponse
+	nil,                              // 27: pinnace.v1.HostFacts.LabelsEntry
+	nil,                              // 28: pinnace.v1.Assignment.VarsEntry
+	nil,                              // 29: pinnace.v1.AssignedSecret.ValuesEntry
+	nil,                              // 30: pinnace.v1.InstanceReport.SecretVersionsEntry
+	(*ReleasePlatform)(nil),          // 31: pinnace.v1.ReleasePlatform
+	(*Stage)(nil),                    // 32: pinnace.v1.Stage
+	(*Booted)(nil),                   // 33: pinnace.v1.Booted
+	(*timestamppb.Timestamp)(nil),    // 34: google.protobuf.Timestamp
+	(*Cause)(nil),                    // 35: pinnace.v1.Cause
+	(*StreamLogsResponse)(nil),       // 36: pinnace.v1.StreamLogsResponse
+	(*ExecStart)(nil),                // 37: pinnace.v1.ExecStart
+	(*ExecResponse)(nil),             // 38: pinnace.v1.ExecResponse
+	(*ExecRequest)(nil),              // 39: pinnace.v1.ExecRequest
 }
 var file_pinnace_v1_agent_proto_depIdxs = []int32{
-	26, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
+	27, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
 	0,  // 1: pinnace.v1.JoinRequest.host:type_name -> pinnace.v1.HostFacts
 	3,  // 2: pinnace.v1.JoinResponse.head:type_name -> pinnace.v1.LogHead
 	7,  // 3: pinnace.v1.WatchAssignmentsResponse.assignments:type_name -> pinnace.v1.Assignment
-	10, // 4: pinnace.v1.WatchAssignmentsResponse.releases:type_name -> pinnace.v1.AssignedRelease
-	11, // 5: pinnace.v1.WatchAssignmentsResponse.environments:type_name -> pinnace.v1.AssignedEnvironment
-	19, // 6: pinnace.v1.WatchAssignmentsResponse.log_requests:type_name -> pinnace.v1.LogRequest
-	22, // 7: pinnace.v1.WatchAssignmentsResponse.exec_tasks:type_name -> pinnace.v1.ExecTask
+	11, // 4: pinnace.v1.WatchAssignmentsResponse.releases:type_name -> pinnace.v1.AssignedRelease
+	12, // 5: pinnace.v1.WatchAssignmentsResponse.environments:type_name -> pinnace.v1.AssignedEnvironment
+	20, // 6: pinnace.v1.WatchAssignmentsResponse.log_requests:type_name -> pinnace.v1.LogRequest
+	23, // 7: pinnace.v1.WatchAssignmentsResponse.exec_tasks:type_name -> pinnace.v1.ExecTask
 	6,  // 8: pinnace.v1.WatchAssignmentsResponse.peers:type_name -> pinnace.v1.Peer
-	27, // 9: pinnace.v1.Assignment.vars:type_name -> pinnace.v1.Assignment.VarsEntry
-	8,  // 10: pinnace.v1.Assignment.secrets:type_name -> pinnace.v1.AssignedSecret
-	9,  // 11: pinnace.v1.Assignment.volumes:type_name -> pinnace.v1.AssignedVolume
-	28, // 12: pinnace.v1.AssignedSecret.values:type_name -> pinnace.v1.AssignedSecret.ValuesEntry
-	30, // 13: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
-	12, // 14: pinnace.v1.AssignedEnvironment.apps:type_name -> pinnace.v1.AssignedApp
-	15, // 15: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
-	14, // 16: pinnace.v1.AssignedApp.routes:type_name -> pinnace.v1.AssignedRoute
-	13, // 17: pinnace.v1.AssignedApp.elsewhere:type_name -> pinnace.v1.RemoteInstance
-	15, // 18: pinnace.v1.RemoteInstance.ports:type_name -> pinnace.v1.AssignedPort
-	31, // 19: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
-	32, // 20: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
-	33, // 21: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
-	34, // 22: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
-	29, // 23: pinnace.v1.InstanceReport.secret_versions:type_name -> pinnace.v1.InstanceReport.SecretVersionsEntry
-	16, // 24: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
-	3,  // 25: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
-	33, // 26: pinnace.v1.LogRequest.since:type_name -> google.protobuf.Timestamp
-	35, // 27: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
-	36, // 28: pinnace.v1.ExecTask.start:type_name -> pinnace.v1.ExecStart
-	37, // 29: pinnace.v1.ServeExecRequest.message:type_name -> pinnace.v1.ExecResponse
-	24, // 30: pinnace.v1.ServeExecRequest.refusal:type_name -> pinnace.v1.ExecRefusal
-	38, // 31: pinnace.v1.ServeExecResponse.message:type_name -> pinnace.v1.ExecRequest
-	1,  // 32: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
-	4,  // 33: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
-	17, // 34: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
-	20, // 35: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
-	23, // 36: pinnace.v1.AgentService.ServeExec:input_type -> pinnace.v1.ServeExecRequest
-	2,  // 37: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
-	5,  // 38: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
-	18, // 39: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
-	21, // 40: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
-	25, // 41: pinnace.v1.AgentService.ServeExec:output_type -> pinnace.v1.ServeExecResponse
-	37, // [37:42] is the sub-list for method output_type
-	32, // [32:37] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	28, // 9: pinnace.v1.Assignment.vars:type_name -> pinnace.v1.Assignment.VarsEntry
+	9,  // 10: pinnace.v1.Assignment.secrets:type_name -> pinnace.v1.AssignedSecret
+	10, // 11: pinnace.v1.Assignment.volumes:type_name -> pinnace.v1.AssignedVolume
+	8,  // 12: pinnace.v1.Assignment.logins:type_name -> pinnace.v1.AssignedLogin
+	29, // 13: pinnace.v1.AssignedSecret.values:type_name -> pinnace.v1.AssignedSecret.ValuesEntry
+	31, // 14: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
+	13, // 15: pinnace.v1.AssignedEnvironment.apps:type_name -> pinnace.v1.AssignedApp
+	16, // 16: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
+	15, // 17: pinnace.v1.AssignedApp.routes:type_name -> pinnace.v1.AssignedRoute
+	14, // 18: pinnace.v1.AssignedApp.elsewhere:type_name -> pinnace.v1.RemoteInstance
+	16, // 19: pinnace.v1.RemoteInstance.ports:type_name -> pinnace.v1.AssignedPort
+	32, // 20: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
+	33, // 21: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
+	34, // 22: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
+	35, // 23: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
+	30, // 24: pinnace.v1.InstanceReport.secret_versions:type_name -> pinnace.v1.InstanceReport.SecretVersionsEntry
+	17, // 25: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
+	3,  // 26: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
+	34, // 27: pinnace.v1.LogRequest.since:type_name -> google.protobuf.Timestamp
+	36, // 28: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
+	37, // 29: pinnace.v1.ExecTask.start:type_name -> pinnace.v1.ExecStart
+	38, // 30: pinnace.v1.ServeExecRequest.message:type_name -> pinnace.v1.ExecResponse
+	25, // 31: pinnace.v1.ServeExecRequest.refusal:type_name -> pinnace.v1.ExecRefusal
+	39, // 32: pinnace.v1.ServeExecResponse.message:type_name -> pinnace.v1.ExecRequest
+	1,  // 33: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
+	4,  // 34: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
+	18, // 35: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
+	21, // 36: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
+	24, // 37: pinnace.v1.AgentService.ServeExec:input_type -> pinnace.v1.ServeExecRequest
+	2,  // 38: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
+	5,  // 39: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
+	19, // 40: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
+	22, // 41: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
+	26, // 42: pinnace.v1.AgentService.ServeExec:output_type -> pinnace.v1.ServeExecResponse
+	38, // [38:43] is the sub-list for method output_type
+	33, // [33:38] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_agent_proto_init() }
@@ -2214,7 +2303,7 @@ func file_pinnace_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_agent_proto_rawDesc), len(file_pinnace_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

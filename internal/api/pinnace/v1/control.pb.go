@@ -2200,7 +2200,7 @@ func (x *MissingSecret) GetKeys() []string {
 
 type Step struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// action is one of "before", "start", "ready", "hold", "switch", "stop", "ended", "route".
+	// action is one of "secrets", "before", "start", "ready", "hold", "switch", "stop", "ended", "route".
 	Action        string `protobuf:"bytes,1,opt,name=action,proto3" json:"action,omitempty"`
 	Instance      string `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
 	Ordinal       uint32 `protobuf:"varint,3,opt,name=ordinal,proto3" json:"ordinal,omitempty"`
@@ -2367,8 +2367,10 @@ func (*PlanRequest_Release) isPlanRequest_Target() {}
 func (*PlanRequest_Rollback) isPlanRequest_Target() {}
 
 type RollbackTarget struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Deployment    string                 `protobuf:"bytes,1,opt,name=deployment,proto3" json:"deployment,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Deployment string                 `protobuf:"bytes,1,opt,name=deployment,proto3" json:"deployment,omitempty"`
+	// secrets is as in RollbackRequest.
+	Secrets       string `protobuf:"bytes,20,opt,name=secrets,proto3" json:"secrets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2406,6 +2408,13 @@ func (*RollbackTarget) Descriptor() ([]byte, []int) {
 func (x *RollbackTarget) GetDeployment() string {
 	if x != nil {
 		return x.Deployment
+	}
+	return ""
+}
+
+func (x *RollbackTarget) GetSecrets() string {
+	if x != nil {
+		return x.Secrets
 	}
 	return ""
 }
@@ -2623,8 +2632,10 @@ type RollbackRequest struct {
 	// deployment to go back to; "" means the last good one before the live one.
 	Deployment     string `protobuf:"bytes,3,opt,name=deployment,proto3" json:"deployment,omitempty"`
 	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// secrets is "then" for the versions that the deployment had, which is what "" means, or "now" for the newest ones.
+	Secrets       string `protobuf:"bytes,20,opt,name=secrets,proto3" json:"secrets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RollbackRequest) Reset() {
@@ -2681,6 +2692,13 @@ func (x *RollbackRequest) GetDeployment() string {
 func (x *RollbackRequest) GetIdempotencyKey() string {
 	if x != nil {
 		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *RollbackRequest) GetSecrets() string {
+	if x != nil {
+		return x.Secrets
 	}
 	return ""
 }
@@ -5587,6 +5605,77 @@ func (x *ReadEventsResponse) GetEvents() []*Event {
 	return nil
 }
 
+type PutSecretResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// unchanged is true when the newest version has exactly these values.
+	Unchanged bool `protobuf:"varint,2,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
+	// deployments bring the version to what is live, one for each app.
+	Deployments []*Deployment `protobuf:"bytes,3,rep,name=deployments,proto3" json:"deployments,omitempty"`
+	// pending are the apps that run with an earlier version until they are deployed.
+	Pending       []string `protobuf:"bytes,4,rep,name=pending,proto3" json:"pending,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutSecretResponse) Reset() {
+	*x = PutSecretResponse{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutSecretResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutSecretResponse) ProtoMessage() {}
+
+func (x *PutSecretResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutSecretResponse.ProtoReflect.Descriptor instead.
+func (*PutSecretResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *PutSecretResponse) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *PutSecretResponse) GetUnchanged() bool {
+	if x != nil {
+		return x.Unchanged
+	}
+	return false
+}
+
+func (x *PutSecretResponse) GetDeployments() []*Deployment {
+	if x != nil {
+		return x.Deployments
+	}
+	return nil
+}
+
+func (x *PutSecretResponse) GetPending() []string {
+	if x != nil {
+		return x.Pending
+	}
+	return nil
+}
+
 var File_pinnace_v1_control_proto protoreflect.FileDescriptor
 
 const file_pinnace_v1_control_proto_rawDesc = "" +
@@ -5775,11 +5864,12 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x1a\n" +
 	"\arelease\x18\x02 \x01(\tH\x00R\arelease\x128\n" +
 	"\brollback\x18\x03 \x01(\v2\x1a.pinnace.v1.RollbackTargetH\x00R\brollbackB\b\n" +
-	"\x06target\"0\n" +
+	"\x06target\"J\n" +
 	"\x0eRollbackTarget\x12\x1e\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\tR\n" +
-	"deployment\"\xbf\x01\n" +
+	"deployment\x12\x18\n" +
+	"\asecrets\x18\x14 \x01(\tR\asecrets\"\xbf\x01\n" +
 	"\fPlanResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12&\n" +
 	"\x05steps\x18\x02 \x03(\v2\x10.pinnace.v1.StepR\x05steps\x12\x1a\n" +
@@ -5797,14 +5887,15 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"deployment\x18\x01 \x01(\v2\x16.pinnace.v1.DeploymentR\n" +
 	"deployment\x12\x1c\n" +
-	"\tunchanged\x18\x02 \x01(\bR\tunchanged\"\x8e\x01\n" +
+	"\tunchanged\x18\x02 \x01(\bR\tunchanged\"\xa8\x01\n" +
 	"\x0fRollbackRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x1e\n" +
 	"\n" +
 	"deployment\x18\x03 \x01(\tR\n" +
 	"deployment\x12'\n" +
-	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\"J\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12\x18\n" +
+	"\asecrets\x18\x14 \x01(\tR\asecrets\"J\n" +
 	"\x10RollbackResponse\x126\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\v2\x16.pinnace.v1.DeploymentR\n" +
@@ -6048,7 +6139,12 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\"?\n" +
 	"\x12ReadEventsResponse\x12)\n" +
-	"\x06events\x18\x01 \x03(\v2\x11.pinnace.v1.EventR\x06events*a\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.pinnace.v1.EventR\x06events\"\x9f\x01\n" +
+	"\x11PutSecretResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x1c\n" +
+	"\tunchanged\x18\x02 \x01(\bR\tunchanged\x128\n" +
+	"\vdeployments\x18\x03 \x03(\v2\x16.pinnace.v1.DeploymentR\vdeployments\x12\x18\n" +
+	"\apending\x18\x04 \x03(\tR\apending*a\n" +
 	"\bSteering\x12\x18\n" +
 	"\x14STEERING_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTEERING_PAUSE\x10\x01\x12\x13\n" +
@@ -6105,7 +6201,7 @@ func file_pinnace_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_pinnace_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 84)
+var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 85)
 var file_pinnace_v1_control_proto_goTypes = []any{
 	(Steering)(0),                     // 0: pinnace.v1.Steering
 	(*GetServerInfoRequest)(nil),      // 1: pinnace.v1.GetServerInfoRequest
@@ -6187,35 +6283,36 @@ var file_pinnace_v1_control_proto_goTypes = []any{
 	(*Event)(nil),                     // 77: pinnace.v1.Event
 	(*ReadEventsRequest)(nil),         // 78: pinnace.v1.ReadEventsRequest
 	(*ReadEventsResponse)(nil),        // 79: pinnace.v1.ReadEventsResponse
-	nil,                               // 80: pinnace.v1.Host.LabelsEntry
-	nil,                               // 81: pinnace.v1.SetVarsRequest.SetEntry
-	nil,                               // 82: pinnace.v1.ListVarsResponse.VarsEntry
-	nil,                               // 83: pinnace.v1.SetPlacementRequest.LabelsEntry
-	nil,                               // 84: pinnace.v1.Placement.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 85: google.protobuf.Timestamp
-	(*ReleasePlatform)(nil),           // 86: pinnace.v1.ReleasePlatform
-	(*Release)(nil),                   // 87: pinnace.v1.Release
+	(*PutSecretResponse)(nil),         // 80: pinnace.v1.PutSecretResponse
+	nil,                               // 81: pinnace.v1.Host.LabelsEntry
+	nil,                               // 82: pinnace.v1.SetVarsRequest.SetEntry
+	nil,                               // 83: pinnace.v1.ListVarsResponse.VarsEntry
+	nil,                               // 84: pinnace.v1.SetPlacementRequest.LabelsEntry
+	nil,                               // 85: pinnace.v1.Placement.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 86: google.protobuf.Timestamp
+	(*ReleasePlatform)(nil),           // 87: pinnace.v1.ReleasePlatform
+	(*Release)(nil),                   // 88: pinnace.v1.Release
 }
 var file_pinnace_v1_control_proto_depIdxs = []int32{
-	85, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	85, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	86, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	86, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
 	5,  // 2: pinnace.v1.CreateEnvironmentResponse.environment:type_name -> pinnace.v1.Environment
 	5,  // 3: pinnace.v1.ListEnvironmentsResponse.environments:type_name -> pinnace.v1.Environment
-	80, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
-	85, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
-	85, // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
-	81, // 7: pinnace.v1.SetVarsRequest.set:type_name -> pinnace.v1.SetVarsRequest.SetEntry
+	81, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
+	86, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
+	86, // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
+	82, // 7: pinnace.v1.SetVarsRequest.set:type_name -> pinnace.v1.SetVarsRequest.SetEntry
 	51, // 8: pinnace.v1.SetVarsResponse.deployments:type_name -> pinnace.v1.Deployment
-	82, // 9: pinnace.v1.ListVarsResponse.vars:type_name -> pinnace.v1.ListVarsResponse.VarsEntry
-	83, // 10: pinnace.v1.SetPlacementRequest.labels:type_name -> pinnace.v1.SetPlacementRequest.LabelsEntry
-	84, // 11: pinnace.v1.Placement.labels:type_name -> pinnace.v1.Placement.LabelsEntry
+	83, // 9: pinnace.v1.ListVarsResponse.vars:type_name -> pinnace.v1.ListVarsResponse.VarsEntry
+	84, // 10: pinnace.v1.SetPlacementRequest.labels:type_name -> pinnace.v1.SetPlacementRequest.LabelsEntry
+	85, // 11: pinnace.v1.Placement.labels:type_name -> pinnace.v1.Placement.LabelsEntry
 	18, // 12: pinnace.v1.ListPlacementsResponse.placements:type_name -> pinnace.v1.Placement
 	10, // 13: pinnace.v1.DrainHostResponse.host:type_name -> pinnace.v1.Host
 	10, // 14: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
-	86, // 15: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
-	87, // 16: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
-	87, // 17: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
-	87, // 18: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
+	87, // 15: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
+	88, // 16: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
+	88, // 17: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
+	88, // 18: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
 	34, // 19: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
 	37, // 20: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
 	35, // 21: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
@@ -6226,29 +6323,29 @@ var file_pinnace_v1_control_proto_depIdxs = []int32{
 	51, // 26: pinnace.v1.SteerResponse.deployment:type_name -> pinnace.v1.Deployment
 	51, // 27: pinnace.v1.ScaleResponse.deployment:type_name -> pinnace.v1.Deployment
 	51, // 28: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
-	85, // 29: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
-	85, // 30: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
-	85, // 31: pinnace.v1.Deployment.paused_at:type_name -> google.protobuf.Timestamp
-	85, // 32: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
+	86, // 29: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
+	86, // 30: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
+	86, // 31: pinnace.v1.Deployment.paused_at:type_name -> google.protobuf.Timestamp
+	86, // 32: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
 	51, // 33: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
 	51, // 34: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
 	51, // 35: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
 	54, // 36: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
 	51, // 37: pinnace.v1.AppStatus.latest:type_name -> pinnace.v1.Deployment
 	55, // 38: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
-	85, // 39: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	85, // 40: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
+	86, // 39: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	86, // 40: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
 	58, // 41: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
 	59, // 42: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
 	60, // 43: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
-	85, // 44: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
-	85, // 45: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
-	85, // 46: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
+	86, // 44: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
+	86, // 45: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
+	86, // 46: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
 	61, // 47: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
 	61, // 48: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
-	85, // 49: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
+	86, // 49: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
 	67, // 50: pinnace.v1.StreamLogsRequest.after:type_name -> pinnace.v1.LogPosition
-	85, // 51: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
+	86, // 51: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
 	70, // 52: pinnace.v1.ExecRequest.start:type_name -> pinnace.v1.ExecStart
 	71, // 53: pinnace.v1.ExecRequest.input:type_name -> pinnace.v1.ExecInput
 	72, // 54: pinnace.v1.ExecRequest.size:type_name -> pinnace.v1.TerminalSize
@@ -6257,69 +6354,70 @@ var file_pinnace_v1_control_proto_depIdxs = []int32{
 	75, // 57: pinnace.v1.ExecResponse.output:type_name -> pinnace.v1.ExecOutput
 	76, // 58: pinnace.v1.ExecResponse.ended:type_name -> pinnace.v1.ExecEnded
 	77, // 59: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
-	1,  // 60: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
-	6,  // 61: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
-	8,  // 62: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
-	11, // 63: pinnace.v1.ControlService.SetVars:input_type -> pinnace.v1.SetVarsRequest
-	13, // 64: pinnace.v1.ControlService.ListVars:input_type -> pinnace.v1.ListVarsRequest
-	15, // 65: pinnace.v1.ControlService.SetPlacement:input_type -> pinnace.v1.SetPlacementRequest
-	17, // 66: pinnace.v1.ControlService.ListPlacements:input_type -> pinnace.v1.ListPlacementsRequest
-	24, // 67: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
-	20, // 68: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
-	22, // 69: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
-	26, // 70: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
-	28, // 71: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
-	30, // 72: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
-	32, // 73: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
-	36, // 74: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
-	39, // 75: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
-	41, // 76: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
-	49, // 77: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
-	43, // 78: pinnace.v1.ControlService.Restart:input_type -> pinnace.v1.RestartRequest
-	45, // 79: pinnace.v1.ControlService.Steer:input_type -> pinnace.v1.SteerRequest
-	47, // 80: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
-	52, // 81: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
-	56, // 82: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
-	62, // 83: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
-	64, // 84: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
-	66, // 85: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
-	69, // 86: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
-	78, // 87: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
-	3,  // 88: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
-	2,  // 89: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
-	7,  // 90: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
-	9,  // 91: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
-	12, // 92: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
-	14, // 93: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
-	16, // 94: pinnace.v1.ControlService.SetPlacement:output_type -> pinnace.v1.SetPlacementResponse
-	19, // 95: pinnace.v1.ControlService.ListPlacements:output_type -> pinnace.v1.ListPlacementsResponse
-	25, // 96: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
-	21, // 97: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
-	23, // 98: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
-	27, // 99: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
-	29, // 100: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
-	31, // 101: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
-	33, // 102: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
-	38, // 103: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
-	40, // 104: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
-	42, // 105: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
-	50, // 106: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
-	44, // 107: pinnace.v1.ControlService.Restart:output_type -> pinnace.v1.RestartResponse
-	46, // 108: pinnace.v1.ControlService.Steer:output_type -> pinnace.v1.SteerResponse
-	48, // 109: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
-	53, // 110: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
-	57, // 111: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
-	63, // 112: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
-	65, // 113: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
-	68, // 114: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
-	73, // 115: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
-	79, // 116: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
-	4,  // 117: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
-	89, // [89:118] is the sub-list for method output_type
-	60, // [60:89] is the sub-list for method input_type
-	60, // [60:60] is the sub-list for extension type_name
-	60, // [60:60] is the sub-list for extension extendee
-	0,  // [0:60] is the sub-list for field type_name
+	51, // 60: pinnace.v1.PutSecretResponse.deployments:type_name -> pinnace.v1.Deployment
+	1,  // 61: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
+	6,  // 62: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
+	8,  // 63: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
+	11, // 64: pinnace.v1.ControlService.SetVars:input_type -> pinnace.v1.SetVarsRequest
+	13, // 65: pinnace.v1.ControlService.ListVars:input_type -> pinnace.v1.ListVarsRequest
+	15, // 66: pinnace.v1.ControlService.SetPlacement:input_type -> pinnace.v1.SetPlacementRequest
+	17, // 67: pinnace.v1.ControlService.ListPlacements:input_type -> pinnace.v1.ListPlacementsRequest
+	24, // 68: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
+	20, // 69: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
+	22, // 70: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
+	26, // 71: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
+	28, // 72: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
+	30, // 73: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
+	32, // 74: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
+	36, // 75: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
+	39, // 76: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
+	41, // 77: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
+	49, // 78: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
+	43, // 79: pinnace.v1.ControlService.Restart:input_type -> pinnace.v1.RestartRequest
+	45, // 80: pinnace.v1.ControlService.Steer:input_type -> pinnace.v1.SteerRequest
+	47, // 81: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
+	52, // 82: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
+	56, // 83: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
+	62, // 84: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
+	64, // 85: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
+	66, // 86: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
+	69, // 87: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
+	78, // 88: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
+	3,  // 89: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
+	2,  // 90: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
+	7,  // 91: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
+	9,  // 92: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
+	12, // 93: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
+	14, // 94: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
+	16, // 95: pinnace.v1.ControlService.SetPlacement:output_type -> pinnace.v1.SetPlacementResponse
+	19, // 96: pinnace.v1.ControlService.ListPlacements:output_type -> pinnace.v1.ListPlacementsResponse
+	25, // 97: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
+	21, // 98: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
+	23, // 99: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
+	27, // 100: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
+	29, // 101: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
+	31, // 102: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
+	33, // 103: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
+	38, // 104: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
+	40, // 105: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
+	42, // 106: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
+	50, // 107: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
+	44, // 108: pinnace.v1.ControlService.Restart:output_type -> pinnace.v1.RestartResponse
+	46, // 109: pinnace.v1.ControlService.Steer:output_type -> pinnace.v1.SteerResponse
+	48, // 110: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
+	53, // 111: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
+	57, // 112: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
+	63, // 113: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
+	65, // 114: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
+	68, // 115: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
+	73, // 116: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
+	79, // 117: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
+	4,  // 118: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
+	90, // [90:119] is the sub-list for method output_type
+	61, // [61:90] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_control_proto_init() }
@@ -6350,7 +6448,7 @@ func file_pinnace_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_control_proto_rawDesc), len(file_pinnace_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   84,
+			NumMessages:   85,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
