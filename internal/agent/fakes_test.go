@@ -27,6 +27,8 @@ import (
 
 // fakeServer is a server that assigns what a test tells it to, and remembers what is reported.
 type fakeServer struct {
+	pinnacev1connect.UnimplementedAgentServiceHandler
+
 	http *httptest.Server
 	away atomic.Bool // answers nothing but 503
 

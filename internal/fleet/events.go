@@ -321,6 +321,8 @@ func blank(typ string) Payload {
 		&DeploymentSwitched{}, &DeploymentFinished{}, &InstancesPlanned{}, &InstanceStarted{}, &InstanceReady{}, &InstanceEnded{},
 		&ExecRequested{},
 		&SecretPut{}, &SecretRevoked{}, &RegistryLoggedIn{}, &RegistryLoggedOut{}, &RouteSet{}, &RouteUnset{},
+		&VolumeBound{}, &VolumeGrown{}, &VolumeDetached{}, &VolumeDeleted{}, &VolumeRemoved{}, &SnapshotTaken{}, &SnapshotDeleted{}, &VolumeExported{},
+		&AppDestroyed{}, &EnvironmentDestroyed{}, &QuotaSet{},
 	}
 	for _, p := range all {
 		if p.EventType() == typ {

@@ -113,7 +113,7 @@ func story(t *testing.T) []Payload {
 	blue := testRelease(t, "api", "80", 3, `rollout = { strategy = "blue-green", before = { command = ["/migrate"] } }`, "")
 	second, third := deploy("dep-2", two, "dep-1"), deploy("dep-3", blue, "dep-1")
 	second.Vars = map[string]string{"B": "2", "A": "1"}
-	return []Payload{
+	return append([]Payload{
 		&EnvironmentCreated{Name: "dev"}, &VarsChanged{Environment: "dev", Set: map[string]string{"A": "1", "B": "2"}},
 		&AppPlaced{Environment: "dev", App: "api", Labels: map[string]string{"zone": "a"}}, testHost, one, two,
 		&ReleaseSourced{Release: two.Release, Sources: []string{"mirror.example/api", "registry.example/api"}},
@@ -143,7 +143,7 @@ func story(t *testing.T) []Payload {
 		&RouteSet{Environment: "dev", App: "web", Port: "tls", Address: "192.0.2.1", PublicPort: 443, Names: []string{"*.shop.example", "shop.example"}},
 		&RouteUnset{Environment: "dev", App: "web", Port: "tls"},
 		&HostDrainStarted{Host: "h1"}, &HostDrainEnded{Host: "h1"}, &HostRemoved{Host: "h1", Lost: []string{"api-1"}},
-	}
+	}, volumeStory(t)...)
 }
 
 // TestGoldenEvents guards the stored form of every version of every event.

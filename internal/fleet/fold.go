@@ -202,7 +202,10 @@ func (p *HostRemoved) fold(s *State, e Event) error {
 			i.Final = true
 			i.LastEnd = &End{Attempt: i.StartedAttempt, Cause: Cause{Kind: lostCause, Detail: "its host was removed"}, Planned: planned, At: e.At}
 		})
-		s.release(gone)
+		s.release(gone, e)
+	}
+	for _, v := range s.VolumesOn(p.Host) {
+		s.dropVolume(v)
 	}
 	s.hosts.put(p.Host, nil)
 	s.bookings.put(p.Host, nil)
@@ -284,7 +287,12 @@ func (p *DeploymentStarted) check(s *State) error {
 		if app.Active != "" {
 			return &BusyError{Active: s.Deployment(app.Active)}
 		}
-	} else if s.environments.get(p.Environment).Apps >= MaxApps {
+		if !app.DestroyedAt.IsZero() {
+			return &DestroyedError{Environment: p.Environment, App: p.App}
+		}
+	} else if env := s.environments.get(p.Environment); !env.DestroyedAt.IsZero() {
+		return &DestroyedError{Environment: p.Environment}
+	} else if env.Apps >= MaxApps {
 		return fmt.Errorf("environment %s: it has given out all of its %d virtual addresses", p.Environment, MaxApps)
 	}
 	if p.Previous != live {

@@ -52,6 +52,11 @@ func (s *State) place(planner *Deployment, p PlannedStart, e Event) error {
 		return errors.New("the release has nothing that runs before its rollout")
 	case s.hosts.get(p.Host) == nil:
 		return fmt.Errorf("host %q: %w", p.Host, ErrNotFound)
+	case s.beingDestroyed(d.Environment, d.App):
+		return &DestroyedError{Environment: d.Environment, App: d.App}
+	}
+	if err := s.takeVolumes(d, r, p); err != nil {
+		return err
 	}
 	s.instances.put(p.Instance, &Instance{
 		ID: p.Instance, Environment: d.Environment, App: d.App, Ordinal: p.Ordinal, Host: p.Host, Release: release.ID(p.Release),
@@ -94,6 +99,7 @@ func (p *InstanceStarted) fold(s *State, e Event) error {
 			i.FirstStartedAt = e.At
 		}
 	})
+	s.madeVolumes(i)
 	return nil
 }
 
@@ -136,13 +142,13 @@ func (p *InstanceEnded) fold(s *State, e Event) error {
 		s.putDeployment(&d)
 	}
 	if i.Final {
-		s.release(i)
+		s.release(i, e)
 	}
 	return nil
 }
 
 // release gives back what an instance held that will not run again.
-func (s *State) release(i *Instance) {
+func (s *State) release(i *Instance, e Event) {
 	res := s.releases.get(string(i.Release)).Manifest.Resources
 	s.bookings.change(i.Host, func(b *Booking) {
 		b.MemoryBytes -= res.MemoryBytes
@@ -157,6 +163,7 @@ func (s *State) release(i *Instance) {
 	if len(app.Ended) > keptEnded {
 		s.forgetOldest(app)
 	}
+	s.dropApp(s.App(i.Environment, i.App), e)
 }
 
 // forgetOldest drops the oldest ended instance that no rollout needs to know of anymore.

@@ -53,6 +53,10 @@ type (
 		Placement map[string]map[string]string
 		// Routes say where ports are reached instead of what their manifest says, by app and port.
 		Routes map[string]map[string]Route
+		// Quota bounds what its instances may have together.
+		Quota Quota
+		// DestroyedAt is since when it is being destroyed; zero when it is not.
+		DestroyedAt time.Time
 	}
 
 	// App is an app in an environment.
@@ -67,6 +71,8 @@ type (
 		Live, Active, Latest string
 		// Instances are the ids of those that run or are to run, Ended of some that have ended, oldest first.
 		Instances, Ended []string
+		// DestroyedAt is since when it is being destroyed; zero when it is not.
+		DestroyedAt time.Time
 	}
 
 	// Host is what a host said of itself when it joined last.
@@ -84,6 +90,8 @@ type (
 	Booking struct {
 		MemoryBytes, CPUMilli, DiskBytes int64
 		Instances                        []string
+		// Volumes are the ids of those that are there, whatever uses them; their sizes are in none of the sums.
+		Volumes []string
 	}
 
 	// Release is a pair of image and manifest, with what is needed to run it.

@@ -10,7 +10,7 @@ import (
 
 // StateVersion is that of the fold and of the records: it goes up whenever the same events may fold into a
 // state with another hash. TestStateVersion fails when that was forgotten.
-const StateVersion = 7
+const StateVersion = 8
 
 // snapshot is a state as bytes. What follows from the rest is not in it.
 type snapshot struct {
@@ -25,6 +25,7 @@ type snapshot struct {
 	Instances    map[string]*Instance
 	Bundles      map[string]*Bundle
 	Logins       map[string]*RegistryLogin
+	Volumes      map[string]*Volume
 }
 
 // Encode gives the state as bytes for DecodeState. They are a copy that can be made anew from the log, not
@@ -35,6 +36,7 @@ func (s *State) Encode() ([]byte, error) {
 		Seq: s.seq, Hash: hash[:], Environments: s.environments.rows, Apps: s.apps.rows, Hosts: s.hosts.rows, Bookings: s.bookings.rows,
 		Releases: s.releases.rows, Deployments: s.deployments.rows, Instances: s.instances.rows,
 		Bundles: s.bundles.rows, Logins: s.logins.rows,
+		Volumes: s.volumes.rows,
 	})
 }
 
@@ -63,6 +65,12 @@ func DecodeState(b []byte) (*State, error) {
 	fill(&s.instances, snap.Instances)
 	fill(&s.bundles, snap.Bundles)
 	fill(&s.logins, snap.Logins)
+	fill(&s.volumes, snap.Volumes)
+	for _, v := range snap.Volumes {
+		if v.Attached() {
+			s.mounts.rows[v.mountKey()] = v
+		}
+	}
 	for id, d := range snap.Deployments {
 		if d.Active() {
 			s.active.rows[id] = d

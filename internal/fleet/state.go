@@ -26,6 +26,8 @@ type State struct {
 	active       table[Deployment]    // those that are active
 	bundles      table[Bundle]        // by environment and name
 	logins       table[RegistryLogin] // by environment and registry
+	volumes      table[Volume]
+	mounts       table[Volume] // those that are attached, by mountKey
 
 	// undo holds what brings the rows back that an event replaced, for the events after settled.
 	undo     []undoing
@@ -54,6 +56,7 @@ func (s *State) Clone() *State {
 	c.bookings.rows, c.releases.rows, c.deployments.rows = maps.Clone(s.bookings.rows), maps.Clone(s.releases.rows), maps.Clone(s.deployments.rows)
 	c.instances.rows, c.active.rows = maps.Clone(s.instances.rows), maps.Clone(s.active.rows)
 	c.bundles.rows, c.logins.rows = maps.Clone(s.bundles.rows), maps.Clone(s.logins.rows)
+	c.volumes.rows, c.mounts.rows = maps.Clone(s.volumes.rows), maps.Clone(s.mounts.rows)
 	return c
 }
 
@@ -133,6 +136,7 @@ func (s *State) tables() []anyTable {
 	return []anyTable{
 		&s.environments, &s.apps, &s.hosts, &s.bookings, &s.releases, &s.deployments, &s.instances, &s.active,
 		&s.bundles, &s.logins,
+		&s.volumes, &s.mounts,
 	}
 }
 

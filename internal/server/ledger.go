@@ -252,6 +252,6 @@ func (l *ledger) stream(p fleet.Payload) string {
 	case *fleet.ExecRequested:
 		return "instance/" + p.Instance
 	default:
-		return "other"
+		return streamOfSettings(p)
 	}
 }

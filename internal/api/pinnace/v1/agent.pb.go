@@ -382,9 +382,12 @@ type WatchAssignmentsResponse struct {
 	// peers are the other hosts of the fleet, in a complete set: nobody else's proxy may lead connections here.
 	Peers []*Peer `protobuf:"bytes,20,rep,name=peers,proto3" json:"peers,omitempty"`
 	// no_ingress says that public ports are bound on other hosts, which lead here.
-	NoIngress     bool `protobuf:"varint,21,opt,name=no_ingress,json=noIngress,proto3" json:"no_ingress,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	NoIngress bool        `protobuf:"varint,21,opt,name=no_ingress,json=noIngress,proto3" json:"no_ingress,omitempty"`
+	HostTasks []*HostTask `protobuf:"bytes,30,rep,name=host_tasks,json=hostTasks,proto3" json:"host_tasks,omitempty"`
+	// removed_volumes are ids of volumes that the host is to remove, with their snapshots. They belong to the whole set.
+	RemovedVolumes []string `protobuf:"bytes,31,rep,name=removed_volumes,json=removedVolumes,proto3" json:"removed_volumes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *WatchAssignmentsResponse) Reset() {
@@ -478,6 +481,20 @@ func (x *WatchAssignmentsResponse) GetNoIngress() bool {
 		return x.NoIngress
 	}
 	return false
+}
+
+func (x *WatchAssignmentsResponse) GetHostTasks() []*HostTask {
+	if x != nil {
+		return x.HostTasks
+	}
+	return nil
+}
+
+func (x *WatchAssignmentsResponse) GetRemovedVolumes() []string {
+	if x != nil {
+		return x.RemovedVolumes
+	}
+	return nil
 }
 
 // Peer is another host of the fleet.
@@ -841,7 +858,11 @@ type AssignedVolume struct {
 	// name is that in the manifest, as in [volumes.name].
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// id names the volume on its host, [a-z0-9][a-z0-9-]{0,62}. One instance holds a volume at a time.
-	Id            string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// size_bytes is how large it is to be at least, beside what the manifest says; 0 for nothing beside it.
+	SizeBytes int64 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// must_exist tells that the volume was there before: that it is missing is a loss, and no new one may take its place.
+	MustExist     bool `protobuf:"varint,4,opt,name=must_exist,json=mustExist,proto3" json:"must_exist,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -888,6 +909,20 @@ func (x *AssignedVolume) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *AssignedVolume) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *AssignedVolume) GetMustExist() bool {
+	if x != nil {
+		return x.MustExist
+	}
+	return false
 }
 
 type AssignedRelease struct {
@@ -1380,8 +1415,10 @@ type InstanceReport struct {
 	// secret_versions are the versions of its bundles that the workload of this attempt has, by their names: what it was
 	// started with, and what has taken its place since.
 	SecretVersions map[string]uint64 `protobuf:"bytes,11,rep,name=secret_versions,json=secretVersions,proto3" json:"secret_versions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// usage is what its workload uses; unset while it has not said.
+	Usage         *Usage `protobuf:"bytes,30,opt,name=usage,proto3" json:"usage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InstanceReport) Reset() {
@@ -1491,12 +1528,22 @@ func (x *InstanceReport) GetSecretVersions() map[string]uint64 {
 	return nil
 }
 
+func (x *InstanceReport) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
 type ReportRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
 	// revision is the last one that the agent has acted on.
-	Revision      uint64            `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	Instances     []*InstanceReport `protobuf:"bytes,3,rep,name=instances,proto3" json:"instances,omitempty"`
+	Revision  uint64            `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Instances []*InstanceReport `protobuf:"bytes,3,rep,name=instances,proto3" json:"instances,omitempty"`
+	// volumes are all that the host has, when volumes_listed is true.
+	Volumes       []*VolumeReport `protobuf:"bytes,30,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	VolumesListed bool            `protobuf:"varint,31,opt,name=volumes_listed,json=volumesListed,proto3" json:"volumes_listed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1550,6 +1597,20 @@ func (x *ReportRequest) GetInstances() []*InstanceReport {
 		return x.Instances
 	}
 	return nil
+}
+
+func (x *ReportRequest) GetVolumes() []*VolumeReport {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *ReportRequest) GetVolumesListed() bool {
+	if x != nil {
+		return x.VolumesListed
+	}
+	return false
 }
 
 type ReportResponse struct {
@@ -2004,7 +2065,7 @@ var File_pinnace_v1_agent_proto protoreflect.FileDescriptor
 const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x16pinnace/v1/agent.proto\x12\n" +
-	"pinnace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18pinnace/v1/control.proto\x1a\x18pinnace/v1/release.proto\"\x9f\x03\n" +
+	"pinnace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18pinnace/v1/control.proto\x1a\x16pinnace/v1/reach.proto\x1a\x18pinnace/v1/release.proto\x1a\x17pinnace/v1/volume.proto\"\x9f\x03\n" +
 	"\tHostFacts\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\"\n" +
@@ -2034,7 +2095,7 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04hash\x18\x03 \x01(\fR\x04hash\"-\n" +
 	"\x17WatchAssignmentsRequest\x12\x12\n" +
-	"\x04host\x18\x01 \x01(\tR\x04host\"\xc1\x03\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\"\x9f\x04\n" +
 	"\x18WatchAssignmentsResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x128\n" +
@@ -2046,7 +2107,10 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"exec_tasks\x18\a \x03(\v2\x14.pinnace.v1.ExecTaskR\texecTasks\x12&\n" +
 	"\x05peers\x18\x14 \x03(\v2\x10.pinnace.v1.PeerR\x05peers\x12\x1d\n" +
 	"\n" +
-	"no_ingress\x18\x15 \x01(\bR\tnoIngress\"4\n" +
+	"no_ingress\x18\x15 \x01(\bR\tnoIngress\x123\n" +
+	"\n" +
+	"host_tasks\x18\x1e \x03(\v2\x14.pinnace.v1.HostTaskR\thostTasks\x12'\n" +
+	"\x0fremoved_volumes\x18\x1f \x03(\tR\x0eremovedVolumes\"4\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\"\xb7\x04\n" +
@@ -2083,10 +2147,14 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\x06values\x18\x03 \x03(\v2&.pinnace.v1.AssignedSecret.ValuesEntryR\x06values\x1a9\n" +
 	"\vValuesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"4\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"r\n" +
 	"\x0eAssignedVolume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\tR\x02id\"\xde\x01\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12\x1d\n" +
+	"\n" +
+	"must_exist\x18\x04 \x01(\bR\tmustExist\"\xde\x01\n" +
 	"\x0fAssignedRelease\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12#\n" +
@@ -2124,7 +2192,7 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\x04edge\x18\x05 \x01(\tR\x04edge\x12\x1f\n" +
 	"\vpublic_port\x18\x06 \x01(\rR\n" +
 	"publicPort\x12%\n" +
-	"\x0eproxy_protocol\x18\a \x01(\tR\rproxyProtocol\"\xf5\x03\n" +
+	"\x0eproxy_protocol\x18\a \x01(\tR\rproxyProtocol\"\x9e\x04\n" +
 	"\x0eInstanceReport\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x14\n" +
@@ -2137,14 +2205,17 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\x03end\x18\t \x01(\v2\x11.pinnace.v1.CauseR\x03end\x12\x14\n" +
 	"\x05final\x18\n" +
 	" \x01(\bR\x05final\x12W\n" +
-	"\x0fsecret_versions\x18\v \x03(\v2..pinnace.v1.InstanceReport.SecretVersionsEntryR\x0esecretVersions\x1aA\n" +
+	"\x0fsecret_versions\x18\v \x03(\v2..pinnace.v1.InstanceReport.SecretVersionsEntryR\x0esecretVersions\x12'\n" +
+	"\x05usage\x18\x1e \x01(\v2\x11.pinnace.v1.UsageR\x05usage\x1aA\n" +
 	"\x13SecretVersionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"y\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xd4\x01\n" +
 	"\rReportRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x128\n" +
-	"\tinstances\x18\x03 \x03(\v2\x1a.pinnace.v1.InstanceReportR\tinstances\"9\n" +
+	"\tinstances\x18\x03 \x03(\v2\x1a.pinnace.v1.InstanceReportR\tinstances\x122\n" +
+	"\avolumes\x18\x1e \x03(\v2\x18.pinnace.v1.VolumeReportR\avolumes\x12%\n" +
+	"\x0evolumes_listed\x18\x1f \x01(\bR\rvolumesListed\"9\n" +
 	"\x0eReportResponse\x12'\n" +
 	"\x04head\x18\x01 \x01(\v2\x13.pinnace.v1.LogHeadR\x04head\"\x96\x01\n" +
 	"\n" +
@@ -2172,13 +2243,14 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"k\n" +
 	"\x11ServeExecResponse\x121\n" +
 	"\amessage\x18\x01 \x01(\v2\x17.pinnace.v1.ExecRequestR\amessage\x12#\n" +
-	"\routput_credit\x18\x02 \x01(\rR\foutputCredit2\x9b\x03\n" +
+	"\routput_credit\x18\x02 \x01(\rR\foutputCredit2\xee\x03\n" +
 	"\fAgentService\x12>\n" +
 	"\x04Join\x12\x17.pinnace.v1.JoinRequest\x1a\x18.pinnace.v1.JoinResponse\"\x03\x90\x02\x02\x12d\n" +
 	"\x10WatchAssignments\x12#.pinnace.v1.WatchAssignmentsRequest\x1a$.pinnace.v1.WatchAssignmentsResponse\"\x03\x90\x02\x010\x01\x12D\n" +
 	"\x06Report\x12\x19.pinnace.v1.ReportRequest\x1a\x1a.pinnace.v1.ReportResponse\"\x03\x90\x02\x02\x12L\n" +
 	"\bSendLogs\x12\x1b.pinnace.v1.SendLogsRequest\x1a\x1c.pinnace.v1.SendLogsResponse\"\x03\x90\x02\x02(\x01\x12Q\n" +
-	"\tServeExec\x12\x1c.pinnace.v1.ServeExecRequest\x1a\x1d.pinnace.v1.ServeExecResponse\"\x03\x90\x02\x02(\x010\x01B\xa5\x01\n" +
+	"\tServeExec\x12\x1c.pinnace.v1.ServeExecRequest\x1a\x1d.pinnace.v1.ServeExecResponse\"\x03\x90\x02\x02(\x010\x01\x12Q\n" +
+	"\tServeTask\x12\x1c.pinnace.v1.ServeTaskRequest\x1a\x1d.pinnace.v1.ServeTaskResponse\"\x03\x90\x02\x02(\x010\x01B\xa5\x01\n" +
 	"\x0ecom.pinnace.v1B\n" +
 	"AgentProtoP\x01Z>github.com/pinnacehq/pinnace/internal/api/pinnace/v1;pinnacev1\xa2\x02\x03PXX\xaa\x02\n" +
 	"Pinnace.V1\xca\x02\n" +
@@ -2229,15 +2301,20 @@ var file_pinnace_v1_agent_proto_goTypes = []any{
 	nil,                              // 28: pinnace.v1.Assignment.VarsEntry
 	nil,                              // 29: pinnace.v1.AssignedSecret.ValuesEntry
 	nil,                              // 30: pinnace.v1.InstanceReport.SecretVersionsEntry
-	(*ReleasePlatform)(nil),          // 31: pinnace.v1.ReleasePlatform
-	(*Stage)(nil),                    // 32: pinnace.v1.Stage
-	(*Booted)(nil),                   // 33: pinnace.v1.Booted
-	(*timestamppb.Timestamp)(nil),    // 34: google.protobuf.Timestamp
-	(*Cause)(nil),                    // 35: pinnace.v1.Cause
-	(*StreamLogsResponse)(nil),       // 36: pinnace.v1.StreamLogsResponse
-	(*ExecStart)(nil),                // 37: pinnace.v1.ExecStart
-	(*ExecResponse)(nil),             // 38: pinnace.v1.ExecResponse
-	(*ExecRequest)(nil),              // 39: pinnace.v1.ExecRequest
+	(*HostTask)(nil),                 // 31: pinnace.v1.HostTask
+	(*ReleasePlatform)(nil),          // 32: pinnace.v1.ReleasePlatform
+	(*Stage)(nil),                    // 33: pinnace.v1.Stage
+	(*Booted)(nil),                   // 34: pinnace.v1.Booted
+	(*timestamppb.Timestamp)(nil),    // 35: google.protobuf.Timestamp
+	(*Cause)(nil),                    // 36: pinnace.v1.Cause
+	(*Usage)(nil),                    // 37: pinnace.v1.Usage
+	(*VolumeReport)(nil),             // 38: pinnace.v1.VolumeReport
+	(*StreamLogsResponse)(nil),       // 39: pinnace.v1.StreamLogsResponse
+	(*ExecStart)(nil),                // 40: pinnace.v1.ExecStart
+	(*ExecResponse)(nil),             // 41: pinnace.v1.ExecResponse
+	(*ExecRequest)(nil),              // 42: pinnace.v1.ExecRequest
+	(*ServeTaskRequest)(nil),         // 43: pinnace.v1.ServeTaskRequest
+	(*ServeTaskResponse)(nil),        // 44: pinnace.v1.ServeTaskResponse
 }
 var file_pinnace_v1_agent_proto_depIdxs = []int32{
 	27, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
@@ -2249,45 +2326,50 @@ var file_pinnace_v1_agent_proto_depIdxs = []int32{
 	20, // 6: pinnace.v1.WatchAssignmentsResponse.log_requests:type_name -> pinnace.v1.LogRequest
 	23, // 7: pinnace.v1.WatchAssignmentsResponse.exec_tasks:type_name -> pinnace.v1.ExecTask
 	6,  // 8: pinnace.v1.WatchAssignmentsResponse.peers:type_name -> pinnace.v1.Peer
-	28, // 9: pinnace.v1.Assignment.vars:type_name -> pinnace.v1.Assignment.VarsEntry
-	9,  // 10: pinnace.v1.Assignment.secrets:type_name -> pinnace.v1.AssignedSecret
-	10, // 11: pinnace.v1.Assignment.volumes:type_name -> pinnace.v1.AssignedVolume
-	8,  // 12: pinnace.v1.Assignment.logins:type_name -> pinnace.v1.AssignedLogin
-	29, // 13: pinnace.v1.AssignedSecret.values:type_name -> pinnace.v1.AssignedSecret.ValuesEntry
-	31, // 14: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
-	13, // 15: pinnace.v1.AssignedEnvironment.apps:type_name -> pinnace.v1.AssignedApp
-	16, // 16: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
-	15, // 17: pinnace.v1.AssignedApp.routes:type_name -> pinnace.v1.AssignedRoute
-	14, // 18: pinnace.v1.AssignedApp.elsewhere:type_name -> pinnace.v1.RemoteInstance
-	16, // 19: pinnace.v1.RemoteInstance.ports:type_name -> pinnace.v1.AssignedPort
-	32, // 20: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
-	33, // 21: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
-	34, // 22: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
-	35, // 23: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
-	30, // 24: pinnace.v1.InstanceReport.secret_versions:type_name -> pinnace.v1.InstanceReport.SecretVersionsEntry
-	17, // 25: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
-	3,  // 26: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
-	34, // 27: pinnace.v1.LogRequest.since:type_name -> google.protobuf.Timestamp
-	36, // 28: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
-	37, // 29: pinnace.v1.ExecTask.start:type_name -> pinnace.v1.ExecStart
-	38, // 30: pinnace.v1.ServeExecRequest.message:type_name -> pinnace.v1.ExecResponse
-	25, // 31: pinnace.v1.ServeExecRequest.refusal:type_name -> pinnace.v1.ExecRefusal
-	39, // 32: pinnace.v1.ServeExecResponse.message:type_name -> pinnace.v1.ExecRequest
-	1,  // 33: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
-	4,  // 34: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
-	18, // 35: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
-	21, // 36: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
-	24, // 37: pinnace.v1.AgentService.ServeExec:input_type -> pinnace.v1.ServeExecRequest
-	2,  // 38: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
-	5,  // 39: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
-	19, // 40: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
-	22, // 41: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
-	26, // 42: pinnace.v1.AgentService.ServeExec:output_type -> pinnace.v1.ServeExecResponse
-	38, // [38:43] is the sub-list for method output_type
-	33, // [33:38] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	31, // 9: pinnace.v1.WatchAssignmentsResponse.host_tasks:type_name -> pinnace.v1.HostTask
+	28, // 10: pinnace.v1.Assignment.vars:type_name -> pinnace.v1.Assignment.VarsEntry
+	9,  // 11: pinnace.v1.Assignment.secrets:type_name -> pinnace.v1.AssignedSecret
+	10, // 12: pinnace.v1.Assignment.volumes:type_name -> pinnace.v1.AssignedVolume
+	8,  // 13: pinnace.v1.Assignment.logins:type_name -> pinnace.v1.AssignedLogin
+	29, // 14: pinnace.v1.AssignedSecret.values:type_name -> pinnace.v1.AssignedSecret.ValuesEntry
+	32, // 15: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
+	13, // 16: pinnace.v1.AssignedEnvironment.apps:type_name -> pinnace.v1.AssignedApp
+	16, // 17: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
+	15, // 18: pinnace.v1.AssignedApp.routes:type_name -> pinnace.v1.AssignedRoute
+	14, // 19: pinnace.v1.AssignedApp.elsewhere:type_name -> pinnace.v1.RemoteInstance
+	16, // 20: pinnace.v1.RemoteInstance.ports:type_name -> pinnace.v1.AssignedPort
+	33, // 21: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
+	34, // 22: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
+	35, // 23: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
+	36, // 24: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
+	30, // 25: pinnace.v1.InstanceReport.secret_versions:type_name -> pinnace.v1.InstanceReport.SecretVersionsEntry
+	37, // 26: pinnace.v1.InstanceReport.usage:type_name -> pinnace.v1.Usage
+	17, // 27: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
+	38, // 28: pinnace.v1.ReportRequest.volumes:type_name -> pinnace.v1.VolumeReport
+	3,  // 29: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
+	35, // 30: pinnace.v1.LogRequest.since:type_name -> google.protobuf.Timestamp
+	39, // 31: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
+	40, // 32: pinnace.v1.ExecTask.start:type_name -> pinnace.v1.ExecStart
+	41, // 33: pinnace.v1.ServeExecRequest.message:type_name -> pinnace.v1.ExecResponse
+	25, // 34: pinnace.v1.ServeExecRequest.refusal:type_name -> pinnace.v1.ExecRefusal
+	42, // 35: pinnace.v1.ServeExecResponse.message:type_name -> pinnace.v1.ExecRequest
+	1,  // 36: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
+	4,  // 37: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
+	18, // 38: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
+	21, // 39: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
+	24, // 40: pinnace.v1.AgentService.ServeExec:input_type -> pinnace.v1.ServeExecRequest
+	43, // 41: pinnace.v1.AgentService.ServeTask:input_type -> pinnace.v1.ServeTaskRequest
+	2,  // 42: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
+	5,  // 43: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
+	19, // 44: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
+	22, // 45: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
+	26, // 46: pinnace.v1.AgentService.ServeExec:output_type -> pinnace.v1.ServeExecResponse
+	44, // 47: pinnace.v1.AgentService.ServeTask:output_type -> pinnace.v1.ServeTaskResponse
+	42, // [42:48] is the sub-list for method output_type
+	36, // [36:42] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_agent_proto_init() }
@@ -2296,7 +2378,9 @@ func file_pinnace_v1_agent_proto_init() {
 		return
 	}
 	file_pinnace_v1_control_proto_init()
+	file_pinnace_v1_reach_proto_init()
 	file_pinnace_v1_release_proto_init()
+	file_pinnace_v1_volume_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

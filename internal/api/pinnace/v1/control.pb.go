@@ -5681,7 +5681,7 @@ var File_pinnace_v1_control_proto protoreflect.FileDescriptor
 const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"\x18pinnace/v1/control.proto\x12\n" +
-	"pinnace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18pinnace/v1/release.proto\"1\n" +
+	"pinnace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16pinnace/v1/reach.proto\x1a\x18pinnace/v1/release.proto\x1a\x17pinnace/v1/volume.proto\"1\n" +
 	"\x14GetServerInfoRequest\x12\x19\n" +
 	"\bseen_seq\x18\x01 \x01(\x04R\aseenSeq\"\x8f\x02\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
@@ -6149,7 +6149,7 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x14STEERING_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTEERING_PAUSE\x10\x01\x12\x13\n" +
 	"\x0fSTEERING_RESUME\x10\x02\x12\x12\n" +
-	"\x0eSTEERING_ABORT\x10\x032\x9d\x12\n" +
+	"\x0eSTEERING_ABORT\x10\x032\xa9\x1b\n" +
 	"\x0eControlService\x12Y\n" +
 	"\rGetServerInfo\x12 .pinnace.v1.GetServerInfoRequest\x1a!.pinnace.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12`\n" +
 	"\x11CreateEnvironment\x12$.pinnace.v1.CreateEnvironmentRequest\x1a%.pinnace.v1.CreateEnvironmentResponse\x12b\n" +
@@ -6180,7 +6180,23 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\rListInstances\x12 .pinnace.v1.ListInstancesRequest\x1a!.pinnace.v1.ListInstancesResponse\"\x03\x90\x02\x01\x12R\n" +
 	"\n" +
 	"StreamLogs\x12\x1d.pinnace.v1.StreamLogsRequest\x1a\x1e.pinnace.v1.StreamLogsResponse\"\x03\x90\x02\x010\x01\x12=\n" +
-	"\x04Exec\x12\x17.pinnace.v1.ExecRequest\x1a\x18.pinnace.v1.ExecResponse(\x010\x01\x12R\n" +
+	"\x04Exec\x12\x17.pinnace.v1.ExecRequest\x1a\x18.pinnace.v1.ExecResponse(\x010\x01\x12M\n" +
+	"\tListUsage\x12\x1c.pinnace.v1.ListUsageRequest\x1a\x1d.pinnace.v1.ListUsageResponse\"\x03\x90\x02\x01\x12R\n" +
+	"\vForwardPort\x12\x1e.pinnace.v1.ForwardPortRequest\x1a\x1f.pinnace.v1.ForwardPortResponse(\x010\x01\x12S\n" +
+	"\vListVolumes\x12\x1e.pinnace.v1.ListVolumesRequest\x1a\x1f.pinnace.v1.ListVolumesResponse\"\x03\x90\x02\x01\x12K\n" +
+	"\n" +
+	"GrowVolume\x12\x1d.pinnace.v1.GrowVolumeRequest\x1a\x1e.pinnace.v1.GrowVolumeResponse\x12Q\n" +
+	"\fDetachVolume\x12\x1f.pinnace.v1.DetachVolumeRequest\x1a .pinnace.v1.DetachVolumeResponse\x12Q\n" +
+	"\fDeleteVolume\x12\x1f.pinnace.v1.DeleteVolumeRequest\x1a .pinnace.v1.DeleteVolumeResponse\x12W\n" +
+	"\x0eSnapshotVolume\x12!.pinnace.v1.SnapshotVolumeRequest\x1a\".pinnace.v1.SnapshotVolumeResponse\x12W\n" +
+	"\x0eDeleteSnapshot\x12!.pinnace.v1.DeleteSnapshotRequest\x1a\".pinnace.v1.DeleteSnapshotResponse\x12S\n" +
+	"\fExportVolume\x12\x1f.pinnace.v1.ExportVolumeRequest\x1a .pinnace.v1.ExportVolumeResponse0\x01\x12S\n" +
+	"\fImportVolume\x12\x1f.pinnace.v1.ImportVolumeRequest\x1a .pinnace.v1.ImportVolumeResponse(\x01\x12J\n" +
+	"\bGetQuota\x12\x1b.pinnace.v1.GetQuotaRequest\x1a\x1c.pinnace.v1.GetQuotaResponse\"\x03\x90\x02\x01\x12E\n" +
+	"\bSetQuota\x12\x1b.pinnace.v1.SetQuotaRequest\x1a\x1c.pinnace.v1.SetQuotaResponse\x12K\n" +
+	"\n" +
+	"DestroyApp\x12\x1d.pinnace.v1.DestroyAppRequest\x1a\x1e.pinnace.v1.DestroyAppResponse\x12c\n" +
+	"\x12DestroyEnvironment\x12%.pinnace.v1.DestroyEnvironmentRequest\x1a&.pinnace.v1.DestroyEnvironmentResponse\x12R\n" +
 	"\n" +
 	"ReadEvents\x12\x1d.pinnace.v1.ReadEventsRequest\x1a\x1e.pinnace.v1.ReadEventsResponse\"\x03\x90\x02\x010\x01\x12\\\n" +
 	"\x0eSignCheckpoint\x12!.pinnace.v1.SignCheckpointRequest\x1a\".pinnace.v1.SignCheckpointResponse\"\x03\x90\x02\x02B\xa7\x01\n" +
@@ -6203,221 +6219,277 @@ func file_pinnace_v1_control_proto_rawDescGZIP() []byte {
 var file_pinnace_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 85)
 var file_pinnace_v1_control_proto_goTypes = []any{
-	(Steering)(0),                     // 0: pinnace.v1.Steering
-	(*GetServerInfoRequest)(nil),      // 1: pinnace.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),     // 2: pinnace.v1.GetServerInfoResponse
-	(*SignCheckpointRequest)(nil),     // 3: pinnace.v1.SignCheckpointRequest
-	(*SignCheckpointResponse)(nil),    // 4: pinnace.v1.SignCheckpointResponse
-	(*Environment)(nil),               // 5: pinnace.v1.Environment
-	(*CreateEnvironmentRequest)(nil),  // 6: pinnace.v1.CreateEnvironmentRequest
-	(*CreateEnvironmentResponse)(nil), // 7: pinnace.v1.CreateEnvironmentResponse
-	(*ListEnvironmentsRequest)(nil),   // 8: pinnace.v1.ListEnvironmentsRequest
-	(*ListEnvironmentsResponse)(nil),  // 9: pinnace.v1.ListEnvironmentsResponse
-	(*Host)(nil),                      // 10: pinnace.v1.Host
-	(*SetVarsRequest)(nil),            // 11: pinnace.v1.SetVarsRequest
-	(*SetVarsResponse)(nil),           // 12: pinnace.v1.SetVarsResponse
-	(*ListVarsRequest)(nil),           // 13: pinnace.v1.ListVarsRequest
-	(*ListVarsResponse)(nil),          // 14: pinnace.v1.ListVarsResponse
-	(*SetPlacementRequest)(nil),       // 15: pinnace.v1.SetPlacementRequest
-	(*SetPlacementResponse)(nil),      // 16: pinnace.v1.SetPlacementResponse
-	(*ListPlacementsRequest)(nil),     // 17: pinnace.v1.ListPlacementsRequest
-	(*Placement)(nil),                 // 18: pinnace.v1.Placement
-	(*ListPlacementsResponse)(nil),    // 19: pinnace.v1.ListPlacementsResponse
-	(*DrainHostRequest)(nil),          // 20: pinnace.v1.DrainHostRequest
-	(*DrainHostResponse)(nil),         // 21: pinnace.v1.DrainHostResponse
-	(*RemoveHostRequest)(nil),         // 22: pinnace.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),        // 23: pinnace.v1.RemoveHostResponse
-	(*ListHostsRequest)(nil),          // 24: pinnace.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),         // 25: pinnace.v1.ListHostsResponse
-	(*CreateReleaseRequest)(nil),      // 26: pinnace.v1.CreateReleaseRequest
-	(*CreateReleaseResponse)(nil),     // 27: pinnace.v1.CreateReleaseResponse
-	(*GetReleaseRequest)(nil),         // 28: pinnace.v1.GetReleaseRequest
-	(*GetReleaseResponse)(nil),        // 29: pinnace.v1.GetReleaseResponse
-	(*ListReleasesRequest)(nil),       // 30: pinnace.v1.ListReleasesRequest
-	(*ListReleasesResponse)(nil),      // 31: pinnace.v1.ListReleasesResponse
-	(*CheckManifestRequest)(nil),      // 32: pinnace.v1.CheckManifestRequest
-	(*CheckManifestResponse)(nil),     // 33: pinnace.v1.CheckManifestResponse
-	(*MissingSecret)(nil),             // 34: pinnace.v1.MissingSecret
-	(*Step)(nil),                      // 35: pinnace.v1.Step
-	(*PlanRequest)(nil),               // 36: pinnace.v1.PlanRequest
-	(*RollbackTarget)(nil),            // 37: pinnace.v1.RollbackTarget
-	(*PlanResponse)(nil),              // 38: pinnace.v1.PlanResponse
-	(*DeployRequest)(nil),             // 39: pinnace.v1.DeployRequest
-	(*DeployResponse)(nil),            // 40: pinnace.v1.DeployResponse
-	(*RollbackRequest)(nil),           // 41: pinnace.v1.RollbackRequest
-	(*RollbackResponse)(nil),          // 42: pinnace.v1.RollbackResponse
-	(*RestartRequest)(nil),            // 43: pinnace.v1.RestartRequest
-	(*RestartResponse)(nil),           // 44: pinnace.v1.RestartResponse
-	(*SteerRequest)(nil),              // 45: pinnace.v1.SteerRequest
-	(*SteerResponse)(nil),             // 46: pinnace.v1.SteerResponse
-	(*ScaleRequest)(nil),              // 47: pinnace.v1.ScaleRequest
-	(*ScaleResponse)(nil),             // 48: pinnace.v1.ScaleResponse
-	(*StopRequest)(nil),               // 49: pinnace.v1.StopRequest
-	(*StopResponse)(nil),              // 50: pinnace.v1.StopResponse
-	(*Deployment)(nil),                // 51: pinnace.v1.Deployment
-	(*WatchDeploymentRequest)(nil),    // 52: pinnace.v1.WatchDeploymentRequest
-	(*WatchDeploymentResponse)(nil),   // 53: pinnace.v1.WatchDeploymentResponse
-	(*Endpoint)(nil),                  // 54: pinnace.v1.Endpoint
-	(*AppStatus)(nil),                 // 55: pinnace.v1.AppStatus
-	(*GetStatusRequest)(nil),          // 56: pinnace.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),         // 57: pinnace.v1.GetStatusResponse
-	(*Stage)(nil),                     // 58: pinnace.v1.Stage
-	(*Cause)(nil),                     // 59: pinnace.v1.Cause
-	(*Booted)(nil),                    // 60: pinnace.v1.Booted
-	(*Instance)(nil),                  // 61: pinnace.v1.Instance
-	(*GetInstanceRequest)(nil),        // 62: pinnace.v1.GetInstanceRequest
-	(*GetInstanceResponse)(nil),       // 63: pinnace.v1.GetInstanceResponse
-	(*ListInstancesRequest)(nil),      // 64: pinnace.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil),     // 65: pinnace.v1.ListInstancesResponse
-	(*StreamLogsRequest)(nil),         // 66: pinnace.v1.StreamLogsRequest
-	(*LogPosition)(nil),               // 67: pinnace.v1.LogPosition
-	(*StreamLogsResponse)(nil),        // 68: pinnace.v1.StreamLogsResponse
-	(*ExecRequest)(nil),               // 69: pinnace.v1.ExecRequest
-	(*ExecStart)(nil),                 // 70: pinnace.v1.ExecStart
-	(*ExecInput)(nil),                 // 71: pinnace.v1.ExecInput
-	(*TerminalSize)(nil),              // 72: pinnace.v1.TerminalSize
-	(*ExecResponse)(nil),              // 73: pinnace.v1.ExecResponse
-	(*ExecStarted)(nil),               // 74: pinnace.v1.ExecStarted
-	(*ExecOutput)(nil),                // 75: pinnace.v1.ExecOutput
-	(*ExecEnded)(nil),                 // 76: pinnace.v1.ExecEnded
-	(*Event)(nil),                     // 77: pinnace.v1.Event
-	(*ReadEventsRequest)(nil),         // 78: pinnace.v1.ReadEventsRequest
-	(*ReadEventsResponse)(nil),        // 79: pinnace.v1.ReadEventsResponse
-	(*PutSecretResponse)(nil),         // 80: pinnace.v1.PutSecretResponse
-	nil,                               // 81: pinnace.v1.Host.LabelsEntry
-	nil,                               // 82: pinnace.v1.SetVarsRequest.SetEntry
-	nil,                               // 83: pinnace.v1.ListVarsResponse.VarsEntry
-	nil,                               // 84: pinnace.v1.SetPlacementRequest.LabelsEntry
-	nil,                               // 85: pinnace.v1.Placement.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 86: google.protobuf.Timestamp
-	(*ReleasePlatform)(nil),           // 87: pinnace.v1.ReleasePlatform
-	(*Release)(nil),                   // 88: pinnace.v1.Release
+	(Steering)(0),                      // 0: pinnace.v1.Steering
+	(*GetServerInfoRequest)(nil),       // 1: pinnace.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),      // 2: pinnace.v1.GetServerInfoResponse
+	(*SignCheckpointRequest)(nil),      // 3: pinnace.v1.SignCheckpointRequest
+	(*SignCheckpointResponse)(nil),     // 4: pinnace.v1.SignCheckpointResponse
+	(*Environment)(nil),                // 5: pinnace.v1.Environment
+	(*CreateEnvironmentRequest)(nil),   // 6: pinnace.v1.CreateEnvironmentRequest
+	(*CreateEnvironmentResponse)(nil),  // 7: pinnace.v1.CreateEnvironmentResponse
+	(*ListEnvironmentsRequest)(nil),    // 8: pinnace.v1.ListEnvironmentsRequest
+	(*ListEnvironmentsResponse)(nil),   // 9: pinnace.v1.ListEnvironmentsResponse
+	(*Host)(nil),                       // 10: pinnace.v1.Host
+	(*SetVarsRequest)(nil),             // 11: pinnace.v1.SetVarsRequest
+	(*SetVarsResponse)(nil),            // 12: pinnace.v1.SetVarsResponse
+	(*ListVarsRequest)(nil),            // 13: pinnace.v1.ListVarsRequest
+	(*ListVarsResponse)(nil),           // 14: pinnace.v1.ListVarsResponse
+	(*SetPlacementRequest)(nil),        // 15: pinnace.v1.SetPlacementRequest
+	(*SetPlacementResponse)(nil),       // 16: pinnace.v1.SetPlacementResponse
+	(*ListPlacementsRequest)(nil),      // 17: pinnace.v1.ListPlacementsRequest
+	(*Placement)(nil),                  // 18: pinnace.v1.Placement
+	(*ListPlacementsResponse)(nil),     // 19: pinnace.v1.ListPlacementsResponse
+	(*DrainHostRequest)(nil),           // 20: pinnace.v1.DrainHostRequest
+	(*DrainHostResponse)(nil),          // 21: pinnace.v1.DrainHostResponse
+	(*RemoveHostRequest)(nil),          // 22: pinnace.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),         // 23: pinnace.v1.RemoveHostResponse
+	(*ListHostsRequest)(nil),           // 24: pinnace.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),          // 25: pinnace.v1.ListHostsResponse
+	(*CreateReleaseRequest)(nil),       // 26: pinnace.v1.CreateReleaseRequest
+	(*CreateReleaseResponse)(nil),      // 27: pinnace.v1.CreateReleaseResponse
+	(*GetReleaseRequest)(nil),          // 28: pinnace.v1.GetReleaseRequest
+	(*GetReleaseResponse)(nil),         // 29: pinnace.v1.GetReleaseResponse
+	(*ListReleasesRequest)(nil),        // 30: pinnace.v1.ListReleasesRequest
+	(*ListReleasesResponse)(nil),       // 31: pinnace.v1.ListReleasesResponse
+	(*CheckManifestRequest)(nil),       // 32: pinnace.v1.CheckManifestRequest
+	(*CheckManifestResponse)(nil),      // 33: pinnace.v1.CheckManifestResponse
+	(*MissingSecret)(nil),              // 34: pinnace.v1.MissingSecret
+	(*Step)(nil),                       // 35: pinnace.v1.Step
+	(*PlanRequest)(nil),                // 36: pinnace.v1.PlanRequest
+	(*RollbackTarget)(nil),             // 37: pinnace.v1.RollbackTarget
+	(*PlanResponse)(nil),               // 38: pinnace.v1.PlanResponse
+	(*DeployRequest)(nil),              // 39: pinnace.v1.DeployRequest
+	(*DeployResponse)(nil),             // 40: pinnace.v1.DeployResponse
+	(*RollbackRequest)(nil),            // 41: pinnace.v1.RollbackRequest
+	(*RollbackResponse)(nil),           // 42: pinnace.v1.RollbackResponse
+	(*RestartRequest)(nil),             // 43: pinnace.v1.RestartRequest
+	(*RestartResponse)(nil),            // 44: pinnace.v1.RestartResponse
+	(*SteerRequest)(nil),               // 45: pinnace.v1.SteerRequest
+	(*SteerResponse)(nil),              // 46: pinnace.v1.SteerResponse
+	(*ScaleRequest)(nil),               // 47: pinnace.v1.ScaleRequest
+	(*ScaleResponse)(nil),              // 48: pinnace.v1.ScaleResponse
+	(*StopRequest)(nil),                // 49: pinnace.v1.StopRequest
+	(*StopResponse)(nil),               // 50: pinnace.v1.StopResponse
+	(*Deployment)(nil),                 // 51: pinnace.v1.Deployment
+	(*WatchDeploymentRequest)(nil),     // 52: pinnace.v1.WatchDeploymentRequest
+	(*WatchDeploymentResponse)(nil),    // 53: pinnace.v1.WatchDeploymentResponse
+	(*Endpoint)(nil),                   // 54: pinnace.v1.Endpoint
+	(*AppStatus)(nil),                  // 55: pinnace.v1.AppStatus
+	(*GetStatusRequest)(nil),           // 56: pinnace.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),          // 57: pinnace.v1.GetStatusResponse
+	(*Stage)(nil),                      // 58: pinnace.v1.Stage
+	(*Cause)(nil),                      // 59: pinnace.v1.Cause
+	(*Booted)(nil),                     // 60: pinnace.v1.Booted
+	(*Instance)(nil),                   // 61: pinnace.v1.Instance
+	(*GetInstanceRequest)(nil),         // 62: pinnace.v1.GetInstanceRequest
+	(*GetInstanceResponse)(nil),        // 63: pinnace.v1.GetInstanceResponse
+	(*ListInstancesRequest)(nil),       // 64: pinnace.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil),      // 65: pinnace.v1.ListInstancesResponse
+	(*StreamLogsRequest)(nil),          // 66: pinnace.v1.StreamLogsRequest
+	(*LogPosition)(nil),                // 67: pinnace.v1.LogPosition
+	(*StreamLogsResponse)(nil),         // 68: pinnace.v1.StreamLogsResponse
+	(*ExecRequest)(nil),                // 69: pinnace.v1.ExecRequest
+	(*ExecStart)(nil),                  // 70: pinnace.v1.ExecStart
+	(*ExecInput)(nil),                  // 71: pinnace.v1.ExecInput
+	(*TerminalSize)(nil),               // 72: pinnace.v1.TerminalSize
+	(*ExecResponse)(nil),               // 73: pinnace.v1.ExecResponse
+	(*ExecStarted)(nil),                // 74: pinnace.v1.ExecStarted
+	(*ExecOutput)(nil),                 // 75: pinnace.v1.ExecOutput
+	(*ExecEnded)(nil),                  // 76: pinnace.v1.ExecEnded
+	(*Event)(nil),                      // 77: pinnace.v1.Event
+	(*ReadEventsRequest)(nil),          // 78: pinnace.v1.ReadEventsRequest
+	(*ReadEventsResponse)(nil),         // 79: pinnace.v1.ReadEventsResponse
+	(*PutSecretResponse)(nil),          // 80: pinnace.v1.PutSecretResponse
+	nil,                                // 81: pinnace.v1.Host.LabelsEntry
+	nil,                                // 82: pinnace.v1.SetVarsRequest.SetEntry
+	nil,                                // 83: pinnace.v1.ListVarsResponse.VarsEntry
+	nil,                                // 84: pinnace.v1.SetPlacementRequest.LabelsEntry
+	nil,                                // 85: pinnace.v1.Placement.LabelsEntry
+	(*timestamppb.Timestamp)(nil),      // 86: google.protobuf.Timestamp
+	(*ReleasePlatform)(nil),            // 87: pinnace.v1.ReleasePlatform
+	(*Release)(nil),                    // 88: pinnace.v1.Release
+	(*ListUsageRequest)(nil),           // 89: pinnace.v1.ListUsageRequest
+	(*ForwardPortRequest)(nil),         // 90: pinnace.v1.ForwardPortRequest
+	(*ListVolumesRequest)(nil),         // 91: pinnace.v1.ListVolumesRequest
+	(*GrowVolumeRequest)(nil),          // 92: pinnace.v1.GrowVolumeRequest
+	(*DetachVolumeRequest)(nil),        // 93: pinnace.v1.DetachVolumeRequest
+	(*DeleteVolumeRequest)(nil),        // 94: pinnace.v1.DeleteVolumeRequest
+	(*SnapshotVolumeRequest)(nil),      // 95: pinnace.v1.SnapshotVolumeRequest
+	(*DeleteSnapshotRequest)(nil),      // 96: pinnace.v1.DeleteSnapshotRequest
+	(*ExportVolumeRequest)(nil),        // 97: pinnace.v1.ExportVolumeRequest
+	(*ImportVolumeRequest)(nil),        // 98: pinnace.v1.ImportVolumeRequest
+	(*GetQuotaRequest)(nil),            // 99: pinnace.v1.GetQuotaRequest
+	(*SetQuotaRequest)(nil),            // 100: pinnace.v1.SetQuotaRequest
+	(*DestroyAppRequest)(nil),          // 101: pinnace.v1.DestroyAppRequest
+	(*DestroyEnvironmentRequest)(nil),  // 102: pinnace.v1.DestroyEnvironmentRequest
+	(*ListUsageResponse)(nil),          // 103: pinnace.v1.ListUsageResponse
+	(*ForwardPortResponse)(nil),        // 104: pinnace.v1.ForwardPortResponse
+	(*ListVolumesResponse)(nil),        // 105: pinnace.v1.ListVolumesResponse
+	(*GrowVolumeResponse)(nil),         // 106: pinnace.v1.GrowVolumeResponse
+	(*DetachVolumeResponse)(nil),       // 107: pinnace.v1.DetachVolumeResponse
+	(*DeleteVolumeResponse)(nil),       // 108: pinnace.v1.DeleteVolumeResponse
+	(*SnapshotVolumeResponse)(nil),     // 109: pinnace.v1.SnapshotVolumeResponse
+	(*DeleteSnapshotResponse)(nil),     // 110: pinnace.v1.DeleteSnapshotResponse
+	(*ExportVolumeResponse)(nil),       // 111: pinnace.v1.ExportVolumeResponse
+	(*ImportVolumeResponse)(nil),       // 112: pinnace.v1.ImportVolumeResponse
+	(*GetQuotaResponse)(nil),           // 113: pinnace.v1.GetQuotaResponse
+	(*SetQuotaResponse)(nil),           // 114: pinnace.v1.SetQuotaResponse
+	(*DestroyAppResponse)(nil),         // 115: pinnace.v1.DestroyAppResponse
+	(*DestroyEnvironmentResponse)(nil), // 116: pinnace.v1.DestroyEnvironmentResponse
 }
 var file_pinnace_v1_control_proto_depIdxs = []int32{
-	86, // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	86, // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
-	5,  // 2: pinnace.v1.CreateEnvironmentResponse.environment:type_name -> pinnace.v1.Environment
-	5,  // 3: pinnace.v1.ListEnvironmentsResponse.environments:type_name -> pinnace.v1.Environment
-	81, // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
-	86, // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
-	86, // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
-	82, // 7: pinnace.v1.SetVarsRequest.set:type_name -> pinnace.v1.SetVarsRequest.SetEntry
-	51, // 8: pinnace.v1.SetVarsResponse.deployments:type_name -> pinnace.v1.Deployment
-	83, // 9: pinnace.v1.ListVarsResponse.vars:type_name -> pinnace.v1.ListVarsResponse.VarsEntry
-	84, // 10: pinnace.v1.SetPlacementRequest.labels:type_name -> pinnace.v1.SetPlacementRequest.LabelsEntry
-	85, // 11: pinnace.v1.Placement.labels:type_name -> pinnace.v1.Placement.LabelsEntry
-	18, // 12: pinnace.v1.ListPlacementsResponse.placements:type_name -> pinnace.v1.Placement
-	10, // 13: pinnace.v1.DrainHostResponse.host:type_name -> pinnace.v1.Host
-	10, // 14: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
-	87, // 15: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
-	88, // 16: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
-	88, // 17: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
-	88, // 18: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
-	34, // 19: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
-	37, // 20: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
-	35, // 21: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
-	51, // 22: pinnace.v1.DeployResponse.deployment:type_name -> pinnace.v1.Deployment
-	51, // 23: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
-	51, // 24: pinnace.v1.RestartResponse.deployment:type_name -> pinnace.v1.Deployment
-	0,  // 25: pinnace.v1.SteerRequest.steering:type_name -> pinnace.v1.Steering
-	51, // 26: pinnace.v1.SteerResponse.deployment:type_name -> pinnace.v1.Deployment
-	51, // 27: pinnace.v1.ScaleResponse.deployment:type_name -> pinnace.v1.Deployment
-	51, // 28: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
-	86, // 29: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
-	86, // 30: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
-	86, // 31: pinnace.v1.Deployment.paused_at:type_name -> google.protobuf.Timestamp
-	86, // 32: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
-	51, // 33: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
-	51, // 34: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
-	51, // 35: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
-	54, // 36: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
-	51, // 37: pinnace.v1.AppStatus.latest:type_name -> pinnace.v1.Deployment
-	55, // 38: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
-	86, // 39: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	86, // 40: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
-	58, // 41: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
-	59, // 42: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
-	60, // 43: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
-	86, // 44: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
-	86, // 45: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
-	86, // 46: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
-	61, // 47: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
-	61, // 48: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
-	86, // 49: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
-	67, // 50: pinnace.v1.StreamLogsRequest.after:type_name -> pinnace.v1.LogPosition
-	86, // 51: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
-	70, // 52: pinnace.v1.ExecRequest.start:type_name -> pinnace.v1.ExecStart
-	71, // 53: pinnace.v1.ExecRequest.input:type_name -> pinnace.v1.ExecInput
-	72, // 54: pinnace.v1.ExecRequest.size:type_name -> pinnace.v1.TerminalSize
-	72, // 55: pinnace.v1.ExecStart.size:type_name -> pinnace.v1.TerminalSize
-	74, // 56: pinnace.v1.ExecResponse.started:type_name -> pinnace.v1.ExecStarted
-	75, // 57: pinnace.v1.ExecResponse.output:type_name -> pinnace.v1.ExecOutput
-	76, // 58: pinnace.v1.ExecResponse.ended:type_name -> pinnace.v1.ExecEnded
-	77, // 59: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
-	51, // 60: pinnace.v1.PutSecretResponse.deployments:type_name -> pinnace.v1.Deployment
-	1,  // 61: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
-	6,  // 62: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
-	8,  // 63: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
-	11, // 64: pinnace.v1.ControlService.SetVars:input_type -> pinnace.v1.SetVarsRequest
-	13, // 65: pinnace.v1.ControlService.ListVars:input_type -> pinnace.v1.ListVarsRequest
-	15, // 66: pinnace.v1.ControlService.SetPlacement:input_type -> pinnace.v1.SetPlacementRequest
-	17, // 67: pinnace.v1.ControlService.ListPlacements:input_type -> pinnace.v1.ListPlacementsRequest
-	24, // 68: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
-	20, // 69: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
-	22, // 70: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
-	26, // 71: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
-	28, // 72: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
-	30, // 73: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
-	32, // 74: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
-	36, // 75: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
-	39, // 76: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
-	41, // 77: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
-	49, // 78: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
-	43, // 79: pinnace.v1.ControlService.Restart:input_type -> pinnace.v1.RestartRequest
-	45, // 80: pinnace.v1.ControlService.Steer:input_type -> pinnace.v1.SteerRequest
-	47, // 81: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
-	52, // 82: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
-	56, // 83: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
-	62, // 84: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
-	64, // 85: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
-	66, // 86: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
-	69, // 87: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
-	78, // 88: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
-	3,  // 89: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
-	2,  // 90: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
-	7,  // 91: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
-	9,  // 92: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
-	12, // 93: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
-	14, // 94: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
-	16, // 95: pinnace.v1.ControlService.SetPlacement:output_type -> pinnace.v1.SetPlacementResponse
-	19, // 96: pinnace.v1.ControlService.ListPlacements:output_type -> pinnace.v1.ListPlacementsResponse
-	25, // 97: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
-	21, // 98: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
-	23, // 99: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
-	27, // 100: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
-	29, // 101: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
-	31, // 102: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
-	33, // 103: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
-	38, // 104: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
-	40, // 105: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
-	42, // 106: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
-	50, // 107: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
-	44, // 108: pinnace.v1.ControlService.Restart:output_type -> pinnace.v1.RestartResponse
-	46, // 109: pinnace.v1.ControlService.Steer:output_type -> pinnace.v1.SteerResponse
-	48, // 110: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
-	53, // 111: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
-	57, // 112: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
-	63, // 113: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
-	65, // 114: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
-	68, // 115: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
-	73, // 116: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
-	79, // 117: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
-	4,  // 118: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
-	90, // [90:119] is the sub-list for method output_type
-	61, // [61:90] is the sub-list for method input_type
-	61, // [61:61] is the sub-list for extension type_name
-	61, // [61:61] is the sub-list for extension extendee
-	0,  // [0:61] is the sub-list for field type_name
+	86,  // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	86,  // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	5,   // 2: pinnace.v1.CreateEnvironmentResponse.environment:type_name -> pinnace.v1.Environment
+	5,   // 3: pinnace.v1.ListEnvironmentsResponse.environments:type_name -> pinnace.v1.Environment
+	81,  // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
+	86,  // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
+	86,  // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
+	82,  // 7: pinnace.v1.SetVarsRequest.set:type_name -> pinnace.v1.SetVarsRequest.SetEntry
+	51,  // 8: pinnace.v1.SetVarsResponse.deployments:type_name -> pinnace.v1.Deployment
+	83,  // 9: pinnace.v1.ListVarsResponse.vars:type_name -> pinnace.v1.ListVarsResponse.VarsEntry
+	84,  // 10: pinnace.v1.SetPlacementRequest.labels:type_name -> pinnace.v1.SetPlacementRequest.LabelsEntry
+	85,  // 11: pinnace.v1.Placement.labels:type_name -> pinnace.v1.Placement.LabelsEntry
+	18,  // 12: pinnace.v1.ListPlacementsResponse.placements:type_name -> pinnace.v1.Placement
+	10,  // 13: pinnace.v1.DrainHostResponse.host:type_name -> pinnace.v1.Host
+	10,  // 14: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
+	87,  // 15: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
+	88,  // 16: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
+	88,  // 17: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
+	88,  // 18: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
+	34,  // 19: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
+	37,  // 20: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
+	35,  // 21: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
+	51,  // 22: pinnace.v1.DeployResponse.deployment:type_name -> pinnace.v1.Deployment
+	51,  // 23: pinnace.v1.RollbackResponse.deployment:type_name -> pinnace.v1.Deployment
+	51,  // 24: pinnace.v1.RestartResponse.deployment:type_name -> pinnace.v1.Deployment
+	0,   // 25: pinnace.v1.SteerRequest.steering:type_name -> pinnace.v1.Steering
+	51,  // 26: pinnace.v1.SteerResponse.deployment:type_name -> pinnace.v1.Deployment
+	51,  // 27: pinnace.v1.ScaleResponse.deployment:type_name -> pinnace.v1.Deployment
+	51,  // 28: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
+	86,  // 29: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
+	86,  // 30: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
+	86,  // 31: pinnace.v1.Deployment.paused_at:type_name -> google.protobuf.Timestamp
+	86,  // 32: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
+	51,  // 33: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
+	51,  // 34: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
+	51,  // 35: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
+	54,  // 36: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
+	51,  // 37: pinnace.v1.AppStatus.latest:type_name -> pinnace.v1.Deployment
+	55,  // 38: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
+	86,  // 39: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	86,  // 40: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
+	58,  // 41: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
+	59,  // 42: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
+	60,  // 43: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
+	86,  // 44: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
+	86,  // 45: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
+	86,  // 46: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
+	61,  // 47: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
+	61,  // 48: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
+	86,  // 49: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
+	67,  // 50: pinnace.v1.StreamLogsRequest.after:type_name -> pinnace.v1.LogPosition
+	86,  // 51: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
+	70,  // 52: pinnace.v1.ExecRequest.start:type_name -> pinnace.v1.ExecStart
+	71,  // 53: pinnace.v1.ExecRequest.input:type_name -> pinnace.v1.ExecInput
+	72,  // 54: pinnace.v1.ExecRequest.size:type_name -> pinnace.v1.TerminalSize
+	72,  // 55: pinnace.v1.ExecStart.size:type_name -> pinnace.v1.TerminalSize
+	74,  // 56: pinnace.v1.ExecResponse.started:type_name -> pinnace.v1.ExecStarted
+	75,  // 57: pinnace.v1.ExecResponse.output:type_name -> pinnace.v1.ExecOutput
+	76,  // 58: pinnace.v1.ExecResponse.ended:type_name -> pinnace.v1.ExecEnded
+	77,  // 59: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
+	51,  // 60: pinnace.v1.PutSecretResponse.deployments:type_name -> pinnace.v1.Deployment
+	1,   // 61: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
+	6,   // 62: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
+	8,   // 63: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
+	11,  // 64: pinnace.v1.ControlService.SetVars:input_type -> pinnace.v1.SetVarsRequest
+	13,  // 65: pinnace.v1.ControlService.ListVars:input_type -> pinnace.v1.ListVarsRequest
+	15,  // 66: pinnace.v1.ControlService.SetPlacement:input_type -> pinnace.v1.SetPlacementRequest
+	17,  // 67: pinnace.v1.ControlService.ListPlacements:input_type -> pinnace.v1.ListPlacementsRequest
+	24,  // 68: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
+	20,  // 69: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
+	22,  // 70: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
+	26,  // 71: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
+	28,  // 72: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
+	30,  // 73: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
+	32,  // 74: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
+	36,  // 75: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
+	39,  // 76: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
+	41,  // 77: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
+	49,  // 78: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
+	43,  // 79: pinnace.v1.ControlService.Restart:input_type -> pinnace.v1.RestartRequest
+	45,  // 80: pinnace.v1.ControlService.Steer:input_type -> pinnace.v1.SteerRequest
+	47,  // 81: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
+	52,  // 82: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
+	56,  // 83: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
+	62,  // 84: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
+	64,  // 85: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
+	66,  // 86: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
+	69,  // 87: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
+	89,  // 88: pinnace.v1.ControlService.ListUsage:input_type -> pinnace.v1.ListUsageRequest
+	90,  // 89: pinnace.v1.ControlService.ForwardPort:input_type -> pinnace.v1.ForwardPortRequest
+	91,  // 90: pinnace.v1.ControlService.ListVolumes:input_type -> pinnace.v1.ListVolumesRequest
+	92,  // 91: pinnace.v1.ControlService.GrowVolume:input_type -> pinnace.v1.GrowVolumeRequest
+	93,  // 92: pinnace.v1.ControlService.DetachVolume:input_type -> pinnace.v1.DetachVolumeRequest
+	94,  // 93: pinnace.v1.ControlService.DeleteVolume:input_type -> pinnace.v1.DeleteVolumeRequest
+	95,  // 94: pinnace.v1.ControlService.SnapshotVolume:input_type -> pinnace.v1.SnapshotVolumeRequest
+	96,  // 95: pinnace.v1.ControlService.DeleteSnapshot:input_type -> pinnace.v1.DeleteSnapshotRequest
+	97,  // 96: pinnace.v1.ControlService.ExportVolume:input_type -> pinnace.v1.ExportVolumeRequest
+	98,  // 97: pinnace.v1.ControlService.ImportVolume:input_type -> pinnace.v1.ImportVolumeRequest
+	99,  // 98: pinnace.v1.ControlService.GetQuota:input_type -> pinnace.v1.GetQuotaRequest
+	100, // 99: pinnace.v1.ControlService.SetQuota:input_type -> pinnace.v1.SetQuotaRequest
+	101, // 100: pinnace.v1.ControlService.DestroyApp:input_type -> pinnace.v1.DestroyAppRequest
+	102, // 101: pinnace.v1.ControlService.DestroyEnvironment:input_type -> pinnace.v1.DestroyEnvironmentRequest
+	78,  // 102: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
+	3,   // 103: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
+	2,   // 104: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
+	7,   // 105: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
+	9,   // 106: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
+	12,  // 107: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
+	14,  // 108: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
+	16,  // 109: pinnace.v1.ControlService.SetPlacement:output_type -> pinnace.v1.SetPlacementResponse
+	19,  // 110: pinnace.v1.ControlService.ListPlacements:output_type -> pinnace.v1.ListPlacementsResponse
+	25,  // 111: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
+	21,  // 112: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
+	23,  // 113: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
+	27,  // 114: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
+	29,  // 115: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
+	31,  // 116: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
+	33,  // 117: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
+	38,  // 118: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
+	40,  // 119: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
+	42,  // 120: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
+	50,  // 121: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
+	44,  // 122: pinnace.v1.ControlService.Restart:output_type -> pinnace.v1.RestartResponse
+	46,  // 123: pinnace.v1.ControlService.Steer:output_type -> pinnace.v1.SteerResponse
+	48,  // 124: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
+	53,  // 125: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
+	57,  // 126: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
+	63,  // 127: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
+	65,  // 128: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
+	68,  // 129: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
+	73,  // 130: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
+	103, // 131: pinnace.v1.ControlService.ListUsage:output_type -> pinnace.v1.ListUsageResponse
+	104, // 132: pinnace.v1.ControlService.ForwardPort:output_type -> pinnace.v1.ForwardPortResponse
+	105, // 133: pinnace.v1.ControlService.ListVolumes:output_type -> pinnace.v1.ListVolumesResponse
+	106, // 134: pinnace.v1.ControlService.GrowVolume:output_type -> pinnace.v1.GrowVolumeResponse
+	107, // 135: pinnace.v1.ControlService.DetachVolume:output_type -> pinnace.v1.DetachVolumeResponse
+	108, // 136: pinnace.v1.ControlService.DeleteVolume:output_type -> pinnace.v1.DeleteVolumeResponse
+	109, // 137: pinnace.v1.ControlService.SnapshotVolume:output_type -> pinnace.v1.SnapshotVolumeResponse
+	110, // 138: pinnace.v1.ControlService.DeleteSnapshot:output_type -> pinnace.v1.DeleteSnapshotResponse
+	111, // 139: pinnace.v1.ControlService.ExportVolume:output_type -> pinnace.v1.ExportVolumeResponse
+	112, // 140: pinnace.v1.ControlService.ImportVolume:output_type -> pinnace.v1.ImportVolumeResponse
+	113, // 141: pinnace.v1.ControlService.GetQuota:output_type -> pinnace.v1.GetQuotaResponse
+	114, // 142: pinnace.v1.ControlService.SetQuota:output_type -> pinnace.v1.SetQuotaResponse
+	115, // 143: pinnace.v1.ControlService.DestroyApp:output_type -> pinnace.v1.DestroyAppResponse
+	116, // 144: pinnace.v1.ControlService.DestroyEnvironment:output_type -> pinnace.v1.DestroyEnvironmentResponse
+	79,  // 145: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
+	4,   // 146: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
+	104, // [104:147] is the sub-list for method output_type
+	61,  // [61:104] is the sub-list for method input_type
+	61,  // [61:61] is the sub-list for extension type_name
+	61,  // [61:61] is the sub-list for extension extendee
+	0,   // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_control_proto_init() }
@@ -6425,7 +6497,9 @@ func file_pinnace_v1_control_proto_init() {
 	if File_pinnace_v1_control_proto != nil {
 		return
 	}
+	file_pinnace_v1_reach_proto_init()
 	file_pinnace_v1_release_proto_init()
+	file_pinnace_v1_volume_proto_init()
 	file_pinnace_v1_control_proto_msgTypes[35].OneofWrappers = []any{
 		(*PlanRequest_Release)(nil),
 		(*PlanRequest_Rollback)(nil),

@@ -44,6 +44,8 @@ const (
 	AgentServiceSendLogsProcedure = "/pinnace.v1.AgentService/SendLogs"
 	// AgentServiceServeExecProcedure is the fully-qualified name of the AgentService's ServeExec RPC.
 	AgentServiceServeExecProcedure = "/pinnace.v1.AgentService/ServeExec"
+	// AgentServiceServeTaskProcedure is the fully-qualified name of the AgentService's ServeTask RPC.
+	AgentServiceServeTaskProcedure = "/pinnace.v1.AgentService/ServeTask"
 )
 
 // AgentServiceClient is a client for the pinnace.v1.AgentService service.
@@ -58,6 +60,8 @@ type AgentServiceClient interface {
 	SendLogs(context.Context) *connect.ClientStreamForClient[v1.SendLogsRequest, v1.SendLogsResponse]
 	// ServeExec answers an ExecTask of WatchAssignments.
 	ServeExec(context.Context) *connect.BidiStreamForClient[v1.ServeExecRequest, v1.ServeExecResponse]
+	// ServeTask answers a HostTask of WatchAssignments.
+	ServeTask(context.Context) *connect.BidiStreamForClient[v1.ServeTaskRequest, v1.ServeTaskResponse]
 }
 
 // NewAgentServiceClient constructs a client for the pinnace.v1.AgentService service. By default, it
@@ -106,6 +110,13 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithIdempotency(connect.IdempotencyIdempotent),
 			connect.WithClientOptions(opts...),
 		),
+		serveTask: connect.NewClient[v1.ServeTaskRequest, v1.ServeTaskResponse](
+			httpClient,
+			baseURL+AgentServiceServeTaskProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("ServeTask")),
+			connect.WithIdempotency(connect.IdempotencyIdempotent),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -116,6 +127,7 @@ type agentServiceClient struct {
 	report           *connect.Client[v1.ReportRequest, v1.ReportResponse]
 	sendLogs         *connect.Client[v1.SendLogsRequest, v1.SendLogsResponse]
 	serveExec        *connect.Client[v1.ServeExecRequest, v1.ServeExecResponse]
+	serveTask        *connect.Client[v1.ServeTaskRequest, v1.ServeTaskResponse]
 }
 
 // Join calls pinnace.v1.AgentService.Join.
@@ -143,6 +155,11 @@ func (c *agentServiceClient) ServeExec(ctx context.Context) *connect.BidiStreamF
 	return c.serveExec.CallBidiStream(ctx)
 }
 
+// ServeTask calls pinnace.v1.AgentService.ServeTask.
+func (c *agentServiceClient) ServeTask(ctx context.Context) *connect.BidiStreamForClient[v1.ServeTaskRequest, v1.ServeTaskResponse] {
+	return c.serveTask.CallBidiStream(ctx)
+}
+
 // AgentServiceHandler is an implementation of the pinnace.v1.AgentService service.
 type AgentServiceHandler interface {
 	// Join makes the host known, or refreshes what is known of it.
@@ -155,6 +172,8 @@ type AgentServiceHandler interface {
 	SendLogs(context.Context, *connect.ClientStream[v1.SendLogsRequest]) (*connect.Response[v1.SendLogsResponse], error)
 	// ServeExec answers an ExecTask of WatchAssignments.
 	ServeExec(context.Context, *connect.BidiStream[v1.ServeExecRequest, v1.ServeExecResponse]) error
+	// ServeTask answers a HostTask of WatchAssignments.
+	ServeTask(context.Context, *connect.BidiStream[v1.ServeTaskRequest, v1.ServeTaskResponse]) error
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -199,6 +218,13 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithIdempotency(connect.IdempotencyIdempotent),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceServeTaskHandler := connect.NewBidiStreamHandler(
+		AgentServiceServeTaskProcedure,
+		svc.ServeTask,
+		connect.WithSchema(agentServiceMethods.ByName("ServeTask")),
+		connect.WithIdempotency(connect.IdempotencyIdempotent),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/pinnace.v1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AgentServiceJoinProcedure:
@@ -211,6 +237,8 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceSendLogsHandler.ServeHTTP(w, r)
 		case AgentServiceServeExecProcedure:
 			agentServiceServeExecHandler.ServeHTTP(w, r)
+		case AgentServiceServeTaskProcedure:
+			agentServiceServeTaskHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -238,4 +266,8 @@ func (UnimplementedAgentServiceHandler) SendLogs(context.Context, *connect.Clien
 
 func (UnimplementedAgentServiceHandler) ServeExec(context.Context, *connect.BidiStream[v1.ServeExecRequest, v1.ServeExecResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.AgentService.ServeExec is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) ServeTask(context.Context, *connect.BidiStream[v1.ServeTaskRequest, v1.ServeTaskResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.AgentService.ServeTask is not implemented"))
 }

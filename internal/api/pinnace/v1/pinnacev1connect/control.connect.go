@@ -104,6 +104,46 @@ const (
 	ControlServiceStreamLogsProcedure = "/pinnace.v1.ControlService/StreamLogs"
 	// ControlServiceExecProcedure is the fully-qualified name of the ControlService's Exec RPC.
 	ControlServiceExecProcedure = "/pinnace.v1.ControlService/Exec"
+	// ControlServiceListUsageProcedure is the fully-qualified name of the ControlService's ListUsage
+	// RPC.
+	ControlServiceListUsageProcedure = "/pinnace.v1.ControlService/ListUsage"
+	// ControlServiceForwardPortProcedure is the fully-qualified name of the ControlService's
+	// ForwardPort RPC.
+	ControlServiceForwardPortProcedure = "/pinnace.v1.ControlService/ForwardPort"
+	// ControlServiceListVolumesProcedure is the fully-qualified name of the ControlService's
+	// ListVolumes RPC.
+	ControlServiceListVolumesProcedure = "/pinnace.v1.ControlService/ListVolumes"
+	// ControlServiceGrowVolumeProcedure is the fully-qualified name of the ControlService's GrowVolume
+	// RPC.
+	ControlServiceGrowVolumeProcedure = "/pinnace.v1.ControlService/GrowVolume"
+	// ControlServiceDetachVolumeProcedure is the fully-qualified name of the ControlService's
+	// DetachVolume RPC.
+	ControlServiceDetachVolumeProcedure = "/pinnace.v1.ControlService/DetachVolume"
+	// ControlServiceDeleteVolumeProcedure is the fully-qualified name of the ControlService's
+	// DeleteVolume RPC.
+	ControlServiceDeleteVolumeProcedure = "/pinnace.v1.ControlService/DeleteVolume"
+	// ControlServiceSnapshotVolumeProcedure is the fully-qualified name of the ControlService's
+	// SnapshotVolume RPC.
+	ControlServiceSnapshotVolumeProcedure = "/pinnace.v1.ControlService/SnapshotVolume"
+	// ControlServiceDeleteSnapshotProcedure is the fully-qualified name of the ControlService's
+	// DeleteSnapshot RPC.
+	ControlServiceDeleteSnapshotProcedure = "/pinnace.v1.ControlService/DeleteSnapshot"
+	// ControlServiceExportVolumeProcedure is the fully-qualified name of the ControlService's
+	// ExportVolume RPC.
+	ControlServiceExportVolumeProcedure = "/pinnace.v1.ControlService/ExportVolume"
+	// ControlServiceImportVolumeProcedure is the fully-qualified name of the ControlService's
+	// ImportVolume RPC.
+	ControlServiceImportVolumeProcedure = "/pinnace.v1.ControlService/ImportVolume"
+	// ControlServiceGetQuotaProcedure is the fully-qualified name of the ControlService's GetQuota RPC.
+	ControlServiceGetQuotaProcedure = "/pinnace.v1.ControlService/GetQuota"
+	// ControlServiceSetQuotaProcedure is the fully-qualified name of the ControlService's SetQuota RPC.
+	ControlServiceSetQuotaProcedure = "/pinnace.v1.ControlService/SetQuota"
+	// ControlServiceDestroyAppProcedure is the fully-qualified name of the ControlService's DestroyApp
+	// RPC.
+	ControlServiceDestroyAppProcedure = "/pinnace.v1.ControlService/DestroyApp"
+	// ControlServiceDestroyEnvironmentProcedure is the fully-qualified name of the ControlService's
+	// DestroyEnvironment RPC.
+	ControlServiceDestroyEnvironmentProcedure = "/pinnace.v1.ControlService/DestroyEnvironment"
 	// ControlServiceReadEventsProcedure is the fully-qualified name of the ControlService's ReadEvents
 	// RPC.
 	ControlServiceReadEventsProcedure = "/pinnace.v1.ControlService/ReadEvents"
@@ -153,6 +193,30 @@ type ControlServiceClient interface {
 	StreamLogs(context.Context, *connect.Request[v1.StreamLogsRequest]) (*connect.ServerStreamForClient[v1.StreamLogsResponse], error)
 	// Exec runs a command in an instance, beside its workload. The first message is start; the answer ends with ended.
 	Exec(context.Context) *connect.BidiStreamForClient[v1.ExecRequest, v1.ExecResponse]
+	// ListUsage tells what the workloads of instances use.
+	ListUsage(context.Context, *connect.Request[v1.ListUsageRequest]) (*connect.Response[v1.ListUsageResponse], error)
+	// ForwardPort is one TCP connection to a port of an instance.
+	ForwardPort(context.Context) *connect.BidiStreamForClient[v1.ForwardPortRequest, v1.ForwardPortResponse]
+	ListVolumes(context.Context, *connect.Request[v1.ListVolumesRequest]) (*connect.Response[v1.ListVolumesResponse], error)
+	// GrowVolume makes a volume larger from the next start of its instance on.
+	GrowVolume(context.Context, *connect.Request[v1.GrowVolumeRequest]) (*connect.Response[v1.GrowVolumeResponse], error)
+	// DetachVolume takes a volume away from its app; nothing may run with it. It stays where it is.
+	DetachVolume(context.Context, *connect.Request[v1.DetachVolumeRequest]) (*connect.Response[v1.DetachVolumeResponse], error)
+	// DeleteVolume removes a volume that is detached, with its snapshots.
+	DeleteVolume(context.Context, *connect.Request[v1.DeleteVolumeRequest]) (*connect.Response[v1.DeleteVolumeResponse], error)
+	// SnapshotVolume copies a volume on its host. Whoever writes to it waits meanwhile.
+	SnapshotVolume(context.Context, *connect.Request[v1.SnapshotVolumeRequest]) (*connect.Response[v1.SnapshotVolumeResponse], error)
+	DeleteSnapshot(context.Context, *connect.Request[v1.DeleteSnapshotRequest]) (*connect.Response[v1.DeleteSnapshotResponse], error)
+	// ExportVolume sends the image of a volume or of a snapshot.
+	ExportVolume(context.Context, *connect.Request[v1.ExportVolumeRequest]) (*connect.ServerStreamForClient[v1.ExportVolumeResponse], error)
+	// ImportVolume makes a volume of an image. It is there whole, or not at all.
+	ImportVolume(context.Context) *connect.ClientStreamForClient[v1.ImportVolumeRequest, v1.ImportVolumeResponse]
+	GetQuota(context.Context, *connect.Request[v1.GetQuotaRequest]) (*connect.Response[v1.GetQuotaResponse], error)
+	// SetQuota bounds what the instances of an environment may have together. What runs, runs on.
+	SetQuota(context.Context, *connect.Request[v1.SetQuotaRequest]) (*connect.Response[v1.SetQuotaResponse], error)
+	// DestroyApp ends an app in an environment with all that is only its own.
+	DestroyApp(context.Context, *connect.Request[v1.DestroyAppRequest]) (*connect.Response[v1.DestroyAppResponse], error)
+	DestroyEnvironment(context.Context, *connect.Request[v1.DestroyEnvironmentRequest]) (*connect.Response[v1.DestroyEnvironmentResponse], error)
 	// ReadEvents sends committed events in order with everything that their hash covers.
 	ReadEvents(context.Context, *connect.Request[v1.ReadEventsRequest]) (*connect.ServerStreamForClient[v1.ReadEventsResponse], error)
 	// SignCheckpoint signs the event log as it is now.
@@ -346,6 +410,93 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("Exec")),
 			connect.WithClientOptions(opts...),
 		),
+		listUsage: connect.NewClient[v1.ListUsageRequest, v1.ListUsageResponse](
+			httpClient,
+			baseURL+ControlServiceListUsageProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ListUsage")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		forwardPort: connect.NewClient[v1.ForwardPortRequest, v1.ForwardPortResponse](
+			httpClient,
+			baseURL+ControlServiceForwardPortProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ForwardPort")),
+			connect.WithClientOptions(opts...),
+		),
+		listVolumes: connect.NewClient[v1.ListVolumesRequest, v1.ListVolumesResponse](
+			httpClient,
+			baseURL+ControlServiceListVolumesProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ListVolumes")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		growVolume: connect.NewClient[v1.GrowVolumeRequest, v1.GrowVolumeResponse](
+			httpClient,
+			baseURL+ControlServiceGrowVolumeProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("GrowVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		detachVolume: connect.NewClient[v1.DetachVolumeRequest, v1.DetachVolumeResponse](
+			httpClient,
+			baseURL+ControlServiceDetachVolumeProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("DetachVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteVolume: connect.NewClient[v1.DeleteVolumeRequest, v1.DeleteVolumeResponse](
+			httpClient,
+			baseURL+ControlServiceDeleteVolumeProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("DeleteVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		snapshotVolume: connect.NewClient[v1.SnapshotVolumeRequest, v1.SnapshotVolumeResponse](
+			httpClient,
+			baseURL+ControlServiceSnapshotVolumeProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("SnapshotVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteSnapshot: connect.NewClient[v1.DeleteSnapshotRequest, v1.DeleteSnapshotResponse](
+			httpClient,
+			baseURL+ControlServiceDeleteSnapshotProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("DeleteSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		exportVolume: connect.NewClient[v1.ExportVolumeRequest, v1.ExportVolumeResponse](
+			httpClient,
+			baseURL+ControlServiceExportVolumeProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ExportVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		importVolume: connect.NewClient[v1.ImportVolumeRequest, v1.ImportVolumeResponse](
+			httpClient,
+			baseURL+ControlServiceImportVolumeProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ImportVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		getQuota: connect.NewClient[v1.GetQuotaRequest, v1.GetQuotaResponse](
+			httpClient,
+			baseURL+ControlServiceGetQuotaProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("GetQuota")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		setQuota: connect.NewClient[v1.SetQuotaRequest, v1.SetQuotaResponse](
+			httpClient,
+			baseURL+ControlServiceSetQuotaProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("SetQuota")),
+			connect.WithClientOptions(opts...),
+		),
+		destroyApp: connect.NewClient[v1.DestroyAppRequest, v1.DestroyAppResponse](
+			httpClient,
+			baseURL+ControlServiceDestroyAppProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("DestroyApp")),
+			connect.WithClientOptions(opts...),
+		),
+		destroyEnvironment: connect.NewClient[v1.DestroyEnvironmentRequest, v1.DestroyEnvironmentResponse](
+			httpClient,
+			baseURL+ControlServiceDestroyEnvironmentProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("DestroyEnvironment")),
+			connect.WithClientOptions(opts...),
+		),
 		readEvents: connect.NewClient[v1.ReadEventsRequest, v1.ReadEventsResponse](
 			httpClient,
 			baseURL+ControlServiceReadEventsProcedure,
@@ -365,35 +516,49 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 
 // controlServiceClient implements ControlServiceClient.
 type controlServiceClient struct {
-	getServerInfo     *connect.Client[v1.GetServerInfoRequest, v1.GetServerInfoResponse]
-	createEnvironment *connect.Client[v1.CreateEnvironmentRequest, v1.CreateEnvironmentResponse]
-	listEnvironments  *connect.Client[v1.ListEnvironmentsRequest, v1.ListEnvironmentsResponse]
-	setVars           *connect.Client[v1.SetVarsRequest, v1.SetVarsResponse]
-	listVars          *connect.Client[v1.ListVarsRequest, v1.ListVarsResponse]
-	setPlacement      *connect.Client[v1.SetPlacementRequest, v1.SetPlacementResponse]
-	listPlacements    *connect.Client[v1.ListPlacementsRequest, v1.ListPlacementsResponse]
-	listHosts         *connect.Client[v1.ListHostsRequest, v1.ListHostsResponse]
-	drainHost         *connect.Client[v1.DrainHostRequest, v1.DrainHostResponse]
-	removeHost        *connect.Client[v1.RemoveHostRequest, v1.RemoveHostResponse]
-	createRelease     *connect.Client[v1.CreateReleaseRequest, v1.CreateReleaseResponse]
-	getRelease        *connect.Client[v1.GetReleaseRequest, v1.GetReleaseResponse]
-	listReleases      *connect.Client[v1.ListReleasesRequest, v1.ListReleasesResponse]
-	checkManifest     *connect.Client[v1.CheckManifestRequest, v1.CheckManifestResponse]
-	plan              *connect.Client[v1.PlanRequest, v1.PlanResponse]
-	deploy            *connect.Client[v1.DeployRequest, v1.DeployResponse]
-	rollback          *connect.Client[v1.RollbackRequest, v1.RollbackResponse]
-	stop              *connect.Client[v1.StopRequest, v1.StopResponse]
-	restart           *connect.Client[v1.RestartRequest, v1.RestartResponse]
-	steer             *connect.Client[v1.SteerRequest, v1.SteerResponse]
-	scale             *connect.Client[v1.ScaleRequest, v1.ScaleResponse]
-	watchDeployment   *connect.Client[v1.WatchDeploymentRequest, v1.WatchDeploymentResponse]
-	getStatus         *connect.Client[v1.GetStatusRequest, v1.GetStatusResponse]
-	getInstance       *connect.Client[v1.GetInstanceRequest, v1.GetInstanceResponse]
-	listInstances     *connect.Client[v1.ListInstancesRequest, v1.ListInstancesResponse]
-	streamLogs        *connect.Client[v1.StreamLogsRequest, v1.StreamLogsResponse]
-	exec              *connect.Client[v1.ExecRequest, v1.ExecResponse]
-	readEvents        *connect.Client[v1.ReadEventsRequest, v1.ReadEventsResponse]
-	signCheckpoint    *connect.Client[v1.SignCheckpointRequest, v1.SignCheckpointResponse]
+	getServerInfo      *connect.Client[v1.GetServerInfoRequest, v1.GetServerInfoResponse]
+	createEnvironment  *connect.Client[v1.CreateEnvironmentRequest, v1.CreateEnvironmentResponse]
+	listEnvironments   *connect.Client[v1.ListEnvironmentsRequest, v1.ListEnvironmentsResponse]
+	setVars            *connect.Client[v1.SetVarsRequest, v1.SetVarsResponse]
+	listVars           *connect.Client[v1.ListVarsRequest, v1.ListVarsResponse]
+	setPlacement       *connect.Client[v1.SetPlacementRequest, v1.SetPlacementResponse]
+	listPlacements     *connect.Client[v1.ListPlacementsRequest, v1.ListPlacementsResponse]
+	listHosts          *connect.Client[v1.ListHostsRequest, v1.ListHostsResponse]
+	drainHost          *connect.Client[v1.DrainHostRequest, v1.DrainHostResponse]
+	removeHost         *connect.Client[v1.RemoveHostRequest, v1.RemoveHostResponse]
+	createRelease      *connect.Client[v1.CreateReleaseRequest, v1.CreateReleaseResponse]
+	getRelease         *connect.Client[v1.GetReleaseRequest, v1.GetReleaseResponse]
+	listReleases       *connect.Client[v1.ListReleasesRequest, v1.ListReleasesResponse]
+	checkManifest      *connect.Client[v1.CheckManifestRequest, v1.CheckManifestResponse]
+	plan               *connect.Client[v1.PlanRequest, v1.PlanResponse]
+	deploy             *connect.Client[v1.DeployRequest, v1.DeployResponse]
+	rollback           *connect.Client[v1.RollbackRequest, v1.RollbackResponse]
+	stop               *connect.Client[v1.StopRequest, v1.StopResponse]
+	restart            *connect.Client[v1.RestartRequest, v1.RestartResponse]
+	steer              *connect.Client[v1.SteerRequest, v1.SteerResponse]
+	scale              *connect.Client[v1.ScaleRequest, v1.ScaleResponse]
+	watchDeployment    *connect.Client[v1.WatchDeploymentRequest, v1.WatchDeploymentResponse]
+	getStatus          *connect.Client[v1.GetStatusRequest, v1.GetStatusResponse]
+	getInstance        *connect.Client[v1.GetInstanceRequest, v1.GetInstanceResponse]
+	listInstances      *connect.Client[v1.ListInstancesRequest, v1.ListInstancesResponse]
+	streamLogs         *connect.Client[v1.StreamLogsRequest, v1.StreamLogsResponse]
+	exec               *connect.Client[v1.ExecRequest, v1.ExecResponse]
+	listUsage          *connect.Client[v1.ListUsageRequest, v1.ListUsageResponse]
+	forwardPort        *connect.Client[v1.ForwardPortRequest, v1.ForwardPortResponse]
+	listVolumes        *connect.Client[v1.ListVolumesRequest, v1.ListVolumesResponse]
+	growVolume         *connect.Client[v1.GrowVolumeRequest, v1.GrowVolumeResponse]
+	detachVolume       *connect.Client[v1.DetachVolumeRequest, v1.DetachVolumeResponse]
+	deleteVolume       *connect.Client[v1.DeleteVolumeRequest, v1.DeleteVolumeResponse]
+	snapshotVolume     *connect.Client[v1.SnapshotVolumeRequest, v1.SnapshotVolumeResponse]
+	deleteSnapshot     *connect.Client[v1.DeleteSnapshotRequest, v1.DeleteSnapshotResponse]
+	exportVolume       *connect.Client[v1.ExportVolumeRequest, v1.ExportVolumeResponse]
+	importVolume       *connect.Client[v1.ImportVolumeRequest, v1.ImportVolumeResponse]
+	getQuota           *connect.Client[v1.GetQuotaRequest, v1.GetQuotaResponse]
+	setQuota           *connect.Client[v1.SetQuotaRequest, v1.SetQuotaResponse]
+	destroyApp         *connect.Client[v1.DestroyAppRequest, v1.DestroyAppResponse]
+	destroyEnvironment *connect.Client[v1.DestroyEnvironmentRequest, v1.DestroyEnvironmentResponse]
+	readEvents         *connect.Client[v1.ReadEventsRequest, v1.ReadEventsResponse]
+	signCheckpoint     *connect.Client[v1.SignCheckpointRequest, v1.SignCheckpointResponse]
 }
 
 // GetServerInfo calls pinnace.v1.ControlService.GetServerInfo.
@@ -531,6 +696,76 @@ func (c *controlServiceClient) Exec(ctx context.Context) *connect.BidiStreamForC
 	return c.exec.CallBidiStream(ctx)
 }
 
+// ListUsage calls pinnace.v1.ControlService.ListUsage.
+func (c *controlServiceClient) ListUsage(ctx context.Context, req *connect.Request[v1.ListUsageRequest]) (*connect.Response[v1.ListUsageResponse], error) {
+	return c.listUsage.CallUnary(ctx, req)
+}
+
+// ForwardPort calls pinnace.v1.ControlService.ForwardPort.
+func (c *controlServiceClient) ForwardPort(ctx context.Context) *connect.BidiStreamForClient[v1.ForwardPortRequest, v1.ForwardPortResponse] {
+	return c.forwardPort.CallBidiStream(ctx)
+}
+
+// ListVolumes calls pinnace.v1.ControlService.ListVolumes.
+func (c *controlServiceClient) ListVolumes(ctx context.Context, req *connect.Request[v1.ListVolumesRequest]) (*connect.Response[v1.ListVolumesResponse], error) {
+	return c.listVolumes.CallUnary(ctx, req)
+}
+
+// GrowVolume calls pinnace.v1.ControlService.GrowVolume.
+func (c *controlServiceClient) GrowVolume(ctx context.Context, req *connect.Request[v1.GrowVolumeRequest]) (*connect.Response[v1.GrowVolumeResponse], error) {
+	return c.growVolume.CallUnary(ctx, req)
+}
+
+// DetachVolume calls pinnace.v1.ControlService.DetachVolume.
+func (c *controlServiceClient) DetachVolume(ctx context.Context, req *connect.Request[v1.DetachVolumeRequest]) (*connect.Response[v1.DetachVolumeResponse], error) {
+	return c.detachVolume.CallUnary(ctx, req)
+}
+
+// DeleteVolume calls pinnace.v1.ControlService.DeleteVolume.
+func (c *controlServiceClient) DeleteVolume(ctx context.Context, req *connect.Request[v1.DeleteVolumeRequest]) (*connect.Response[v1.DeleteVolumeResponse], error) {
+	return c.deleteVolume.CallUnary(ctx, req)
+}
+
+// SnapshotVolume calls pinnace.v1.ControlService.SnapshotVolume.
+func (c *controlServiceClient) SnapshotVolume(ctx context.Context, req *connect.Request[v1.SnapshotVolumeRequest]) (*connect.Response[v1.SnapshotVolumeResponse], error) {
+	return c.snapshotVolume.CallUnary(ctx, req)
+}
+
+// DeleteSnapshot calls pinnace.v1.ControlService.DeleteSnapshot.
+func (c *controlServiceClient) DeleteSnapshot(ctx context.Context, req *connect.Request[v1.DeleteSnapshotRequest]) (*connect.Response[v1.DeleteSnapshotResponse], error) {
+	return c.deleteSnapshot.CallUnary(ctx, req)
+}
+
+// ExportVolume calls pinnace.v1.ControlService.ExportVolume.
+func (c *controlServiceClient) ExportVolume(ctx context.Context, req *connect.Request[v1.ExportVolumeRequest]) (*connect.ServerStreamForClient[v1.ExportVolumeResponse], error) {
+	return c.exportVolume.CallServerStream(ctx, req)
+}
+
+// ImportVolume calls pinnace.v1.ControlService.ImportVolume.
+func (c *controlServiceClient) ImportVolume(ctx context.Context) *connect.ClientStreamForClient[v1.ImportVolumeRequest, v1.ImportVolumeResponse] {
+	return c.importVolume.CallClientStream(ctx)
+}
+
+// GetQuota calls pinnace.v1.ControlService.GetQuota.
+func (c *controlServiceClient) GetQuota(ctx context.Context, req *connect.Request[v1.GetQuotaRequest]) (*connect.Response[v1.GetQuotaResponse], error) {
+	return c.getQuota.CallUnary(ctx, req)
+}
+
+// SetQuota calls pinnace.v1.ControlService.SetQuota.
+func (c *controlServiceClient) SetQuota(ctx context.Context, req *connect.Request[v1.SetQuotaRequest]) (*connect.Response[v1.SetQuotaResponse], error) {
+	return c.setQuota.CallUnary(ctx, req)
+}
+
+// DestroyApp calls pinnace.v1.ControlService.DestroyApp.
+func (c *controlServiceClient) DestroyApp(ctx context.Context, req *connect.Request[v1.DestroyAppRequest]) (*connect.Response[v1.DestroyAppResponse], error) {
+	return c.destroyApp.CallUnary(ctx, req)
+}
+
+// DestroyEnvironment calls pinnace.v1.ControlService.DestroyEnvironment.
+func (c *controlServiceClient) DestroyEnvironment(ctx context.Context, req *connect.Request[v1.DestroyEnvironmentRequest]) (*connect.Response[v1.DestroyEnvironmentResponse], error) {
+	return c.destroyEnvironment.CallUnary(ctx, req)
+}
+
 // ReadEvents calls pinnace.v1.ControlService.ReadEvents.
 func (c *controlServiceClient) ReadEvents(ctx context.Context, req *connect.Request[v1.ReadEventsRequest]) (*connect.ServerStreamForClient[v1.ReadEventsResponse], error) {
 	return c.readEvents.CallServerStream(ctx, req)
@@ -582,6 +817,30 @@ type ControlServiceHandler interface {
 	StreamLogs(context.Context, *connect.Request[v1.StreamLogsRequest], *connect.ServerStream[v1.StreamLogsResponse]) error
 	// Exec runs a command in an instance, beside its workload. The first message is start; the answer ends with ended.
 	Exec(context.Context, *connect.BidiStream[v1.ExecRequest, v1.ExecResponse]) error
+	// ListUsage tells what the workloads of instances use.
+	ListUsage(context.Context, *connect.Request[v1.ListUsageRequest]) (*connect.Response[v1.ListUsageResponse], error)
+	// ForwardPort is one TCP connection to a port of an instance.
+	ForwardPort(context.Context, *connect.BidiStream[v1.ForwardPortRequest, v1.ForwardPortResponse]) error
+	ListVolumes(context.Context, *connect.Request[v1.ListVolumesRequest]) (*connect.Response[v1.ListVolumesResponse], error)
+	// GrowVolume makes a volume larger from the next start of its instance on.
+	GrowVolume(context.Context, *connect.Request[v1.GrowVolumeRequest]) (*connect.Response[v1.GrowVolumeResponse], error)
+	// DetachVolume takes a volume away from its app; nothing may run with it. It stays where it is.
+	DetachVolume(context.Context, *connect.Request[v1.DetachVolumeRequest]) (*connect.Response[v1.DetachVolumeResponse], error)
+	// DeleteVolume removes a volume that is detached, with its snapshots.
+	DeleteVolume(context.Context, *connect.Request[v1.DeleteVolumeRequest]) (*connect.Response[v1.DeleteVolumeResponse], error)
+	// SnapshotVolume copies a volume on its host. Whoever writes to it waits meanwhile.
+	SnapshotVolume(context.Context, *connect.Request[v1.SnapshotVolumeRequest]) (*connect.Response[v1.SnapshotVolumeResponse], error)
+	DeleteSnapshot(context.Context, *connect.Request[v1.DeleteSnapshotRequest]) (*connect.Response[v1.DeleteSnapshotResponse], error)
+	// ExportVolume sends the image of a volume or of a snapshot.
+	ExportVolume(context.Context, *connect.Request[v1.ExportVolumeRequest], *connect.ServerStream[v1.ExportVolumeResponse]) error
+	// ImportVolume makes a volume of an image. It is there whole, or not at all.
+	ImportVolume(context.Context, *connect.ClientStream[v1.ImportVolumeRequest]) (*connect.Response[v1.ImportVolumeResponse], error)
+	GetQuota(context.Context, *connect.Request[v1.GetQuotaRequest]) (*connect.Response[v1.GetQuotaResponse], error)
+	// SetQuota bounds what the instances of an environment may have together. What runs, runs on.
+	SetQuota(context.Context, *connect.Request[v1.SetQuotaRequest]) (*connect.Response[v1.SetQuotaResponse], error)
+	// DestroyApp ends an app in an environment with all that is only its own.
+	DestroyApp(context.Context, *connect.Request[v1.DestroyAppRequest]) (*connect.Response[v1.DestroyAppResponse], error)
+	DestroyEnvironment(context.Context, *connect.Request[v1.DestroyEnvironmentRequest]) (*connect.Response[v1.DestroyEnvironmentResponse], error)
 	// ReadEvents sends committed events in order with everything that their hash covers.
 	ReadEvents(context.Context, *connect.Request[v1.ReadEventsRequest], *connect.ServerStream[v1.ReadEventsResponse]) error
 	// SignCheckpoint signs the event log as it is now.
@@ -771,6 +1030,93 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("Exec")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceListUsageHandler := connect.NewUnaryHandler(
+		ControlServiceListUsageProcedure,
+		svc.ListUsage,
+		connect.WithSchema(controlServiceMethods.ByName("ListUsage")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceForwardPortHandler := connect.NewBidiStreamHandler(
+		ControlServiceForwardPortProcedure,
+		svc.ForwardPort,
+		connect.WithSchema(controlServiceMethods.ByName("ForwardPort")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceListVolumesHandler := connect.NewUnaryHandler(
+		ControlServiceListVolumesProcedure,
+		svc.ListVolumes,
+		connect.WithSchema(controlServiceMethods.ByName("ListVolumes")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceGrowVolumeHandler := connect.NewUnaryHandler(
+		ControlServiceGrowVolumeProcedure,
+		svc.GrowVolume,
+		connect.WithSchema(controlServiceMethods.ByName("GrowVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceDetachVolumeHandler := connect.NewUnaryHandler(
+		ControlServiceDetachVolumeProcedure,
+		svc.DetachVolume,
+		connect.WithSchema(controlServiceMethods.ByName("DetachVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceDeleteVolumeHandler := connect.NewUnaryHandler(
+		ControlServiceDeleteVolumeProcedure,
+		svc.DeleteVolume,
+		connect.WithSchema(controlServiceMethods.ByName("DeleteVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceSnapshotVolumeHandler := connect.NewUnaryHandler(
+		ControlServiceSnapshotVolumeProcedure,
+		svc.SnapshotVolume,
+		connect.WithSchema(controlServiceMethods.ByName("SnapshotVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceDeleteSnapshotHandler := connect.NewUnaryHandler(
+		ControlServiceDeleteSnapshotProcedure,
+		svc.DeleteSnapshot,
+		connect.WithSchema(controlServiceMethods.ByName("DeleteSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceExportVolumeHandler := connect.NewServerStreamHandler(
+		ControlServiceExportVolumeProcedure,
+		svc.ExportVolume,
+		connect.WithSchema(controlServiceMethods.ByName("ExportVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceImportVolumeHandler := connect.NewClientStreamHandler(
+		ControlServiceImportVolumeProcedure,
+		svc.ImportVolume,
+		connect.WithSchema(controlServiceMethods.ByName("ImportVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceGetQuotaHandler := connect.NewUnaryHandler(
+		ControlServiceGetQuotaProcedure,
+		svc.GetQuota,
+		connect.WithSchema(controlServiceMethods.ByName("GetQuota")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceSetQuotaHandler := connect.NewUnaryHandler(
+		ControlServiceSetQuotaProcedure,
+		svc.SetQuota,
+		connect.WithSchema(controlServiceMethods.ByName("SetQuota")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceDestroyAppHandler := connect.NewUnaryHandler(
+		ControlServiceDestroyAppProcedure,
+		svc.DestroyApp,
+		connect.WithSchema(controlServiceMethods.ByName("DestroyApp")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceDestroyEnvironmentHandler := connect.NewUnaryHandler(
+		ControlServiceDestroyEnvironmentProcedure,
+		svc.DestroyEnvironment,
+		connect.WithSchema(controlServiceMethods.ByName("DestroyEnvironment")),
+		connect.WithHandlerOptions(opts...),
+	)
 	controlServiceReadEventsHandler := connect.NewServerStreamHandler(
 		ControlServiceReadEventsProcedure,
 		svc.ReadEvents,
@@ -841,6 +1187,34 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceStreamLogsHandler.ServeHTTP(w, r)
 		case ControlServiceExecProcedure:
 			controlServiceExecHandler.ServeHTTP(w, r)
+		case ControlServiceListUsageProcedure:
+			controlServiceListUsageHandler.ServeHTTP(w, r)
+		case ControlServiceForwardPortProcedure:
+			controlServiceForwardPortHandler.ServeHTTP(w, r)
+		case ControlServiceListVolumesProcedure:
+			controlServiceListVolumesHandler.ServeHTTP(w, r)
+		case ControlServiceGrowVolumeProcedure:
+			controlServiceGrowVolumeHandler.ServeHTTP(w, r)
+		case ControlServiceDetachVolumeProcedure:
+			controlServiceDetachVolumeHandler.ServeHTTP(w, r)
+		case ControlServiceDeleteVolumeProcedure:
+			controlServiceDeleteVolumeHandler.ServeHTTP(w, r)
+		case ControlServiceSnapshotVolumeProcedure:
+			controlServiceSnapshotVolumeHandler.ServeHTTP(w, r)
+		case ControlServiceDeleteSnapshotProcedure:
+			controlServiceDeleteSnapshotHandler.ServeHTTP(w, r)
+		case ControlServiceExportVolumeProcedure:
+			controlServiceExportVolumeHandler.ServeHTTP(w, r)
+		case ControlServiceImportVolumeProcedure:
+			controlServiceImportVolumeHandler.ServeHTTP(w, r)
+		case ControlServiceGetQuotaProcedure:
+			controlServiceGetQuotaHandler.ServeHTTP(w, r)
+		case ControlServiceSetQuotaProcedure:
+			controlServiceSetQuotaHandler.ServeHTTP(w, r)
+		case ControlServiceDestroyAppProcedure:
+			controlServiceDestroyAppHandler.ServeHTTP(w, r)
+		case ControlServiceDestroyEnvironmentProcedure:
+			controlServiceDestroyEnvironmentHandler.ServeHTTP(w, r)
 		case ControlServiceReadEventsProcedure:
 			controlServiceReadEventsHandler.ServeHTTP(w, r)
 		case ControlServiceSignCheckpointProcedure:
@@ -960,6 +1334,62 @@ func (UnimplementedControlServiceHandler) StreamLogs(context.Context, *connect.R
 
 func (UnimplementedControlServiceHandler) Exec(context.Context, *connect.BidiStream[v1.ExecRequest, v1.ExecResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.Exec is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ListUsage(context.Context, *connect.Request[v1.ListUsageRequest]) (*connect.Response[v1.ListUsageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ListUsage is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ForwardPort(context.Context, *connect.BidiStream[v1.ForwardPortRequest, v1.ForwardPortResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ForwardPort is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ListVolumes(context.Context, *connect.Request[v1.ListVolumesRequest]) (*connect.Response[v1.ListVolumesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ListVolumes is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) GrowVolume(context.Context, *connect.Request[v1.GrowVolumeRequest]) (*connect.Response[v1.GrowVolumeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.GrowVolume is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) DetachVolume(context.Context, *connect.Request[v1.DetachVolumeRequest]) (*connect.Response[v1.DetachVolumeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.DetachVolume is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) DeleteVolume(context.Context, *connect.Request[v1.DeleteVolumeRequest]) (*connect.Response[v1.DeleteVolumeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.DeleteVolume is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) SnapshotVolume(context.Context, *connect.Request[v1.SnapshotVolumeRequest]) (*connect.Response[v1.SnapshotVolumeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.SnapshotVolume is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) DeleteSnapshot(context.Context, *connect.Request[v1.DeleteSnapshotRequest]) (*connect.Response[v1.DeleteSnapshotResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.DeleteSnapshot is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ExportVolume(context.Context, *connect.Request[v1.ExportVolumeRequest], *connect.ServerStream[v1.ExportVolumeResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ExportVolume is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ImportVolume(context.Context, *connect.ClientStream[v1.ImportVolumeRequest]) (*connect.Response[v1.ImportVolumeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ImportVolume is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) GetQuota(context.Context, *connect.Request[v1.GetQuotaRequest]) (*connect.Response[v1.GetQuotaResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.GetQuota is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) SetQuota(context.Context, *connect.Request[v1.SetQuotaRequest]) (*connect.Response[v1.SetQuotaResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.SetQuota is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) DestroyApp(context.Context, *connect.Request[v1.DestroyAppRequest]) (*connect.Response[v1.DestroyAppResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.DestroyApp is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) DestroyEnvironment(context.Context, *connect.Request[v1.DestroyEnvironmentRequest]) (*connect.Response[v1.DestroyEnvironmentResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.DestroyEnvironment is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) ReadEvents(context.Context, *connect.Request[v1.ReadEventsRequest], *connect.ServerStream[v1.ReadEventsResponse]) error {
