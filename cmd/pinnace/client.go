@@ -63,7 +63,7 @@ func (c *cli) clientOver(over *http.Client) (pinnacev1connect.ControlServiceClie
 	}
 	with := connect.WithInterceptors(bearer(t.token), explainUnreachable(t.server))
 	heads := &headCheck{cli: c, server: t.server, client: pinnacev1connect.NewControlServiceClient(httpClient(), t.server, with)}
-	return pinnacev1connect.NewControlServiceClient(over, t.server, connect.WithInterceptors(heads), with), t.environment, nil
+	return pinnacev1connect.NewControlServiceClient(over, t.server, connect.WithInterceptors(followPages(), heads), with), t.environment, nil
 }
 
 // clientIn is client for commands that need an environment.

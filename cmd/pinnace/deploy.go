@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"connectrpc.com/connect"
@@ -259,20 +258,21 @@ func (w *rolloutWait) follow(ctx context.Context, c *cli, client pinnacev1connec
 // watch prints the transitions and returns the deployment as it ended. A connection that breaks is made
 // again: the rollout is the server's and goes on meanwhile.
 func (c *cli) watch(ctx context.Context, client pinnacev1connect.ControlServiceClient, d *pinnacev1.Deployment) (*pinnacev1.Deployment, error) {
-	shown, broken := 0, 0
+	broken, after := 0, ""
 	for {
-		stream, err := client.WatchDeployment(ctx, connect.NewRequest(&pinnacev1.WatchDeploymentRequest{Deployment: d.Id}))
+		stream, err := client.WatchDeployment(ctx, connect.NewRequest(&pinnacev1.WatchDeploymentRequest{Deployment: d.Id, After: after}))
 		if err != nil {
 			return nil, err
 		}
-		for n := 0; stream.Receive(); n++ {
+		for stream.Receive() {
 			msg := stream.Msg()
 			if msg.Deployment != nil {
 				d = msg.Deployment
 			}
-			// Every stream starts with the whole history.
-			if n >= shown && msg.Text != "" {
-				shown = n + 1
+			if msg.Position != "" {
+				after = msg.Position
+			}
+			if msg.Text != "" {
 				c.showTransition(d, msg)
 			}
 		}
@@ -284,7 +284,7 @@ func (c *cli) watch(ctx context.Context, client pinnacev1connect.ControlServiceC
 			return d, nil
 		}
 		broken++
-		if ctx.Err() != nil || broken > 20 || (err != nil && connect.CodeOf(err) != connect.CodeUnavailable && !errors.Is(err, io.ErrUnexpectedEOF)) {
+		if ctx.Err() != nil || broken > 20 || (err != nil && !breaks(err)) {
 			return nil, errors.Join(err, ctx.Err())
 		}
 		select {

@@ -191,7 +191,8 @@ func (c *cli) exec(ctx context.Context, opts execOptions, args []string, through
 		return nil, err
 	}
 	start := &pinnacev1.ExecStart{
-		Environment: path.environment, Target: target, Argv: argv, Env: opts.env, Workdir: opts.workdir, User: opts.user, Tty: opts.tty,
+		IdempotencyKey: newKey(),
+		Environment:    path.environment, Target: target, Argv: argv, Env: opts.env, Workdir: opts.workdir, User: opts.user, Tty: opts.tty,
 		Stdin: opts.stdin || opts.tty, TimeoutMs: opts.timeout.Milliseconds(),
 	}
 	call := &execCall{cli: c, credit: guest.NewCredit(0)}

@@ -102,7 +102,7 @@ max_parallel of an app at a time. Instances with volumes stay, and are named.`,
 			if err != nil {
 				return err
 			}
-			res, err := client.DrainHost(cmd.Context(), connect.NewRequest(&pinnacev1.DrainHostRequest{Host: args[0]}))
+			res, err := client.DrainHost(cmd.Context(), connect.NewRequest(&pinnacev1.DrainHostRequest{Host: args[0], IdempotencyKey: newKey()}))
 			if err != nil {
 				return err
 			}
@@ -168,7 +168,7 @@ func (c *cli) newHostUndrain() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			res, err := client.DrainHost(cmd.Context(), connect.NewRequest(&pinnacev1.DrainHostRequest{Host: args[0], End: true}))
+			res, err := client.DrainHost(cmd.Context(), connect.NewRequest(&pinnacev1.DrainHostRequest{Host: args[0], End: true, IdempotencyKey: newKey()}))
 			if err != nil {
 				return err
 			}
@@ -204,7 +204,7 @@ instances that nothing has succeeded, and the data in their volumes.`,
 					return err
 				}
 			}
-			res, err := client.RemoveHost(cmd.Context(), connect.NewRequest(&pinnacev1.RemoveHostRequest{Host: args[0], Lose: lose}))
+			res, err := client.RemoveHost(cmd.Context(), connect.NewRequest(&pinnacev1.RemoveHostRequest{Host: args[0], Lose: lose, IdempotencyKey: newKey()}))
 			if err != nil {
 				return err
 			}

@@ -2,8 +2,12 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
+	"io"
+	"maps"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -11,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
 )
 
 func (c *cli) newLogs() *cobra.Command {
@@ -37,22 +42,10 @@ next attempt begins. Logs are kept for 7 days after an instance has ended, 50 Mi
 			if err != nil {
 				return err
 			}
-			stream, err := client.StreamLogs(cmd.Context(), connect.NewRequest(&pinnacev1.StreamLogsRequest{
+			p := logPrinter{cli: c, target: args[0], times: times, attempts: map[string]uint32{}, last: map[string]*pinnacev1.LogPosition{}}
+			return p.stream(cmd.Context(), client, &pinnacev1.StreamLogsRequest{
 				Environment: env, Target: args[0], Follow: follow, Tail: tail, Since: from,
-			}))
-			if err != nil {
-				return err
-			}
-			p := logPrinter{cli: c, attempts: map[string]uint32{}}
-			for stream.Receive() {
-				if err := p.print(stream.Msg(), stream.Msg().Instance != args[0], times); err != nil {
-					return errors.Join(err, stream.Close())
-				}
-			}
-			if err := stream.Err(); err != nil && !errors.Is(cmd.Context().Err(), context.Canceled) {
-				return errors.Join(err, stream.Close())
-			}
-			return stream.Close()
+			})
 		},
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is written from now on")
@@ -80,8 +73,47 @@ func sinceTime(text string, now time.Time) (*timestamppb.Timestamp, error) {
 
 // logPrinter prints lines in the order in which they come.
 type logPrinter struct {
-	cli      *cli
-	attempts map[string]uint32 // of the last line of each instance
+	cli    *cli
+	target string
+	times  bool
+	// attempts and last are of the last line of each instance.
+	attempts map[string]uint32
+	last     map[string]*pinnacev1.LogPosition
+}
+
+// stream prints what the server sends. While somebody follows, a connection that breaks is made again, behind the last
+// line of each instance.
+func (p *logPrinter) stream(ctx context.Context, client pinnacev1connect.ControlServiceClient, req *pinnacev1.StreamLogsRequest) error {
+	for broken := 0; ; {
+		stream, err := client.StreamLogs(ctx, connect.NewRequest(req))
+		for err == nil && stream.Receive() {
+			broken = 0
+			if err := p.print(stream.Msg()); err != nil {
+				return errors.Join(err, stream.Close())
+			}
+		}
+		if stream != nil {
+			err = cmp.Or(err, stream.Err(), stream.Close())
+		}
+		switch {
+		case err == nil, errors.Is(ctx.Err(), context.Canceled):
+			return nil
+		case !req.Follow || !breaks(err) || broken == 20:
+			return err
+		}
+		broken++
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(500 * time.Millisecond):
+		}
+		req.After = slices.Collect(maps.Values(p.last))
+	}
+}
+
+// breaks tells whether an error is one of the connection, which may come back.
+func breaks(err error) bool {
+	return connect.CodeOf(err) == connect.CodeUnavailable || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // logLine is a line as --json shows it.
@@ -94,17 +126,20 @@ type logLine struct {
 	Line     string    `json:"line"`
 }
 
-func (p *logPrinter) print(m *pinnacev1.StreamLogsResponse, named, times bool) error {
+func (p *logPrinter) print(m *pinnacev1.StreamLogsResponse) error {
 	c := p.cli
+	if m.Seq != 0 {
+		p.last[m.Instance] = &pinnacev1.LogPosition{Instance: m.Instance, Attempt: m.Attempt, Seq: m.Seq}
+	}
 	text := string(bytes.ToValidUTF8(m.Line, []byte("\uFFFD")))
 	if c.json {
 		return c.printJSON(logLine{m.Instance, m.Attempt, m.Seq, m.Stream, m.At.AsTime().UTC(), text})
 	}
 	prefix := ""
-	if times {
+	if p.times {
 		prefix = m.At.AsTime().UTC().Format("2006-01-02T15:04:05.000Z") + " "
 	}
-	if named {
+	if m.Instance != p.target {
 		prefix += m.Instance + " "
 	}
 	if before := p.attempts[m.Instance]; before != 0 && m.Attempt > before {

@@ -39,7 +39,7 @@ func TestSinceTime(t *testing.T) {
 // TestLogPrinter prints the lines of two instances, one of which was started again.
 func TestLogPrinter(t *testing.T) {
 	var out bytes.Buffer
-	p := logPrinter{cli: &cli{stdout: &out}, attempts: map[string]uint32{}}
+	p := logPrinter{cli: &cli{stdout: &out}, target: "c", attempts: map[string]uint32{}, last: map[string]*pinnacev1.LogPosition{}}
 	at := timestamppb.New(time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC))
 	for _, m := range []*pinnacev1.StreamLogsResponse{
 		{Instance: "a", Attempt: 1, Line: []byte("one")},
@@ -49,7 +49,8 @@ func TestLogPrinter(t *testing.T) {
 		{Instance: "a", Attempt: 2, Line: []byte("four")},
 	} {
 		m.At = at
-		if err := p.print(m, true, m.Attempt == 2); err != nil {
+		p.times = m.Attempt == 2
+		if err := p.print(m); err != nil {
 			t.Fatal(err)
 		}
 	}

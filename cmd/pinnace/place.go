@@ -40,7 +40,7 @@ have been deployed.`,
 			if err != nil {
 				return err
 			}
-			res, err := client.SetPlacement(cmd.Context(), connect.NewRequest(&pinnacev1.SetPlacementRequest{Environment: env, App: args[0], Labels: labels}))
+			res, err := client.SetPlacement(cmd.Context(), connect.NewRequest(&pinnacev1.SetPlacementRequest{Environment: env, App: args[0], Labels: labels, IdempotencyKey: newKey()}))
 			if err != nil {
 				return err
 			}

@@ -41,7 +41,7 @@ func (c *cli) steering(use, short, long string, what pinnacev1.Steering, done st
 			if err != nil {
 				return err
 			}
-			res, err := client.Steer(cmd.Context(), connect.NewRequest(&pinnacev1.SteerRequest{Environment: env, App: args[0], Steering: what}))
+			res, err := client.Steer(cmd.Context(), connect.NewRequest(&pinnacev1.SteerRequest{Environment: env, App: args[0], Steering: what, IdempotencyKey: newKey()}))
 			if err != nil {
 				return err
 			}

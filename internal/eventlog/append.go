@@ -9,9 +9,11 @@ import (
 	"sync/atomic"
 )
 
-// A request is one call of Append on its way through the writer.
+// A request is one call of Append or Find on its way through the writer.
 type request struct {
 	appends []Append
+	// find is an idempotency key to look for, of a request that appends nothing.
+	find string
 	// state decides between the caller that leaves and the writer that begins.
 	state atomic.Int32
 	done  chan result // of capacity 1, written once by the writer
@@ -58,11 +60,6 @@ func (l *Log) Append(ctx context.Context, appends ...Append) (Receipt, error) {
 	if err := checkRequest(appends); err != nil {
 		return Receipt{}, err
 	}
-	select {
-	case <-l.leads:
-	default:
-		return Receipt{}, l.cannotLead()
-	}
 	r := &request{appends: slices.Clone(appends), done: make(chan result, 1)}
 	for i := range r.appends {
 		a := &r.appends[i]
@@ -71,39 +68,53 @@ func (l *Log) Append(ctx context.Context, appends ...Append) (Receipt, error) {
 		a.Payload = append(make([]byte, 0, len(a.Payload)), a.Payload...)
 		a.IdempotencyKey = r.appends[0].IdempotencyKey
 	}
+	res, err := l.ask(ctx, r)
+	if err != nil {
+		return Receipt{}, err
+	}
+	return l.receipt(ctx, res, appends[0].IdempotencyKey)
+}
+
+// ask hands a request to the writer and waits for what it says.
+func (l *Log) ask(ctx context.Context, r *request) (result, error) {
+	select {
+	case <-l.leads:
+	default:
+		return result{}, l.cannotLead()
+	}
 	// None of these may take the request even when the queue has room.
 	select {
 	case <-l.stopping:
-		return Receipt{}, l.endError()
+		return result{}, l.endError()
 	case <-l.failed:
-		return Receipt{}, l.Err()
+		return result{}, l.Err()
 	case <-ctx.Done():
-		return Receipt{}, fmt.Errorf("append: %w", context.Cause(ctx))
+		return result{}, fmt.Errorf("append: %w", context.Cause(ctx))
 	default:
 	}
 	select {
 	case l.queue <- r:
 	case <-l.stopped:
-		return Receipt{}, l.endError()
+		return result{}, l.endError()
 	case <-ctx.Done():
-		return Receipt{}, fmt.Errorf("append: wait for the writer: %w", context.Cause(ctx))
+		return result{}, fmt.Errorf("append: wait for the writer: %w", context.Cause(ctx))
 	}
 	select {
 	case res := <-r.done:
-		return l.receipt(ctx, r, res)
+		return res, res.err
 	case <-l.stopped:
 		// The writer may have answered as its last act.
 		select {
 		case res := <-r.done:
-			return l.receipt(ctx, r, res)
+			return res, res.err
 		default:
-			return Receipt{}, l.endError()
+			return result{}, l.endError()
 		}
 	case <-ctx.Done():
 		if r.state.CompareAndSwap(waiting, abandoned) {
-			return Receipt{}, fmt.Errorf("append: wait for the writer: %w", context.Cause(ctx))
+			return result{}, fmt.Errorf("append: wait for the writer: %w", context.Cause(ctx))
 		}
-		return Receipt{}, fmt.Errorf("append: %w: %w", ErrUnknown, context.Cause(ctx))
+		return result{}, fmt.Errorf("append: %w: %w", ErrUnknown, context.Cause(ctx))
 	}
 }
 
@@ -115,10 +126,8 @@ func (l *Log) endError() error {
 	return ErrClosed
 }
 
-func (l *Log) receipt(ctx context.Context, r *request, res result) (Receipt, error) {
-	if res.err != nil {
-		return Receipt{}, res.err
-	}
+// receipt tells a caller what became of its request, which had the idempotency key.
+func (l *Log) receipt(ctx context.Context, res result, key string) (Receipt, error) {
 	rec := Receipt{First: res.span.first, Last: res.span.last, Hash: res.hash, Repeated: res.repeated}
 	if !res.repeated {
 		return rec, nil
@@ -127,11 +136,24 @@ func (l *Log) receipt(ctx context.Context, r *request, res result) (Receipt, err
 	if err != nil {
 		return Receipt{}, fmt.Errorf("append: read the event of the repeated request: %w", err)
 	}
-	if e.IdempotencyKey != r.appends[0].IdempotencyKey {
-		return Receipt{}, fmt.Errorf("append: idempotency keys %q and %q can't be told apart: choose another", r.appends[0].IdempotencyKey, e.IdempotencyKey)
+	if e.IdempotencyKey != key {
+		return Receipt{}, fmt.Errorf("append: idempotency keys %q and %q can't be told apart: choose another", key, e.IdempotencyKey)
 	}
 	rec.Hash = e.Hash
 	return rec, nil
+}
+
+// Find returns the first event of the request that was appended with the idempotency key, if there was one. Requests
+// that were handed to Append before have been answered when it returns. Its errors are those of Append.
+func (l *Log) Find(ctx context.Context, key string) (e Event, found bool, err error) {
+	res, err := l.ask(ctx, &request{find: key, done: make(chan result, 1)})
+	if err != nil || !res.repeated {
+		return Event{}, false, err
+	}
+	if e, err = l.event(ctx, res.span.first); err != nil {
+		return Event{}, false, fmt.Errorf("find the request with the idempotency key %q: %w", key, err)
+	}
+	return e, e.IdempotencyKey == key, nil
 }
 
 // Bounds of one transaction; a single request may be larger than the second.
@@ -255,6 +277,10 @@ func (w *writer) reset() {
 // plan adds the events of r to the transaction, or leaves the reason why not in its result.
 func (l *Log) plan(r *request) {
 	w := &l.w
+	if r.find != "" {
+		r.result.span, r.result.repeated = w.span(keyIDOf(r.find))
+		return
+	}
 	key := r.appends[0].IdempotencyKey
 	var id keyID
 	if key != "" {

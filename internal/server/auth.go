@@ -18,7 +18,7 @@ const maxMessage = 16 << 20
 // Handler serves ControlService to people and their scripts: everything behind the admin token.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(pinnacev1connect.NewControlServiceHandler(&control{s}, connect.WithReadMaxBytes(maxMessage), connect.WithInterceptors(s.tellHead())))
+	mux.Handle(pinnacev1connect.NewControlServiceHandler(&control{s}, connect.WithReadMaxBytes(maxMessage), connect.WithInterceptors(s.tellHead(), checkKeys())))
 	return bearer(s.opts.AdminToken, "an admin token is needed: pass --token, set PINNACE_TOKEN, or use the context that `pinnace dev` made", mux)
 }
 

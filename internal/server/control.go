@@ -66,14 +66,6 @@ func (c *control) CreateEnvironment(ctx context.Context, req *connect.Request[pb
 	return connect.NewResponse(&pb.CreateEnvironmentResponse{Environment: environmentProto(env)}), nil
 }
 
-// requestKey makes what a caller chose into a key of the log, whose keys are one name space.
-func requestKey(kind, key string) string {
-	if key == "" {
-		return ""
-	}
-	return kind + "/" + key
-}
-
 // environment finds an environment, or says how to make it.
 func (c *control) environment(name string) (env *fleet.Environment, err error) {
 	c.ledger.read(func(st *fleet.State) { env, err = environmentIn(st, name) })
@@ -98,29 +90,29 @@ func environmentIn(st *fleet.State, name string) (*fleet.Environment, error) {
 	return nil, refuse(connect.CodeNotFound, "environment %q does not exist (there are:%s). Create it: pinnace env create %s", name, known, name)
 }
 
-func (c *control) ListEnvironments(context.Context, *connect.Request[pb.ListEnvironmentsRequest]) (*connect.Response[pb.ListEnvironmentsResponse], error) {
+func (c *control) ListEnvironments(_ context.Context, req *connect.Request[pb.ListEnvironmentsRequest]) (*connect.Response[pb.ListEnvironmentsResponse], error) {
 	out := &pb.ListEnvironmentsResponse{}
+	var err error
 	c.ledger.read(func(st *fleet.State) {
-		for _, e := range st.Environments() {
-			out.Environments = append(out.Environments, environmentProto(e))
-		}
+		name := func(e *fleet.Environment) string { return e.Name }
+		out.Environments, out.NextPageToken, err = pageOf(req.Msg, st.Environments(), name, environmentProto)
 	})
-	return connect.NewResponse(out), nil
+	return connect.NewResponse(out), err
 }
 
 func environmentProto(e *fleet.Environment) *pb.Environment {
 	return &pb.Environment{Name: e.Name, CreatedAt: timestamppb.New(e.CreatedAt)}
 }
 
-func (c *control) ListHosts(context.Context, *connect.Request[pb.ListHostsRequest]) (*connect.Response[pb.ListHostsResponse], error) {
+func (c *control) ListHosts(_ context.Context, req *connect.Request[pb.ListHostsRequest]) (*connect.Response[pb.ListHostsResponse], error) {
 	out := &pb.ListHostsResponse{}
+	var err error
 	now := c.now()
 	c.ledger.read(func(st *fleet.State) {
-		for _, h := range st.Hosts() {
-			out.Hosts = append(out.Hosts, c.hostProto(st, h, now))
-		}
+		id := func(h *fleet.Host) string { return h.ID }
+		out.Hosts, out.NextPageToken, err = pageOf(req.Msg, st.Hosts(), id, func(h *fleet.Host) *pb.Host { return c.hostProto(st, h, now) })
 	})
-	return connect.NewResponse(out), nil
+	return connect.NewResponse(out), err
 }
 
 func (c *control) hostProto(st *fleet.State, h *fleet.Host, now time.Time) *pb.Host {

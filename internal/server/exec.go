@@ -229,6 +229,9 @@ func (c *control) Exec(ctx context.Context, stream *connect.BidiStream[pb.ExecRe
 	if len(start.GetArgv()) == 0 || start.GetArgv()[0] == "" {
 		return refuse(connect.CodeInvalidArgument, "there is no command")
 	}
+	if err := checkKey(start.GetIdempotencyKey()); err != nil {
+		return err
+	}
 	i, err := c.execTarget(start)
 	if err != nil {
 		return c.onWire(ctx, err)
@@ -248,11 +251,14 @@ func (c *control) Exec(ctx context.Context, stream *connect.BidiStream[pb.ExecRe
 	}
 	defer c.execs.remove(id)
 	// Who wanted to run what is on record before it runs.
-	err = c.ledger.append(ctx, actorAdmin, "", &fleet.ExecRequested{
+	repeated, err := c.ledger.appendOnce(ctx, actorAdmin, requestKey("exec", start.GetIdempotencyKey()), &fleet.ExecRequested{
 		Instance: i.ID, Program: cut(start.GetArgv()[0]), Arguments: len(start.GetArgv()) - 1, User: cut(start.GetUser()), Terminal: start.GetTty(),
 	})
 	if err != nil {
 		return c.onWire(ctx, err)
+	}
+	if repeated {
+		return refuse(connect.CodeAlreadyExists, "a command with this idempotency key was started before; what it said is gone")
 	}
 	c.changed.fire()
 	go func() { // it ends with the request

@@ -319,7 +319,7 @@ func (a *fakeAgent) sendLogs(ctx context.Context, r *pb.LogRequest) {
 	}
 	for n := range 3 {
 		err := stream.Send(&pb.SendLogsRequest{Request: r.GetId(), Lines: []*pb.StreamLogsResponse{{
-			Instance: "somebody else", Seq: uint64(n), Stream: "stdout", Line: fmt.Appendf(nil, "line %d of %s", n, r.GetInstance()),
+			Instance: "somebody else", Attempt: 1, Seq: uint64(n), Stream: "stdout", Line: fmt.Appendf(nil, "line %d of %s", n, r.GetInstance()),
 		}}})
 		if err != nil {
 			break

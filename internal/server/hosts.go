@@ -36,12 +36,13 @@ func (c *control) DrainHost(ctx context.Context, req *connect.Request[pb.DrainHo
 		return nil, err
 	}
 	var event fleet.Payload = &fleet.HostDrainStarted{Host: id}
+	kind := "drain"
 	if req.Msg.GetEnd() {
-		event = &fleet.HostDrainEnded{Host: id}
+		event, kind = &fleet.HostDrainEnded{Host: id}, "undrain"
 	}
 	if drains := !host.DrainingAt.IsZero(); drains == req.Msg.GetEnd() {
-		// Somebody may have asked for the same meanwhile, which is as good.
-		if err := c.ledger.append(ctx, actorAdmin, "", event); err != nil && !isRejected(err) {
+		// Somebody may have asked for the same meanwhile, which is as good. A request that is repeated appends nothing.
+		if err := c.ledger.append(ctx, actorAdmin, requestKey(kind+"/"+id, req.Msg.GetIdempotencyKey()), event); err != nil && !isRejected(err) {
 			return nil, c.onWire(ctx, err)
 		}
 	}
@@ -60,7 +61,14 @@ func (c *control) DrainHost(ctx context.Context, req *connect.Request[pb.DrainHo
 func (c *control) RemoveHost(ctx context.Context, req *connect.Request[pb.RemoveHostRequest]) (*connect.Response[pb.RemoveHostResponse], error) {
 	id := req.Msg.GetHost()
 	removed := &fleet.HostRemoved{Host: id}
-	var err error
+	key := requestKey("remove", req.Msg.GetIdempotencyKey())
+	was, repeated, err := once(ctx, c, key, func(p *fleet.HostRemoved) bool { return p.Host == id })
+	if err != nil {
+		return nil, err
+	}
+	if repeated {
+		return connect.NewResponse(&pb.RemoveHostResponse{Lost: was.Lost}), nil
+	}
 	c.ledger.read(func(st *fleet.State) {
 		if _, err = hostIn(st, id); err != nil {
 			return
@@ -82,7 +90,7 @@ func (c *control) RemoveHost(ctx context.Context, req *connect.Request[pb.Remove
 		return nil, refuse(connect.CodeFailedPrecondition, "host %s has instances that nothing has succeeded yet: %s. Wait for their successors, or give the instances up, with their volumes: --lose",
 			id, strings.Join(removed.Lost[:min(len(removed.Lost), 8)], ", "))
 	}
-	err = c.ledger.append(ctx, actorAdmin, "", removed)
+	err = c.ledger.append(ctx, actorAdmin, key, removed)
 	if isRejected(err) {
 		return nil, refuse(connect.CodeAborted, "host %s was changed meanwhile; look again: %v", id, err)
 	}

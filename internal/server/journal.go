@@ -1,6 +1,7 @@
 package server
 
 import (
+	"crypto/rand"
 	"fmt"
 	"slices"
 	"strings"
@@ -33,10 +34,12 @@ type journals struct {
 	order []string                                 // guarded by mu; oldest first
 	// told is the last state of an instance that was told, so that a repeated report is no transition.
 	told map[string]string // guarded by mu
+	// boot tells what this server heard in reports from what it heard before it was started again.
+	boot string
 }
 
 func newJournals() *journals {
-	return &journals{lines: map[string][]*pb.WatchDeploymentResponse{}, told: map[string]string{}}
+	return &journals{boot: rand.Text()[:8], lines: map[string][]*pb.WatchDeploymentResponse{}, told: map[string]string{}}
 }
 
 func (j *journals) begin(deployment string) {
@@ -50,13 +53,19 @@ func (j *journals) begin(deployment string) {
 	}
 }
 
-func (j *journals) add(deployment string, line *pb.WatchDeploymentResponse) {
+// add adds a line that the event seq tells, or a report when it is 0.
+func (j *journals) add(deployment string, seq uint64, line *pb.WatchDeploymentResponse) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	lines, kept := j.lines[deployment]
 	if !kept || (len(lines) >= maxLines && line.GetInstance() != "") {
 		return
 	}
+	var last position
+	if len(lines) > 0 {
+		last, _ = parsePosition(lines[len(lines)-1].GetPosition())
+	}
+	line.Position = last.next(seq, j.boot).String()
 	j.lines[deployment] = append(lines, line)
 }
 
@@ -66,6 +75,24 @@ func (j *journals) since(deployment string, n int) []*pb.WatchDeploymentResponse
 	defer j.mu.Unlock()
 	lines := j.lines[deployment]
 	return slices.Clone(lines[min(n, len(lines)):])
+}
+
+// behind is how many lines of a deployment come up to and with a position.
+func (j *journals) behind(deployment string, p position) int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	lines := j.lines[deployment]
+	at := make([]position, len(lines))
+	for i, line := range lines {
+		at[i], _ = parsePosition(line.GetPosition())
+	}
+	if i := slices.Index(at, p); i >= 0 {
+		return i + 1
+	}
+	if i := slices.IndexFunc(at, func(line position) bool { return line.after(p) }); i >= 0 {
+		return i
+	}
+	return len(lines)
 }
 
 // repeats notes the state of an instance and reports whether it was the last one that was told.
@@ -92,7 +119,7 @@ func (s *Server) narrate(e entry) {
 		return
 	}
 	say := func(level, instance, text string, tail ...string) {
-		s.journals.add(d.ID, &pb.WatchDeploymentResponse{
+		s.journals.add(d.ID, e.seq, &pb.WatchDeploymentResponse{
 			At: timestamppb.New(e.at), Text: text, Instance: instance, Level: level, LogTail: tail,
 		})
 	}
@@ -186,7 +213,7 @@ func (s *Server) narrateReport(d *fleet.Deployment, i *fleet.Instance, r *pb.Ins
 	if m := r.GetMessage(); m != "" {
 		text += ": " + cut(m)
 	}
-	s.journals.add(d.ID, &pb.WatchDeploymentResponse{At: timestamppb.New(now), Text: text, Instance: i.ID, Level: levelInfo})
+	s.journals.add(d.ID, 0, &pb.WatchDeploymentResponse{At: timestamppb.New(now), Text: text, Instance: i.ID, Level: levelInfo})
 }
 
 // phase tells messages apart that are transitions from those that count up, such as the bytes of a pull.

@@ -33,6 +33,7 @@ type ledger struct {
 
 // entry is a committed event, decoded, with the records that it is about as they were after it.
 type entry struct {
+	seq     uint64
 	at      time.Time
 	payload fleet.Payload
 	// deployment is the one that the event is about, or in whose course it happened; nil when there is none.
@@ -125,7 +126,7 @@ func (l *ledger) fold(events []eventlog.Event) ([]entry, error) {
 		if err != nil {
 			return nil, err
 		}
-		entries = append(entries, l.about(entry{at: e.At, payload: p}))
+		entries = append(entries, l.about(entry{seq: e.Seq, at: e.At, payload: p}))
 	}
 	return entries, nil
 }
@@ -192,19 +193,25 @@ func (l *ledger) read(fn func(*fleet.State)) {
 
 // append adds events in one piece; key may be empty. When it returns nil they are durable and folded.
 func (l *ledger) append(ctx context.Context, actor, key string, payloads ...fleet.Payload) error {
+	_, err := l.appendOnce(ctx, actor, key, payloads...)
+	return err
+}
+
+// appendOnce is append, and tells whether a request with that key was there before, so that nothing was added.
+func (l *ledger) appendOnce(ctx context.Context, actor, key string, payloads ...fleet.Payload) (repeated bool, err error) {
 	appends := make([]eventlog.Append, 0, len(payloads))
 	for _, p := range payloads {
 		b, err := fleet.Encode(p)
 		if err != nil {
-			return err
+			return false, err
 		}
 		appends = append(appends, eventlog.Append{
 			Stream: l.stream(p), Expect: eventlog.AnyVersion, Type: p.EventType(), TypeVersion: p.EventVersion(),
 			Actor: actor, IdempotencyKey: key, Payload: b,
 		})
 	}
-	_, err := l.log.Append(ctx, appends...)
-	return err
+	receipt, err := l.log.Append(ctx, appends...)
+	return receipt.Repeated, err
 }
 
 // stream is what an event is about. The fold checks what an expected version would, and more, so versions

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -15,6 +16,8 @@ import (
 type logReader struct {
 	control *control
 	req     *pb.StreamLogsRequest
+	// after are the last lines that the caller has, by instance.
+	after map[string]*pb.LogPosition
 	// asked maps instances to the requests that were made for them, open holds the requests that go on.
 	asked map[string]string
 	open  map[string]bool
@@ -58,7 +61,10 @@ func (r *logReader) ask(ctx context.Context, stream *connect.ServerStream[pb.Str
 		}
 		want := &logWant{
 			host: i.Host, lines: r.lines, done: r.done, ended: make(chan struct{}),
-			request: &pb.LogRequest{Id: id, Instance: i.ID, Follow: r.req.GetFollow(), Tail: r.req.GetTail(), Since: r.req.GetSince()},
+			request: &pb.LogRequest{Id: id, Instance: i.ID, Follow: r.req.GetFollow()},
+		}
+		if r.after[i.ID] == nil { // otherwise all lines since are wanted, and has leaves out the rest
+			want.request.Tail, want.request.Since = r.req.GetTail(), r.req.GetSince()
 		}
 		r.control.logs.add(want)
 		r.asked[i.ID], r.open[id] = id, true
@@ -69,6 +75,24 @@ func (r *logReader) ask(ctx context.Context, stream *connect.ServerStream[pb.Str
 		r.control.changed.fire()
 	}
 	return nil
+}
+
+func logPositions(all []*pb.LogPosition) map[string]*pb.LogPosition {
+	m := make(map[string]*pb.LogPosition, len(all))
+	for _, p := range all {
+		m[p.GetInstance()] = p
+	}
+	return m
+}
+
+// has tells whether the caller has a line already, or does not want it for its age: an agent may be older than these
+// questions.
+func (r *logReader) has(line *pb.StreamLogsResponse) bool {
+	if p := r.after[line.GetInstance()]; p != nil {
+		return cmp.Or(cmp.Compare(line.GetAttempt(), p.GetAttempt()), cmp.Compare(line.GetSeq(), p.GetSeq())) <= 0
+	}
+	since := r.req.GetSince()
+	return since != nil && line.GetAt().AsTime().Before(since.AsTime())
 }
 
 // await tells the handler when the agent has sent everything.

@@ -119,8 +119,11 @@ func (c *control) StreamLogs(ctx context.Context, req *connect.Request[pb.Stream
 	if _, err := c.logTargets(req.Msg); err != nil {
 		return err
 	}
+	if n := len(req.Msg.GetAfter()); n > maxLogInstances {
+		return refuse(connect.CodeInvalidArgument, "after: %d positions, there can be %d at most", n, maxLogInstances)
+	}
 	reading, stop := context.WithCancel(ctx)
-	r := &logReader{control: c, req: req.Msg, done: reading.Done(), lines: make(chan *pb.StreamLogsResponse), ended: make(chan string), asked: map[string]string{}}
+	r := &logReader{control: c, req: req.Msg, after: logPositions(req.Msg.GetAfter()), done: reading.Done(), lines: make(chan *pb.StreamLogsResponse), ended: make(chan string), asked: map[string]string{}}
 	defer r.close()
 	defer stop()
 	for {
@@ -135,8 +138,8 @@ func (c *control) StreamLogs(ctx context.Context, req *connect.Request[pb.Stream
 		case <-ctx.Done():
 			return c.onWire(ctx, ctx.Err())
 		case line := <-r.lines:
-			if since := req.Msg.GetSince(); since != nil && line.GetAt().AsTime().Before(since.AsTime()) {
-				continue // the agent is older than this
+			if r.has(line) {
+				continue
 			}
 			if err := stream.Send(line); err != nil {
 				return err

@@ -17,10 +17,11 @@ func (c *control) ListPlacements(_ context.Context, req *connect.Request[pb.List
 		return nil, err
 	}
 	out := &pb.ListPlacementsResponse{}
-	for _, app := range slices.Sorted(maps.Keys(env.Placement)) {
-		out.Placements = append(out.Placements, &pb.Placement{App: app, Labels: env.Placement[app]})
-	}
-	return connect.NewResponse(out), nil
+	name := func(app string) string { return app }
+	out.Placements, out.NextPageToken, err = pageOf(req.Msg, slices.Sorted(maps.Keys(env.Placement)), name, func(app string) *pb.Placement {
+		return &pb.Placement{App: app, Labels: env.Placement[app]}
+	})
+	return connect.NewResponse(out), err
 }
 
 func (c *control) SetPlacement(ctx context.Context, req *connect.Request[pb.SetPlacementRequest]) (*connect.Response[pb.SetPlacementResponse], error) {
@@ -29,7 +30,14 @@ func (c *control) SetPlacement(ctx context.Context, req *connect.Request[pb.SetP
 		return nil, refuse(connect.CodeInvalidArgument, "%q cannot be the name of an app", cut(event.App))
 	}
 	out := &pb.SetPlacementResponse{}
-	var err error
+	key := requestKey("place", req.Msg.GetIdempotencyKey())
+	_, repeated, err := once(ctx, c, key, func(p *fleet.AppPlaced) bool { return p.Environment == event.Environment && p.App == event.App })
+	if err != nil {
+		return nil, err
+	}
+	if repeated {
+		return connect.NewResponse(out), nil
+	}
 	c.ledger.read(func(st *fleet.State) {
 		var env *fleet.Environment
 		if env, err = environmentIn(st, event.Environment); err != nil {
@@ -43,7 +51,7 @@ func (c *control) SetPlacement(ctx context.Context, req *connect.Request[pb.SetP
 		return nil, c.onWire(ctx, err)
 	}
 	if !out.Unchanged {
-		if err := c.ledger.append(ctx, actorAdmin, "", event); err != nil {
+		if err := c.ledger.append(ctx, actorAdmin, key, event); err != nil {
 			return nil, c.onWire(ctx, err)
 		}
 	}

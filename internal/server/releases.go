@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -164,12 +165,12 @@ func findRelease(st *fleet.State, ref string) (*fleet.Release, error) {
 
 func (c *control) ListReleases(_ context.Context, req *connect.Request[pb.ListReleasesRequest]) (*connect.Response[pb.ListReleasesResponse], error) {
 	out := &pb.ListReleasesResponse{}
+	var err error
 	c.ledger.read(func(st *fleet.State) {
-		for _, r := range st.Releases(req.Msg.GetApp()) {
-			out.Releases = append(out.Releases, releaseProto(r, true))
-		}
+		newestFirst := func(r *fleet.Release) string { return fmt.Sprintf("%020d", math.MaxUint64-r.Seq) }
+		out.Releases, out.NextPageToken, err = pageOf(req.Msg, st.Releases(req.Msg.GetApp()), newestFirst, func(r *fleet.Release) *pb.Release { return releaseProto(r, true) })
 	})
-	return connect.NewResponse(out), nil
+	return connect.NewResponse(out), err
 }
 
 // releaseProto translates a release; brief leaves the documents out.

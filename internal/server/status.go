@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -30,9 +31,8 @@ func (c *control) GetStatus(ctx context.Context, req *connect.Request[pb.GetStat
 			}
 			return
 		}
-		for _, app := range st.Apps(req.Msg.GetEnvironment()) {
-			out.Apps = append(out.Apps, c.appStatus(st, app, now))
-		}
+		name := func(a *fleet.App) string { return a.Name }
+		out.Apps, out.NextPageToken, err = pageOf(req.Msg, st.Apps(req.Msg.GetEnvironment()), name, func(a *fleet.App) *pb.AppStatus { return c.appStatus(st, a, now) })
 	})
 	if err != nil {
 		return nil, c.onWire(ctx, err)
@@ -98,20 +98,31 @@ func (c *control) ListInstances(ctx context.Context, req *connect.Request[pb.Lis
 			}
 			apps = []*fleet.App{app}
 		}
+		var all []*fleet.Instance
 		for _, app := range apps {
-			all := st.Instances(app.Environment, app.Name)
+			all = append(all, st.Instances(app.Environment, app.Name)...)
 			if req.Msg.GetAll() {
 				all = append(all, st.EndedInstances(app.Environment, app.Name)...)
 			}
-			for _, i := range all {
-				out.Instances = append(out.Instances, c.instanceProto(i, now))
-			}
 		}
+		slices.SortFunc(all, byPlace)
+		out.Instances, out.NextPageToken, err = pageOf(req.Msg, all, placeKey, func(i *fleet.Instance) *pb.Instance { return c.instanceProto(i, now) })
 	})
 	if err != nil {
 		return nil, c.onWire(ctx, err)
 	}
 	return connect.NewResponse(out), nil
+}
+
+// byPlace orders instances by app and ordinal, and those of one ordinal as they were placed. That of an instance never
+// changes, also not when it ends.
+func byPlace(a, b *fleet.Instance) int {
+	return cmp.Or(strings.Compare(a.App, b.App), cmp.Compare(a.Ordinal, b.Ordinal), a.PlacedAt.Compare(b.PlacedAt), strings.Compare(a.ID, b.ID))
+}
+
+// placeKey is text that is ordered as byPlace orders instances.
+func placeKey(i *fleet.Instance) string {
+	return fmt.Sprintf("%s\x00%010d\x00%020d\x00%s", i.App, i.Ordinal, max(0, i.PlacedAt.UnixNano()), i.ID)
 }
 
 func (c *control) GetInstance(ctx context.Context, req *connect.Request[pb.GetInstanceRequest]) (*connect.Response[pb.GetInstanceResponse], error) {

@@ -14,10 +14,14 @@ import (
 const aborted = "it was aborted"
 
 func (c *control) Steer(ctx context.Context, req *connect.Request[pb.SteerRequest]) (*connect.Response[pb.SteerResponse], error) {
-	var (
-		d   *fleet.Deployment
-		err error
-	)
+	key := requestKey("steer/"+req.Msg.GetSteering().String(), req.Msg.GetIdempotencyKey())
+	d, err := c.steered(ctx, key, req.Msg)
+	if err != nil {
+		return nil, err
+	}
+	if d != nil {
+		return connect.NewResponse(&pb.SteerResponse{Deployment: deploymentProto(d)}), nil
+	}
 	c.ledger.read(func(st *fleet.State) {
 		var app *fleet.App
 		if app, err = appIn(st, req.Msg.GetEnvironment(), req.Msg.GetApp()); err != nil {
@@ -35,7 +39,7 @@ func (c *control) Steer(ctx context.Context, req *connect.Request[pb.SteerReques
 		return nil, err
 	}
 	if event != nil {
-		err := c.ledger.append(ctx, actorAdmin, "", event)
+		err := c.ledger.append(ctx, actorAdmin, key, event)
 		if isRejected(err) {
 			return nil, refuse(connect.CodeAborted, "deployment %s has gone on or ended meanwhile", d.ID)
 		}
@@ -45,6 +49,24 @@ func (c *control) Steer(ctx context.Context, req *connect.Request[pb.SteerReques
 	}
 	c.ledger.read(func(st *fleet.State) { d = st.Deployment(d.ID) })
 	return connect.NewResponse(&pb.SteerResponse{Deployment: deploymentProto(d)}), nil
+}
+
+// steered is the deployment that a request was about which is made again; nil when it is the first.
+func (c *control) steered(ctx context.Context, key string, req *pb.SteerRequest) (d *fleet.Deployment, err error) {
+	same := func(id string) (ok bool) {
+		c.ledger.read(func(st *fleet.State) { d = st.Deployment(id) })
+		return d != nil && d.Environment == req.GetEnvironment() && d.App == req.GetApp()
+	}
+	switch req.GetSteering() {
+	case pb.Steering_STEERING_PAUSE:
+		_, _, err = once(ctx, c, key, func(p *fleet.DeploymentPaused) bool { return same(p.Deployment) })
+	case pb.Steering_STEERING_RESUME:
+		_, _, err = once(ctx, c, key, func(p *fleet.DeploymentResumed) bool { return same(p.Deployment) })
+	case pb.Steering_STEERING_ABORT:
+		_, _, err = once(ctx, c, key, func(p *fleet.DeploymentTurnedBack) bool { return same(p.Deployment) })
+	case pb.Steering_STEERING_UNSPECIFIED:
+	}
+	return d, err
 }
 
 // steer is the event of an intervention, nil when there is nothing to do.

@@ -55,7 +55,16 @@ func (c *control) ListVars(_ context.Context, req *connect.Request[pb.ListVarsRe
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&pb.ListVarsResponse{Vars: env.Vars}), nil
+	name := func(name string) string { return name }
+	one := func(name string) *pb.ListVarsResponse {
+		return &pb.ListVarsResponse{Vars: map[string]string{name: env.Vars[name]}}
+	}
+	page, next, err := pageOf(req.Msg, slices.Sorted(maps.Keys(env.Vars)), name, one)
+	out := &pb.ListVarsResponse{Vars: map[string]string{}, NextPageToken: next}
+	for _, v := range page {
+		maps.Copy(out.Vars, v.Vars)
+	}
+	return connect.NewResponse(out), err
 }
 
 func (c *control) SetVars(ctx context.Context, req *connect.Request[pb.SetVarsRequest]) (*connect.Response[pb.SetVarsResponse], error) {
@@ -63,18 +72,28 @@ func (c *control) SetVars(ctx context.Context, req *connect.Request[pb.SetVarsRe
 		events []fleet.Payload
 		ids    []string
 		out    = &pb.SetVarsResponse{}
-		err    error
 	)
-	c.ledger.read(func(st *fleet.State) { events, ids, err = c.proposeVars(st, req.Msg, out) })
+	key := requestKey("vars", req.Msg.GetIdempotencyKey())
+	_, repeated, err := once(ctx, c, key, func(p *fleet.VarsChanged) bool { return p.Environment == req.Msg.GetEnvironment() })
+	if err != nil {
+		return nil, err
+	}
+	c.ledger.read(func(st *fleet.State) {
+		if repeated {
+			ids, err = c.startedByVars(st, req.Msg)
+		} else {
+			events, ids, err = c.proposeVars(st, req.Msg, out)
+		}
+	})
 	if err != nil {
 		return nil, c.onWire(ctx, err)
 	}
 	if len(events) > 0 {
-		if err := c.ledger.append(ctx, actorAdmin, "", events...); err != nil {
+		if err := c.ledger.append(ctx, actorAdmin, key, events...); err != nil {
 			return nil, c.onWire(ctx, err)
 		}
 	}
-	out.Unchanged = len(events) == 0 && len(ids) == 0
+	out.Unchanged = len(events) == 0 && !repeated
 	c.ledger.read(func(st *fleet.State) {
 		for _, id := range ids {
 			out.Deployments = append(out.Deployments, deploymentProto(st.Deployment(id)))
@@ -83,8 +102,22 @@ func (c *control) SetVars(ctx context.Context, req *connect.Request[pb.SetVarsRe
 	return connect.NewResponse(out), nil
 }
 
+// startedByVars are the deployments that a request started which is made again.
+func (c *control) startedByVars(st *fleet.State, req *pb.SetVarsRequest) (ids []string, err error) {
+	for _, app := range st.Apps(req.GetEnvironment()) {
+		id, _, err := c.deploymentID("vars/"+app.Name, req.GetEnvironment(), req.GetIdempotencyKey())
+		if err != nil {
+			return nil, err
+		}
+		if st.Deployment(id) != nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
 // proposeVars gives the events of a change of variables, none when nothing changes, and the ids of the deployments among
-// them; those of the first time when the request is repeated. Apps that are left as they are it notes in out.
+// them. Apps that are left as they are it notes in out.
 func (c *control) proposeVars(st *fleet.State, req *pb.SetVarsRequest, out *pb.SetVarsResponse) (events []fleet.Payload, ids []string, err error) {
 	env, err := environmentIn(st, req.GetEnvironment())
 	if err != nil {
@@ -112,12 +145,7 @@ func (c *control) proposeVars(st *fleet.State, req *pb.SetVarsRequest, out *pb.S
 	}
 	maps.Copy(after.Vars, changed.Set)
 	if len(changed.Set)+len(changed.Unset) == 0 {
-		for _, app := range st.Apps(env.Name) {
-			if _, repeated, err := c.deploymentID("vars/"+app.Name, env.Name, req.GetIdempotencyKey()); err == nil && repeated != nil {
-				ids = append(ids, repeated.ID)
-			}
-		}
-		return nil, ids, nil
+		return nil, nil, nil
 	}
 	if err := fleet.CheckVars(after.Vars); err != nil {
 		return nil, nil, connect.NewError(connect.CodeInvalidArgument, err)

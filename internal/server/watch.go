@@ -15,7 +15,14 @@ const keepAlive = 15 * time.Second
 
 func (c *control) WatchDeployment(ctx context.Context, req *connect.Request[pb.WatchDeploymentRequest], stream *connect.ServerStream[pb.WatchDeploymentResponse]) error {
 	id := req.Msg.GetDeployment()
-	sent := 0
+	var after position
+	if text := req.Msg.GetAfter(); text != "" {
+		var ok bool
+		if after, ok = parsePosition(text); !ok {
+			return refuse(connect.CodeInvalidArgument, "after: %q is no position of a transition", cut(text))
+		}
+	}
+	sent := c.journals.behind(id, after)
 	for {
 		changed := c.changed.next()
 		// The record first: when it says that the deployment has ended, all of its lines are there.
@@ -31,11 +38,13 @@ func (c *control) WatchDeployment(ctx context.Context, req *connect.Request[pb.W
 			}
 		}
 		sent += len(lines)
-		if !d.Active() {
-			if sent == 0 { // so long ago that nobody kept its journal
-				level, text := closing(d)
-				return stream.Send(&pb.WatchDeploymentResponse{At: timestampOrNil(d.EndedAt), Level: level, Text: text, Deployment: deploymentProto(d)})
-			}
+		switch {
+		case !d.Active() && sent == 0: // so long ago that nobody kept its journal
+			level, text := closing(d)
+			return stream.Send(&pb.WatchDeploymentResponse{At: timestampOrNil(d.EndedAt), Level: level, Text: text, Deployment: deploymentProto(d)})
+		case !d.Active() && len(lines) == 0: // the last line was sent before the end was seen
+			return stream.Send(&pb.WatchDeploymentResponse{At: timestampOrNil(d.EndedAt), Level: levelInfo, Position: req.Msg.GetAfter(), Deployment: deploymentProto(d)})
+		case !d.Active():
 			return nil
 		}
 		select {
@@ -50,6 +59,6 @@ func (c *control) WatchDeployment(ctx context.Context, req *connect.Request[pb.W
 func withDeployment(line *pb.WatchDeploymentResponse, d *fleet.Deployment) *pb.WatchDeploymentResponse {
 	return &pb.WatchDeploymentResponse{
 		At: line.GetAt(), Text: line.GetText(), Instance: line.GetInstance(), Level: line.GetLevel(), LogTail: line.GetLogTail(),
-		Deployment: deploymentProto(d),
+		Position: line.GetPosition(), Deployment: deploymentProto(d),
 	}
 }

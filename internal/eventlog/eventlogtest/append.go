@@ -258,3 +258,24 @@ func testConcurrentWriters(t *testing.T, s Store) {
 	verify(t, l)
 	verify(t, reopen(t, l, s, eventlog.Options{}))
 }
+
+// testFind: the first event of a request is found by its key, as soon as it was appended and for ever.
+func testFind(t *testing.T, s Store) {
+	l := open(t, s.Engine(), eventlog.Options{})
+	mustAppend(t, l, event("other", 0))
+	request := []eventlog.Append{event("a", 0), event("b", 0)}
+	request[0].IdempotencyKey = "ada/1"
+	want := mustAppend(t, l, request...)
+	mustAppend(t, l, event("other", 1))
+	for _, when := range []string{"at once", "after opening again"} {
+		e, found, err := l.Find(t.Context(), "ada/1")
+		if err != nil || !found || e.Seq != want.First || e.Stream != "a" {
+			t.Errorf("%s: got event %d of %q, %v, %v, want event %d", when, e.Seq, e.Stream, found, err, want.First)
+		}
+		if e, found, err := l.Find(t.Context(), "ada/2"); err != nil || found {
+			t.Errorf("%s: a key that nobody used: got event %d, %v", when, e.Seq, err)
+		}
+		wantSeq(t, l, 4)
+		l = reopen(t, l, s, eventlog.Options{})
+	}
+}

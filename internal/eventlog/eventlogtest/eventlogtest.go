@@ -32,6 +32,7 @@ func Run(t *testing.T, newStore func(t *testing.T) Store) {
 		{"ConflictInRequest", testConflictInRequest},
 		{"Idempotency", testIdempotency},
 		{"IdempotencyConcurrent", testIdempotencyConcurrent},
+		{"Find", testFind},
 		{"ConcurrentWriters", testConcurrentWriters},
 		{"WatchFromAnywhere", testWatchFromAnywhere},
 		{"WatchSlow", testWatchSlow},
