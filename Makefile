@@ -62,6 +62,13 @@ lint: deps-build ## formatting, linters (pinned in tools/go.mod), the API descri
 	$(TOOL) golangci-lint fmt --diff
 	$(TOOL) golangci-lint run
 	$(TOOL) buf lint
+	$(TOOL) buf breaking --against $(RELEASED_API)
+
+# What clients and servers out there speak: the two may be one version apart.
+RELEASED_API := proto/released.binpb
+.PHONY: released-api
+released-api: ## at a release: note the API as what later ones must not break
+	$(TOOL) buf build --exclude-source-info -o $(RELEASED_API)
 
 .PHONY: fmt
 fmt: ## format the code
@@ -69,7 +76,7 @@ fmt: ## format the code
 	$(TOOL) buf format -w
 
 .PHONY: generate
-generate: ## write what is generated: API code, the manifest's reference page
+generate: ## write what is generated: API code and its description, the manifest's reference page
 	$(TOOL) buf generate
 	go generate ./...
 

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
 
+	"github.com/pinnacehq/pinnace/internal/api/openapi"
 	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 )
 
@@ -165,6 +166,13 @@ func TestPlainHTTP(t *testing.T) {
 		status, got := p.call(test.method, service+test.call, test.token, test.contentType, test.body)
 		if status != test.status || (test.code != "" && got["code"] != test.code) {
 			t.Errorf("%s %s %s: %d, %v, want %d %s", test.method, test.call, test.body, status, got, test.status, test.code)
+		}
+	}
+
+	// The description of all this is there for everyone, and nothing else is.
+	for path, want := range map[string]int{openapi.DocumentPath: 200, openapi.PagePath: 200, "/": 401, "/api/": 401, "/openapi.json/x": 401, service: 401} {
+		if status, _ := p.call("GET", path, "", "", ""); status != want {
+			t.Errorf("GET %s without a token: %d, want %d", path, status, want)
 		}
 	}
 

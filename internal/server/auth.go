@@ -9,17 +9,21 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/pinnacehq/pinnace/internal/api/openapi"
 	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
 )
 
 // maxMessage is the largest message that is read, in bytes.
 const maxMessage = 16 << 20
 
-// Handler serves ControlService to people and their scripts: everything behind the admin token.
+// Handler serves ControlService to people and their scripts: everything but its description is behind the admin token.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(pinnacev1connect.NewControlServiceHandler(&control{s}, connect.WithReadMaxBytes(maxMessage), connect.WithInterceptors(s.tellHead(), checkKeys())))
-	return bearer(s.opts.AdminToken, "an admin token is needed: pass --token, set PINNACE_TOKEN, or use the context that `pinnace dev` made", mux)
+	open := http.NewServeMux()
+	openapi.Handle(open)
+	open.Handle("/", bearer(s.opts.AdminToken, "an admin token is needed: pass --token, set PINNACE_TOKEN, or use the context that `pinnace dev` made", mux))
+	return open
 }
 
 // AgentHandler serves AgentService to hosts: everything behind the agent token.
