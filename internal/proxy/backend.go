@@ -20,11 +20,14 @@ var errNoBackend = errors.New("no active backend")
 
 // backendKey is what a backend is known by from one configuration to the next.
 type backendKey struct {
-	id, netns string
-	address   netip.AddrPort
+	id, netns    string
+	address      netip.AddrPort
+	peer, target string
 }
 
-func (b *Backend) key() backendKey { return backendKey{b.ID, b.Netns, b.Address} }
+func (b *Backend) key() backendKey {
+	return backendKey{id: b.ID, netns: b.Netns, address: b.Address, peer: b.Peer, target: b.Target}
+}
 
 // A user is what a backend serves: a connection, or a client of UDP.
 type user interface {

@@ -18,7 +18,7 @@ type backends struct {
 	known     map[backendKey]*backend
 	order     []*backend
 	all       *pool            // of TCP and UDP
-	named     map[string]*pool // of SNI, by name or by "*." and the rest of it
+	named     map[string]*pool // of SNI and PEER, by name or by "*." and the rest of it
 }
 
 // update takes over what a new configuration says. Connections to backends that stay are not touched.
@@ -34,7 +34,7 @@ func (s *backends) update(c Listener, find func(path string) (*namespace, error)
 		warm = time.Now().Add(s.slowStart)
 	}
 	s.all, s.named = nil, map[string]*pool{}
-	if c.Protocol != SNI {
+	if c.Protocol != SNI && c.Protocol != PEER {
 		s.all = s.pool(before, c.Backends, c.ProxyProtocol, warm, find)
 	}
 	for _, r := range c.Routes {

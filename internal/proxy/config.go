@@ -53,6 +53,8 @@ type Config struct {
 	Revision  uint64     `json:"revision"`
 	Listeners []Listener `json:"listeners,omitempty"`
 	DNS       []DNS      `json:"dns,omitempty"`
+	// Peering is needed where something leads to other hosts, or comes from them.
+	Peering *Peering `json:"peering,omitempty"`
 }
 
 // A Listener accepts connections at one address and spreads them over its backends. Its socket is known by
@@ -62,9 +64,9 @@ type Listener struct {
 	// Netns is the path of the namespace to listen in; empty means the proxy's own.
 	Netns   string         `json:"netns,omitempty"`
 	Address netip.AddrPort `json:"address"`
-	// Protocol is TCP, UDP or SNI; empty means TCP.
+	// Protocol is TCP, UDP, SNI or PEER; empty means TCP.
 	Protocol string `json:"protocol,omitempty"`
-	// Backends are those of TCP and UDP, Routes those of SNI.
+	// Backends are those of TCP and UDP, Routes those of SNI and PEER.
 	Backends []Backend `json:"backends,omitempty"`
 	Routes   []Route   `json:"routes,omitempty"`
 	// ProxyProtocol is ProxyV2 when connections to backends begin with its header, which tells them the
@@ -82,25 +84,31 @@ type Listener struct {
 	// IdleTimeoutMS is when a client of UDP that has been silent, and was not spoken to, is forgotten. Zero
 	// means the proxy's default.
 	IdleTimeoutMS int `json:"idle_timeout_ms,omitempty"`
+	// Peers are the hosts that PEER lets in. What one has open that is not named any more ends.
+	Peers []string `json:"peers,omitempty"`
 }
 
-// A Route of SNI says where clients are led that ask for one of its names.
+// A Route of SNI says where clients are led that ask for one of its names, and one of PEER where other hosts are.
 type Route struct {
 	ID string `json:"id"`
 	// Names are host names in lower case; "*.example.com" stands for every name one level below
-	// example.com that no other route has.
+	// example.com that no other route has. Those of PEER are the targets of backends on other hosts, as they are.
 	Names         []string  `json:"names"`
 	Backends      []Backend `json:"backends,omitempty"`
 	ProxyProtocol string    `json:"proxy_protocol,omitempty"`
 }
 
 // A Backend is where connections lead. Its connections live until they end or until no Listener at the same
-// address names the backend any more (same ID, namespace and address); then they are closed.
+// address names the backend any more (same ID, namespace, address, peer and target); then they are closed.
 type Backend struct {
 	ID      string         `json:"id"`
 	Netns   string         `json:"netns,omitempty"`
 	Address netip.AddrPort `json:"address"`
 	State   BackendState   `json:"state"`
+	// Peer is the host that the backend is on, when it is another one. Address is then that of the PEER listener there,
+	// and Target the name of a route of that.
+	Peer   string `json:"peer,omitempty"`
+	Target string `json:"target,omitempty"`
 }
 
 // A DNS is one server, answering over UDP and TCP on every address.
@@ -179,6 +187,7 @@ func (c *Config) Validate() error {
 			errs = append(errs, fmt.Errorf("dns %d: %w", i, err))
 		}
 	}
+	errs = append(errs, c.validatePeers())
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("proxy configuration: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -41,6 +42,9 @@ type engine struct {
 	keepErr error
 	// left means that a newer proxy listens on the sockets now.
 	left bool
+
+	// peering is nil when nothing leads to other hosts. It is set under mu, and read by everybody.
+	peering atomic.Pointer[identity]
 }
 
 func newEngine(ctx context.Context, o Options) *engine {
@@ -84,6 +88,11 @@ func (e *engine) apply(c *Config) error {
 // settle makes the world what the configuration says, as far as it goes, with what an older proxy has handed
 // over. After a newer one has taken over, only connections are left to be looked after. The caller holds mu.
 func (e *engine) settle(in *inherited) {
+	if p := e.config.Peering; p == nil {
+		e.peering.Store(nil)
+	} else if have := e.peering.Load(); have == nil || have.Peering != *p {
+		e.peering.Store(&identity{Peering: *p})
+	}
 	outdated := e.dropNamespaces()
 	wanted := map[socketKey]bool{}
 	for _, lc := range e.config.Listeners {
@@ -230,6 +239,8 @@ func (e *engine) close() {
 	e.mu.Unlock()
 	e.conns.Wait()
 }
+
+func (e *engine) identity() *identity { return e.peering.Load() }
 
 // current is the configuration in force.
 func (e *engine) current() Config {

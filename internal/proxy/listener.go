@@ -42,7 +42,7 @@ type service interface {
 	takeOver(ns *namespace, in *inherited)
 }
 
-// A listener serves TCP and SNI.
+// A listener serves TCP, SNI and PEER.
 type listener struct {
 	engine *engine
 	key    socketKey
@@ -50,6 +50,7 @@ type listener struct {
 	places   gate
 	backends backends
 	waiting  waiting
+	hosts    hosts // of PEER
 	traffic  traffic
 
 	total, refused atomic.Uint64
@@ -84,6 +85,8 @@ func (l *listener) update(c Listener, find func(path string) (*namespace, error)
 	l.mu.Lock()
 	l.config = c
 	l.mu.Unlock()
+	// No host takes the places of all others.
+	l.hosts.update(c.Peers, max(limit/2, 1))
 	l.backends.update(c, find)
 }
 
@@ -218,12 +221,12 @@ func (l *listener) status() ListenerStatus {
 	return s
 }
 
-// trusts says whether connections from peer begin with a PROXY header.
-func (l *listener) trusts(peer netip.Addr) (trusted, sni bool) {
+// trusts says whether connections from peer begin with a PROXY header, and what protocol they speak.
+func (l *listener) trusts(peer netip.Addr) (trusted bool, protocol string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	trusted = slices.ContainsFunc(l.config.AcceptProxy, func(p netip.Prefix) bool { return p.Contains(peer) })
-	return trusted, l.config.Protocol == SNI
+	return trusted, l.config.Protocol
 }
 
 // explainBind says why listening failed and, when the port is taken, by whom.

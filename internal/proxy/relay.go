@@ -15,7 +15,7 @@ const lingerFor = 5 * time.Second
 
 // A relay carries one connection.
 type relay struct {
-	client, server *conn
+	client, server side
 	traffic        *traffic
 	// done counts the directions whose source has said that it is done.
 	done atomic.Int32
@@ -29,10 +29,10 @@ type traffic struct {
 // run carries both directions until both have ended, and closes both connections.
 func (r *relay) run() {
 	var there sync.WaitGroup
-	in := flow{src: r.client, dst: r.server, bytes: &r.traffic.received, spliced: &r.traffic.splicedIn}
-	out := flow{src: r.server, dst: r.client, bytes: &r.traffic.sent, spliced: &r.traffic.splicedOut}
-	there.Go(func() { r.carry(&out) })
-	r.carry(&in)
+	in := moverOf(r.client, r.server, &r.traffic.received, &r.traffic.splicedIn)
+	out := moverOf(r.server, r.client, &r.traffic.sent, &r.traffic.splicedOut)
+	there.Go(func() { r.carry(out, r.server, r.client) })
+	r.carry(in, r.client, r.server)
 	there.Wait()
 	_ = r.client.Close()
 	_ = r.server.Close()
@@ -46,18 +46,18 @@ func (r *relay) run() {
 //     before it has read the whole request. Its answer may still be on the way to the source, and closing now,
 //     with bytes of the source unread, would make the kernel throw it away. So what the source still sends is
 //     read and dropped for a while.
-func (r *relay) carry(f *flow) {
-	err := f.run()
+func (r *relay) carry(m mover, src, dst side) {
+	err := m.run()
 	switch {
 	case err == nil && r.done.Add(1) == 2:
 		// Both connections are closed now, which says it too.
 	case err == nil:
-		f.dst.CloseWrite()
+		dst.CloseWrite()
 	case errors.Is(err, unix.EPIPE):
 		// It can be the source, too, that was done and then left.
-		f.dst.CloseWrite()
-		f.src.readUntil(time.Now().Add(lingerFor))
-		_, _ = io.Copy(io.Discard, struct{ io.Reader }{f.src})
+		dst.CloseWrite()
+		src.readUntil(time.Now().Add(lingerFor))
+		_, _ = io.Copy(io.Discard, struct{ io.Reader }{src})
 	default:
 		r.abort()
 	}

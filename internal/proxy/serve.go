@@ -25,6 +25,26 @@ type stranger struct {
 	hello []byte
 	// choose gives the backends for it, as of now.
 	choose func() *pool
+	// through is the connection in its TLS, when it is of another host; host is which.
+	through *secured
+	host    string
+}
+
+// client is the client's side of a relay.
+func (s *stranger) client() side {
+	if s.through != nil {
+		return s.through
+	}
+	return s.conn
+}
+
+// refuse ends a connection that was led nowhere. Of another host's, the answer has to arrive.
+func (s *stranger) refuse() {
+	if s.through != nil {
+		_ = s.through.Close()
+		return
+	}
+	s.conn.reset()
 }
 
 func (l *listener) serve(client *conn, peer netip.AddrPort) {
@@ -32,13 +52,21 @@ func (l *listener) serve(client *conn, peer netip.AddrPort) {
 	defer l.engine.places.leave()
 	l.total.Add(1)
 	s := &stranger{conn: client, from: peer, choose: l.backends.everybody}
-	if !l.receive(s) {
+	known := l.receive(s)
+	if s.host != "" {
+		defer l.hosts.leave(s.host, s.through)
+	}
+	if !known {
 		return
 	}
 	b, r, err := l.connect(l.engine.ctx, s)
-	if err != nil {
+	if err := l.welcome(s, err); err != nil {
+		if r != nil {
+			r.abort()
+			l.backends.done(b, r)
+		}
 		l.refused.Add(1)
-		client.reset()
+		s.refuse()
 		l.engine.log.Debug("connection refused", "listener", l.key.address, "err", err)
 		return
 	}
@@ -48,8 +76,8 @@ func (l *listener) serve(client *conn, peer netip.AddrPort) {
 
 // receive reads what must come first. It is false when the client was turned away, and closed.
 func (l *listener) receive(s *stranger) bool {
-	trusted, sni := l.trusts(s.from.Addr())
-	if !trusted && !sni {
+	trusted, protocol := l.trusts(s.from.Addr())
+	if !trusted && protocol != SNI && protocol != PEER {
 		return true
 	}
 	turn := l.waiting.enter(s.conn)
@@ -65,13 +93,20 @@ func (l *listener) receive(s *stranger) bool {
 			s.from, s.to = from, to
 		}
 	}
-	if sni {
-		if err := l.readHello(s); err != nil {
-			l.turnAway(s, turn, err)
-			return false
-		}
+	var err error
+	switch protocol {
+	case SNI:
+		err = l.readHello(s)
+	case PEER:
+		s.writeUntil(time.Now().Add(l.engine.helloTimeout))
+		err = l.greet(l.engine.ctx, s)
+	}
+	if err != nil {
+		l.turnAway(s, turn, err)
+		return false
 	}
 	s.readUntil(time.Time{})
+	s.writeUntil(time.Time{})
 	return true
 }
 
@@ -126,7 +161,7 @@ func (l *listener) connect(ctx context.Context, s *stranger) (*backend, *relay, 
 		}
 		server, err := l.dial(ctx, b, until)
 		if err == nil {
-			r := &relay{client: s.conn, server: server, traffic: &l.traffic}
+			r := &relay{client: s.client(), server: server, traffic: &l.traffic}
 			switch {
 			case !l.backends.register(b, r):
 				// It left the configuration just now: another one may take the connection.
@@ -152,7 +187,7 @@ func (l *listener) connect(ctx context.Context, s *stranger) (*backend, *relay, 
 	}
 }
 
-func (l *listener) dial(ctx context.Context, b *backend, until time.Time) (*conn, error) {
+func (l *listener) dial(ctx context.Context, b *backend, until time.Time) (side, error) {
 	ns, err := l.backends.place(b)
 	if err != nil {
 		return nil, err
@@ -162,7 +197,7 @@ func (l *listener) dial(ctx context.Context, b *backend, until time.Time) (*conn
 		return nil, err
 	}
 	// On one host a connection is made at once; only what takes longer needs a clock.
-	if c.isConnected() {
+	if c.isConnected() && b.key.peer == "" {
 		return c, nil
 	}
 	timeout := min(l.engine.connectTimeout, time.Until(until))
@@ -172,11 +207,14 @@ func (l *listener) dial(ctx context.Context, b *backend, until time.Time) (*conn
 		_ = c.Close()
 		return nil, err
 	}
+	if b.key.peer != "" {
+		return l.engine.secure(ctx, c, b.key.peer, b.key.target)
+	}
 	return c, nil
 }
 
 // introduce sends a backend what comes before what the client says from here on.
-func (l *listener) introduce(s *stranger, server *conn, header bool) error {
+func (l *listener) introduce(s *stranger, server side, header bool) error {
 	var first []byte
 	if header {
 		if !s.to.IsValid() {
@@ -210,6 +248,10 @@ func (l *listener) turnAway(s *stranger, turn *turn, err error) {
 		count = &l.turnedAway.evicted
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		count = &l.turnedAway.slow
+	case errors.Is(err, errNoHost), errors.Is(err, errHostFull):
+		count = &l.turnedAway.notHost
+	case errors.Is(err, errNoTarget):
+		count = &l.turnedAway.unknownName
 	case errors.Is(err, errHeader):
 		count = &l.turnedAway.header
 	case errors.Is(err, errNoName):

@@ -65,6 +65,8 @@ type TurnedAway struct {
 	// ECH counts clients that sent an encrypted ClientHello, real or not, and were led by the outer name. They
 	// were not turned away.
 	ECH uint64 `json:"ech,omitempty"`
+	// NotHost counts those who proved to be a host that is not let in, or that has its share of connections.
+	NotHost uint64 `json:"not_host,omitempty"`
 }
 
 // A DatagramStatus tells how UDP fares.

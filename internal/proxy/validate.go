@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -27,10 +28,11 @@ func (l *Listener) validate() error {
 		return err
 	}
 	switch l.Protocol {
-	case "", TCP, UDP, SNI:
+	case "", TCP, UDP, SNI, PEER:
 	default:
-		return fmt.Errorf("protocol %q is none of %q, %q and %q", l.Protocol, TCP, UDP, SNI)
+		return fmt.Errorf("protocol %q is none of %q, %q, %q and %q", l.Protocol, TCP, UDP, SNI, PEER)
 	}
+	named := l.Protocol == SNI || l.Protocol == PEER
 	switch {
 	case l.MaxConns < 0:
 		return fmt.Errorf("max_conns %d is negative", l.MaxConns)
@@ -38,12 +40,12 @@ func (l *Listener) validate() error {
 		return fmt.Errorf("slow_start_ms %d is negative", l.SlowStartMS)
 	case l.IdleTimeoutMS < 0:
 		return fmt.Errorf("idle_timeout_ms %d is negative", l.IdleTimeoutMS)
-	case l.Protocol == SNI && len(l.Backends) > 0:
-		return errors.New("backends of sni belong to its routes")
-	case l.Protocol == SNI && l.ProxyProtocol != "":
-		return errors.New("proxy_protocol of sni belongs to its routes")
-	case l.Protocol != SNI && len(l.Routes) > 0:
-		return errors.New("routes are for sni")
+	case named && len(l.Backends) > 0:
+		return fmt.Errorf("backends of %s belong to its routes", l.Protocol)
+	case named && l.ProxyProtocol != "":
+		return fmt.Errorf("proxy_protocol of %s belongs to its routes", l.Protocol)
+	case !named && len(l.Routes) > 0:
+		return errors.New("routes are for sni and peer")
 	case l.Protocol == UDP && (l.ProxyProtocol != "" || len(l.AcceptProxy) > 0):
 		return errors.New("the PROXY protocol is not for udp")
 	}
@@ -52,8 +54,14 @@ func (l *Listener) validate() error {
 			return fmt.Errorf("accept_proxy has the bad network %q", p)
 		}
 	}
+	if err := l.validateHosts(); err != nil {
+		return err
+	}
 	if err := validateTargets(l.Backends, l.ProxyProtocol); err != nil {
 		return err
+	}
+	if l.Protocol == UDP && slices.ContainsFunc(l.Backends, func(b Backend) bool { return b.Peer != "" }) {
+		return errors.New("udp does not lead to other hosts")
 	}
 	return l.validateRoutes()
 }
@@ -77,7 +85,10 @@ func (l *Listener) validateRoutes() error {
 		ids[r.ID] = true
 		for _, name := range r.Names {
 			plain := strings.TrimPrefix(name, "*.")
-			if !isHostName(plain) || plain != strings.ToLower(plain) {
+			switch {
+			case l.Protocol == PEER:
+				err = errors.Join(err, validateTarget(name))
+			case !isHostName(plain) || plain != strings.ToLower(plain):
 				err = errors.Join(err, fmt.Errorf("%q is not a host name in lower case", name))
 			}
 			if other, taken := names[name]; taken {
@@ -112,6 +123,8 @@ func validateTargets(backends []Backend, proxyProtocol string) error {
 			err = errors.New("id is used twice")
 		case b.Address.Addr().IsUnspecified():
 			err = fmt.Errorf("address %v cannot be dialed", b.Address)
+		case b.validatePeer() != nil:
+			err = b.validatePeer()
 		case b.State != Active && b.State != Draining:
 			err = fmt.Errorf("state %q is neither %q nor %q", b.State, Active, Draining)
 		}

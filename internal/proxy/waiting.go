@@ -78,14 +78,14 @@ func (w *waiting) end() {
 // turnedAway counts clients that were closed before they reached a backend, by why; ech counts those that hid
 // the name they want behind another one, and were led by that.
 type turnedAway struct {
-	noName, unknownName, notTLS, plainHTTP, malformed, slow, left, evicted, header, ech atomic.Uint64
+	noName, unknownName, notTLS, plainHTTP, malformed, slow, left, evicted, header, ech, notHost atomic.Uint64
 }
 
 func (t *turnedAway) status() *TurnedAway {
 	s := &TurnedAway{
 		NoName: t.noName.Load(), UnknownName: t.unknownName.Load(), NotTLS: t.notTLS.Load(), PlainHTTP: t.plainHTTP.Load(),
 		Malformed: t.malformed.Load(), Slow: t.slow.Load(), Left: t.left.Load(), Evicted: t.evicted.Load(),
-		Header: t.header.Load(), ECH: t.ech.Load(),
+		Header: t.header.Load(), ECH: t.ech.Load(), NotHost: t.notHost.Load(),
 	}
 	if *s == (TurnedAway{}) {
 		return nil
