@@ -37,10 +37,10 @@ func (e *hostError) Unwrap() error { return e.err }
 // proven to be its own, goes on as if nothing had been. Everything else is ended and removed. After an error, everything
 // is as it was.
 func (a *Agent) takeOver(ctx context.Context) error {
-	envs, err := a.keptEnvironments()
+	kept, err := a.keptFleet()
 	switch {
 	case err == nil:
-		a.routes.environments = envs
+		a.routes.fleet = kept
 	case !errors.Is(err, fs.ErrNotExist):
 		a.Log.Warn("names of environments are not known until the server says them", "err", err)
 	}

@@ -83,6 +83,9 @@ type Options struct {
 	Proxy   Proxy
 	// PublicAddress is where public ports are bound, 0.0.0.0 for all of the host's addresses.
 	PublicAddress netip.Addr
+	// Peering may be nil for a host that leads no connections to others, and takes none of theirs. With it,
+	// Host.PeerAddress should say where others reach Peering.Listen.
+	Peering *Peering
 	// IO bounds what each machine reads from and writes to each of the host's disks; zero fields don't.
 	IO cgroup.IORate
 	// FirstUID and the numbers above it are the identities that machines run under, one each. 0 means the

@@ -106,7 +106,7 @@ func (a *Agent) act(ctx context.Context, msg *pinnacev1.WatchAssignmentsResponse
 	for _, r := range msg.Releases {
 		releases[r.Id] = r
 	}
-	a.routes.setEnvironments(msg.Environments)
+	a.routes.setFleet(fleetOf(msg))
 
 	wanted := map[string]bool{}
 	for _, asg := range msg.Assignments {

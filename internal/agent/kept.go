@@ -161,26 +161,26 @@ func (a *Agent) readKept(dir string) (*attempt, error) {
 	return t, nil
 }
 
-// environmentsName is the file below RunDir with what the server said last of names and virtual addresses. An agent
-// that starts gives it to the proxy before it has heard of the server, so that no listener goes away meanwhile.
+// environmentsName is the file below RunDir with what the server said last of names, virtual addresses and other hosts.
+// An agent that starts gives it to the proxy before it has heard of the server, so that no listener goes away meanwhile.
 const environmentsName = "environments.json"
 
-func (a *Agent) keepEnvironments(envs []*pinnacev1.AssignedEnvironment) error {
-	b, err := protojson.Marshal(&pinnacev1.WatchAssignmentsResponse{Environments: envs})
+func (a *Agent) keepFleet(f fleet) error {
+	b, err := protojson.Marshal(f.message())
 	if err != nil {
 		return err
 	}
 	return durable.WriteFile(filepath.Join(a.RunDir, environmentsName), b, 0o600)
 }
 
-func (a *Agent) keptEnvironments() ([]*pinnacev1.AssignedEnvironment, error) {
+func (a *Agent) keptFleet() (fleet, error) {
 	b, err := os.ReadFile(filepath.Join(a.RunDir, environmentsName))
 	if err != nil {
-		return nil, err
+		return fleet{}, err
 	}
 	var msg pinnacev1.WatchAssignmentsResponse
 	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, &msg); err != nil {
-		return nil, fmt.Errorf("read %s: %w", environmentsName, err)
+		return fleet{}, fmt.Errorf("read %s: %w", environmentsName, err)
 	}
-	return msg.Environments, nil
+	return fleetOf(&msg), nil
 }

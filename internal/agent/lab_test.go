@@ -58,6 +58,7 @@ type lab struct {
 	source   image.Source            // guarded by mu
 	running  map[string]int          // guarded by mu: machines, by id
 	overlaps []string                // guarded by mu: instances that had two machines at once
+	peering  *Peering                // of the agent
 }
 
 func newLab(t testing.TB) *lab {
@@ -181,8 +182,8 @@ func (l *lab) make() error {
 			}
 			return os.Truncate(path, size)
 		},
-		PublicAddress: netip.MustParseAddr("0.0.0.0"),
-		Log:           slog.New(slog.NewTextHandler(l.t.Output(), &slog.HandlerOptions{Level: &level})),
+		PublicAddress: netip.MustParseAddr("0.0.0.0"), Peering: l.peering,
+		Log: slog.New(slog.NewTextHandler(l.t.Output(), &slog.HandlerOptions{Level: &level})),
 	})
 	if err != nil {
 		return err

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -22,24 +21,31 @@ import (
 func (r *routes) config() (proxy.Config, map[string][]netip.Addr) {
 	listeners := map[string]*proxy.Listener{}
 	netns := map[string]string{}
-	for _, id := range slices.Sorted(maps.Keys(r.members)) {
-		m := r.members[id]
+	here := slices.SortedFunc(maps.Values(r.members), byInstance)
+	for _, m := range here {
 		netns[m.environment] = m.netns
+	}
+	elsewhere := r.elsewhere(netns)
+	owners := map[string]string{}
+	for _, m := range slices.Concat(here, elsewhere) {
+		owner := m.environment + "/" + m.app
 		for _, l := range r.listeners(m) {
-			if have := listeners[l.ID]; have != nil {
+			switch have := listeners[l.ID]; {
+			case have == nil:
+				listeners[l.ID], owners[l.ID] = &l, owner
+			case owners[l.ID] == owner:
 				have.Backends = append(have.Backends, l.Backends...)
-				continue
 			}
-			listeners[l.ID] = &l
 		}
 	}
 	var cfg proxy.Config
 	for _, id := range slices.Sorted(maps.Keys(listeners)) {
 		cfg.Listeners = append(cfg.Listeners, *listeners[id])
 	}
+	r.peering(&cfg)
 	virtual := map[string][]netip.Addr{}
 	for _, env := range slices.Sorted(maps.Keys(netns)) {
-		records, addresses := r.names(env)
+		records, addresses := r.names(env, elsewhere)
 		virtual[env] = addresses
 		forward, clients := r.forwarding(env)
 		cfg.DNS = append(cfg.DNS, proxy.DNS{
@@ -77,8 +83,10 @@ func (r *routes) forwarding(env string) (all bool, clients []netip.Addr) {
 	return false, clients
 }
 
-// names are the DNS records of an environment and the virtual addresses of its apps.
-func (r *routes) names(env string) (map[string][]netip.Addr, []netip.Addr) {
+func byInstance(a, b *member) int { return cmp.Compare(a.instance, b.instance) }
+
+// names are the DNS records of an environment, and the virtual addresses of its apps and of its instances elsewhere.
+func (r *routes) names(env string, elsewhere []*member) (map[string][]netip.Addr, []netip.Addr) {
 	records := map[string][]netip.Addr{}
 	var virtual []netip.Addr
 	for _, app := range r.apps(env) {
@@ -87,11 +95,16 @@ func (r *routes) names(env string) (map[string][]netip.Addr, []netip.Addr) {
 		virtual = append(virtual, addrs...)
 	}
 	holders := map[string]*member{}
-	for _, m := range r.members {
-		if m.environment != env {
+	for _, m := range elsewhere {
+		if m.environment == env && m.address.IsValid() && !slices.Contains(virtual, m.address) {
+			virtual = append(virtual, m.address)
+		}
+	}
+	for _, m := range slices.Concat(slices.Collect(maps.Values(r.members)), elsewhere) {
+		if m.environment != env || !m.address.IsValid() {
 			continue
 		}
-		name := fmt.Sprintf("%d.%s.%s", m.ordinal, m.app, proxy.Zone)
+		name := ordinalName(m.app, m.ordinal)
 		if held := holders[name]; held == nil || m.outranks(held) {
 			holders[name] = m
 			records[name] = []netip.Addr{m.address}
@@ -110,7 +123,7 @@ func (m *member) outranks(other *member) bool {
 }
 
 func (r *routes) apps(env string) []*pinnacev1.AssignedApp {
-	for _, e := range r.environments {
+	for _, e := range r.fleet.environments {
 		if e.Name == env {
 			return e.Apps
 		}
@@ -148,8 +161,12 @@ func (r *routes) listeners(m *member) []proxy.Listener {
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.ports)) {
 		port := m.ports[name]
-		if port.Expose == manifest.ExposeNone {
+		if port.Expose == manifest.ExposeNone || m.peer != "" && m.netns == "" {
 			continue // but a route may lead there
+		}
+		if m.peer != "" && m.address.IsValid() {
+			at := addrPort(m.address, port.Port)
+			add(listenerID(port, "internal", m.environment, m.app, at.String()), m.netns, at, port)
 		}
 		for _, app := range r.apps(m.environment) {
 			if app.App != m.app {
@@ -162,6 +179,9 @@ func (r *routes) listeners(m *member) []proxy.Listener {
 		}
 	}
 	for _, p := range r.public(m) {
+		if r.fleet.noIngress {
+			break // other hosts lead here
+		}
 		add(listenerID(p.Port, "public", p.at.String()), "", p.at, p.Port)
 	}
 	slices.SortFunc(out, func(a, b proxy.Listener) int { return cmp.Compare(a.ID, b.ID) })
@@ -179,6 +199,9 @@ func listenerID(port manifest.Port, parts ...string) string {
 // backends is the member as a backend at one of its ports, or nothing while it gets no connections.
 func (m *member) backends(port int) []proxy.Backend {
 	b := proxy.Backend{ID: m.instance, Netns: m.netns, Address: addrPort(m.address, port)}
+	if m.peer != "" {
+		b = m.remoteBackend(port)
+	}
 	switch m.gets() {
 	case routeActive:
 		b.State = proxy.Active

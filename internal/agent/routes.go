@@ -38,6 +38,10 @@ type member struct {
 	state                      routeState
 	parked                     bool   // new connections go to others for now
 	joined                     uint64 // orders the members by when they joined
+	// peer is the host that it is on, when it is another one, and peerAddress is where the proxy there waits. Its address
+	// is the one that stands for it here.
+	peer        string
+	peerAddress netip.AddrPort
 }
 
 // routes keeps the proxy, the virtual addresses and the networks of environments in step with what runs.
@@ -50,13 +54,13 @@ type routes struct {
 	networks sync.Mutex     // held while a network is made or removed; guards users
 	users    map[string]int // of the network of an environment: attempts that are in it or about to be
 
-	mu           sync.Mutex // guards what follows
-	members      map[string]*member
-	joins        uint64
-	environments []*pinnacev1.AssignedEnvironment
-	told         bool // the server has said what environments there are
-	status       *proxy.Status
-	held         bool // not everything that has connections is a member yet: the proxy is told nothing
+	mu      sync.Mutex // guards what follows
+	members map[string]*member
+	joins   uint64
+	fleet   fleet
+	told    bool // the server has said what environments there are
+	status  *proxy.Status
+	held    bool // not everything that has connections is a member yet: the proxy is told nothing
 }
 
 func newRoutes(a *Agent) *routes {
@@ -91,17 +95,18 @@ func (r *routes) wake() {
 	}
 }
 
-// setEnvironments takes over what the server says of names and virtual addresses. The next sync acts on it.
-func (r *routes) setEnvironments(envs []*pinnacev1.AssignedEnvironment) {
+// setFleet takes over what the server says of names, virtual addresses and other hosts. The next sync acts on it.
+func (r *routes) setFleet(f fleet) {
 	r.mu.Lock()
-	same := slices.EqualFunc(r.environments, envs, func(x, y *pinnacev1.AssignedEnvironment) bool { return proto.Equal(x, y) })
-	r.environments, r.told = envs, true
+	f = f.after(r.fleet)
+	same := proto.Equal(r.fleet.message(), f.message())
+	r.fleet, r.told = f, true
 	r.mu.Unlock()
 	r.wake()
 	if same {
 		return
 	}
-	if err := r.agent.keepEnvironments(envs); err != nil {
+	if err := r.agent.keepFleet(f); err != nil {
 		r.agent.Log.Warn("an agent that takes over would not know the names of environments", "err", err)
 	}
 }
@@ -145,7 +150,7 @@ func (r *routes) removeUnused(ctx context.Context) {
 func (r *routes) assigned(env string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.told || slices.ContainsFunc(r.environments, func(e *pinnacev1.AssignedEnvironment) bool { return e.Name == env })
+	return !r.told || slices.ContainsFunc(r.fleet.environments, func(e *pinnacev1.AssignedEnvironment) bool { return e.Name == env })
 }
 
 // join makes an attempt known, without traffic. It refuses one that wants a public port of another app: the two
