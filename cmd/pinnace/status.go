@@ -49,7 +49,15 @@ func (c *cli) newStatus() *cobra.Command {
 				fmt.Fprintf(w, "%s\t%d/%d\t%s\t%s\t%s\n", a.App, a.Ready, a.Count,
 					shortRelease(a.Release), deploymentLine(a), endpointsLine(a))
 			}
-			return w.Flush()
+			if err := w.Flush(); err != nil {
+				return err
+			}
+			for _, a := range res.Msg.Apps {
+				for _, reason := range a.Waits {
+					c.print("%s: %s", a.App, printable(reason))
+				}
+			}
+			return nil
 		},
 	}
 }
@@ -165,7 +173,18 @@ one, or APP/ORDINAL.`,
 			if c.json {
 				return c.printProto(res.Msg.Instance)
 			}
-			c.printWhy(res.Msg.Instance)
+			i := res.Msg.Instance
+			c.printWhy(i)
+			// A server of the version before does not tell, and then there is nothing to add.
+			app, err := client.GetStatus(cmd.Context(), connect.NewRequest(&pinnacev1.GetStatusRequest{Environment: i.Environment, App: i.App}))
+			if err != nil {
+				return err
+			}
+			for _, a := range app.Msg.Apps {
+				for _, reason := range a.Waits {
+					c.print("%s: %s", a.App, printable(reason))
+				}
+			}
 			return nil
 		},
 	}

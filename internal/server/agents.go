@@ -44,7 +44,11 @@ func (a *agents) Join(ctx context.Context, req *connect.Request[pb.JoinRequest])
 	if err != nil {
 		return nil, a.onWire(ctx, err)
 	}
+	if err := checkPeerAddress(h.GetPeerAddress()); err != nil {
+		return nil, err
+	}
 	a.observed.joined(h.GetId(), a.now())
+	a.observed.reachedAt(h.GetId(), h.GetPeerAddress())
 	a.notice()
 	return connect.NewResponse(&pb.JoinResponse{ServerVersion: a.opts.Version, Head: a.logHead(), SeenHash: seen}), nil
 }

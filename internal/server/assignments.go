@@ -14,6 +14,7 @@ import (
 // log, so that a later set has a larger one, across restarts of the server too.
 func (s *Server) assignments(host string) *pb.WatchAssignmentsResponse {
 	out := &pb.WatchAssignmentsResponse{Complete: true}
+	now := s.now()
 	s.ledger.read(func(st *fleet.State) {
 		out.Revision = st.Seq()
 		h := st.Host(host)
@@ -38,6 +39,7 @@ func (s *Server) assignments(host string) *pb.WatchAssignmentsResponse {
 				out.Environments = append(out.Environments, assignedEnvironment(st, env.Name))
 			}
 		}
+		s.addElsewhere(st, host, out, now)
 	})
 	slices.SortFunc(out.Assignments, func(a, b *pb.Assignment) int { return cmp.Compare(a.GetInstance(), b.GetInstance()) })
 	slices.SortFunc(out.Releases, func(a, b *pb.AssignedRelease) int { return cmp.Compare(a.GetId(), b.GetId()) })

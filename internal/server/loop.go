@@ -135,6 +135,7 @@ func (s *Server) step(ctx context.Context) (time.Time, error) {
 			return time.Time{}, fmt.Errorf("keep up deployment %s: %w", id, err)
 		}
 	}
+	s.waits.publish(s.loop.blocked)
 	return next, nil
 }
 

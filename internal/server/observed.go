@@ -24,6 +24,8 @@ type observed struct {
 type seenHost struct {
 	at       time.Time
 	revision uint64
+	// peerAddress is where other hosts' proxies reach its own; empty until it has joined this server.
+	peerAddress string
 	// queued are the reports that the loop has not looked at yet, oldest first.
 	queued []*pb.ReportRequest
 }

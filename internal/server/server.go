@@ -66,7 +66,8 @@ type Server struct {
 	// wake asks the loop to look again.
 	wake chan struct{}
 
-	loop loopState // owned by Run
+	loop  loopState // owned by Run
+	waits waits
 }
 
 // New opens the log, folds it and returns a server that answers, and decides once Run is called.

@@ -45,7 +45,7 @@ func (c *control) appStatus(st *fleet.State, app *fleet.App, now time.Time) *pb.
 	out := &pb.AppStatus{
 		App: app.Name, Environment: app.Environment, VirtualAddress: v4.String(),
 		Live: deploymentProto(st.Deployment(app.Live)), Active: deploymentProto(st.Deployment(app.Active)),
-		Latest: deploymentProto(st.Deployment(app.Latest)),
+		Latest: deploymentProto(st.Deployment(app.Latest)), Waits: c.waits.app(app),
 	}
 	if live := st.Deployment(app.Live); live != nil {
 		out.Count = uint32(live.Count)

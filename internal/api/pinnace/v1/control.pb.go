@@ -3563,7 +3563,9 @@ type AppStatus struct {
 	Endpoints      []*Endpoint            `protobuf:"bytes,8,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	VirtualAddress string                 `protobuf:"bytes,9,opt,name=virtual_address,json=virtualAddress,proto3" json:"virtual_address,omitempty"`
 	// latest is the deployment that was started last.
-	Latest        *Deployment `protobuf:"bytes,10,opt,name=latest,proto3" json:"latest,omitempty"`
+	Latest *Deployment `protobuf:"bytes,10,opt,name=latest,proto3" json:"latest,omitempty"`
+	// waits say why what should run does not, such as an instance whose volume is on a host that is away.
+	Waits         []string `protobuf:"bytes,20,rep,name=waits,proto3" json:"waits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3664,6 +3666,13 @@ func (x *AppStatus) GetVirtualAddress() string {
 func (x *AppStatus) GetLatest() *Deployment {
 	if x != nil {
 		return x.Latest
+	}
+	return nil
+}
+
+func (x *AppStatus) GetWaits() []string {
+	if x != nil {
+		return x.Waits
 	}
 	return nil
 }
@@ -5971,7 +5980,7 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\tport_name\x18\x01 \x01(\tR\bportName\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x16\n" +
 	"\x06expose\x18\x03 \x01(\tR\x06expose\x12\x18\n" +
-	"\aaddress\x18\x04 \x01(\tR\aaddress\"\xee\x02\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\"\x84\x03\n" +
 	"\tAppStatus\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x14\n" +
@@ -5983,7 +5992,8 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\tendpoints\x18\b \x03(\v2\x14.pinnace.v1.EndpointR\tendpoints\x12'\n" +
 	"\x0fvirtual_address\x18\t \x01(\tR\x0evirtualAddress\x12.\n" +
 	"\x06latest\x18\n" +
-	" \x01(\v2\x16.pinnace.v1.DeploymentR\x06latest\"\x82\x01\n" +
+	" \x01(\v2\x16.pinnace.v1.DeploymentR\x06latest\x12\x14\n" +
+	"\x05waits\x18\x14 \x03(\tR\x05waits\"\x82\x01\n" +
 	"\x10GetStatusRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x1b\n" +
