@@ -36,8 +36,10 @@ import (
 // agentRole is the agent of this host.
 type agentRole struct {
 	dirs          directories
-	server, token string
+	servers       []string
+	token         string
 	hostID        string
+	peers         peerFlags
 	labels        map[string]string
 	kernels       string
 	drivers       driverFlags
@@ -96,7 +98,8 @@ a host that is to be empty stops its microVMs when the agent is told to end.`,
 	level.add(cmd, slog.LevelInfo)
 	role.dirs.add(cmd)
 	role.add(cmd)
-	cmd.Flags().StringVar(&role.server, "agent-server", "http://127.0.0.1:7401", "where the server waits for agents")
+	role.peers.add(cmd)
+	cmd.Flags().StringSliceVar(&role.servers, "agent-server", []string{"http://127.0.0.1:7401"}, "where servers wait for agents; with several, the agent belongs to one that leads")
 	cmd.Flags().BoolVar(&role.stopVMs, "stop-vms", false, "stop this host's microVMs when the agent ends, instead of leaving them to the next one")
 	cmd.Flags().StringVar(&tokenFile, "token-file", "", "file with the token for agents (required)")
 	return cmd
@@ -236,8 +239,15 @@ func (r *agentRole) options() (agent.Options, error) {
 	client := registry.New(registries)
 	server := r.client
 	if server == nil {
-		server = pinnacev1connect.NewAgentServiceClient(agentHTTPClient(), r.server, connect.WithInterceptors(bearer(r.token)))
+		if server, err = r.connect(); err != nil {
+			return agent.Options{}, err
+		}
 	}
+	peering, address, err := r.peers.peering()
+	if err != nil {
+		return agent.Options{}, err
+	}
+	host.PeerAddress = address
 	return agent.Options{
 		Host:   host,
 		Dir:    filepath.Join(r.dirs.data, "agent"),
@@ -249,10 +259,22 @@ func (r *agentRole) options() (agent.Options, error) {
 
 		IO:            cgroup.IORate{Bytes: r.ioRate.bytes, Operations: r.ioOperations},
 		PublicAddress: public,
+		Peering:       peering,
 		FirstUID:      r.firstUID,
 		LeaveMachines: !r.stopVMs,
 		Log:           r.log,
 	}, nil
+}
+
+// connect makes a client of the servers that the agent may belong to.
+func (r *agentRole) connect() (pinnacev1connect.AgentServiceClient, error) {
+	all, err := checkServers(r.servers)
+	if err != nil {
+		return nil, err
+	}
+	client := agentHTTPClient()
+	client.Transport = &servers{next: client.Transport, log: r.log, all: all}
+	return pinnacev1connect.NewAgentServiceClient(client, all[0].String(), connect.WithInterceptors(bearer(r.token))), nil
 }
 
 // agentHTTPClient speaks HTTP/2, also in the clear: over HTTP/1 a server cannot end a stream of logs that the

@@ -60,7 +60,7 @@ func (c *cli) runDev(ctx context.Context, r *devRole, level slog.Level) (err err
 	r.server.dir = filepath.Join(r.dirs.data, "server")
 	r.registry.dir = filepath.Join(r.dirs.data, "registry")
 	r.agent.dirs = r.dirs
-	r.agent.server = "http://" + r.server.agentListen
+	r.agent.servers = []string{"http://" + r.server.agentListen}
 	r.server.log, r.agent.log, r.registry.log = c.logger("server", level), c.logger("agent", level), c.logger("registry", level)
 	r.agent.logLevel = level
 	r.agent.stopVMs = true
