@@ -61,6 +61,23 @@ func (c *cli) instances(ctx context.Context) []cobra.Completion {
 	return words
 }
 
+// deployments are those to the environment, the newest first.
+func (c *cli) deployments(ctx context.Context) []cobra.Completion {
+	client, env, err := c.clientIn()
+	if err != nil {
+		return nil
+	}
+	res, err := client.ListDeployments(ctx, connect.NewRequest(&pinnacev1.ListDeploymentsRequest{Environment: env, PageSize: 100}))
+	if err != nil {
+		return nil
+	}
+	var words []cobra.Completion
+	for _, d := range res.Msg.Deployments {
+		words = append(words, cobra.CompletionWithDesc(d.Id, d.App+" "+shortRelease(d.Release)+" "+d.State))
+	}
+	return words
+}
+
 // appsAndInstances are both, for commands that take either.
 func (c *cli) appsAndInstances(ctx context.Context) []cobra.Completion {
 	return append(c.apps(ctx), c.instances(ctx)...)

@@ -182,7 +182,7 @@ still in the hosts' caches.`,
 			return wait.follow(cmd.Context(), c, client, res.Msg.Deployment)
 		},
 	}
-	cmd.Flags().StringVar(&to, "to", "", "the deployment to go back to")
+	cmd.Flags().StringVar(&to, "to", "", "the `deployment` to go back to")
 	wait.add(cmd)
 	return cmd
 }

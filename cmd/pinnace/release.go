@@ -153,7 +153,7 @@ func (c *cli) newReleaseList() *cobra.Command {
 			return w.Flush()
 		},
 	}
-	cmd.Flags().StringVar(&app, "app", "", "only the Releases of this app")
+	cmd.Flags().StringVar(&app, "app", "", "only the Releases of this `app`")
 	return cmd
 }
 

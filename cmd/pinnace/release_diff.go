@@ -19,7 +19,7 @@ func (c *cli) newReleaseDiff() *cobra.Command {
 	var files bool
 	var arch string
 	cmd := &cobra.Command{
-		Use:   "diff A B",
+		Use:   "diff RELEASE RELEASE",
 		Short: "Say what differs between two Releases, and what each change does",
 		Long: `Diff compares two Releases: their manifests key by key, each with what the change does to
 instances that run (none, routing, in place, restart, replace, data); the configs of their

@@ -56,7 +56,7 @@ rolling back runs an earlier one again, exactly.
 	flags := root.PersistentFlags()
 	flags.StringVar(&c.server, "server", "", "URL of the server (PINNACE_SERVER; else the current context)")
 	flags.StringVar(&c.token, "token", "", "token to call it with (PINNACE_TOKEN; else the current context)")
-	flags.StringVarP(&c.environment, "env", "e", "", "environment (PINNACE_ENV; else the current context)")
+	flags.StringVarP(&c.environment, "env", "e", "", "`environment` (PINNACE_ENV; else the current context)")
 	flags.BoolVar(&c.json, "json", false, "print one JSON document, or one a line for a stream")
 	flags.BoolVar(&c.noInput, "no-input", false, "never ask; fail where an answer is needed")
 	flags.BoolVar(&c.quiet, "quiet", false, "print results only, no progress")
@@ -74,7 +74,7 @@ rolling back runs an earlier one again, exactly.
 			c.newWait(), c.newScale(), c.newRestart(), c.newStop(), c.newEnv(), c.newVars(), c.newPlace(),
 		}},
 		{"see", "See what happens:", []*cobra.Command{
-			c.newStatus(), c.newInstances(), c.newWhy(), c.newLogs(), c.newExec(), c.newEvents(), c.newAudit(),
+			c.newStatus(), c.newDeployments(), c.newInstances(), c.newWhy(), c.newLogs(), c.newExec(), c.newEvents(), c.newAudit(),
 		}},
 		{"operate", "Operate the platform:", []*cobra.Command{
 			c.newDev(), c.newServer(), c.newAgent(), c.newHost(), c.newProxy(), c.newRegistry(), c.newImage(), c.newKernel(), c.newDoctor(), c.newVersion(),
@@ -90,10 +90,7 @@ rolling back runs an earlier one again, exactly.
 	root.SetHelpCommandGroupID("operate")
 	root.SetCompletionCommandGroupID("operate")
 	checkArguments(root)
-	// It fails only when there is no such flag, and there is.
-	_ = root.RegisterFlagCompletionFunc("env", func(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		return c.complete(c.environments)(cmd, nil, word)
-	})
+	c.completeNames(root)
 	return root
 }
 

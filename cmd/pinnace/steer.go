@@ -155,14 +155,8 @@ the same manifest, with the count, variables and secrets of the environment that
 			return wait.follow(cmd.Context(), c, client, res.Msg.Deployment)
 		},
 	}
-	cmd.Flags().StringVar(&from, "from", "", "environment whose live Release is meant (required)")
-	cmd.Flags().StringVar(&to, "to", "", "environment that it is deployed to (required)")
-	for _, name := range []string{"from", "to"} {
-		// It fails only when there is no such flag, and there is.
-		_ = cmd.RegisterFlagCompletionFunc(name, func(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			return c.complete(c.environments)(cmd, nil, word)
-		})
-	}
+	cmd.Flags().StringVar(&from, "from", "", "`environment` whose live Release is meant (required)")
+	cmd.Flags().StringVar(&to, "to", "", "`environment` that it is deployed to (required)")
 	wait.add(cmd)
 	return cmd
 }

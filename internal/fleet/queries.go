@@ -48,6 +48,18 @@ func (s *State) Apps(environment string) []*App {
 // ActiveDeployments returns the deployments that are under way, by id.
 func (s *State) ActiveDeployments() []*Deployment { return s.active.sorted() }
 
+// Deployments returns the deployments to an environment, of one app or of all when it is empty, newest first.
+func (s *State) Deployments(environment, app string) []*Deployment {
+	var found []*Deployment
+	for _, d := range s.deployments.rows {
+		if d.Environment == environment && (app == "" || d.App == app) {
+			found = append(found, d)
+		}
+	}
+	slices.SortFunc(found, func(a, b *Deployment) int { return cmp.Or(b.StartedAt.Compare(a.StartedAt), cmp.Compare(a.ID, b.ID)) })
+	return found
+}
+
 // Releases returns the releases of an app, newest first; of all apps when it is empty.
 func (s *State) Releases(app string) []*Release {
 	var found []*Release

@@ -115,6 +115,26 @@ func TestListsInPages(t *testing.T) {
 	}
 	got = nil
 	for token := ""; ; {
+		res, err := p.client.ListDeployments(t.Context(), connect.NewRequest(&pb.ListDeploymentsRequest{Environment: "dev", PageSize: 1, PageToken: token}))
+		if err != nil || len(res.Msg.GetDeployments()) != 1 {
+			t.Fatalf("%v, %v", res, err)
+		}
+		got = append(got, res.Msg.GetDeployments()[0].GetApp())
+		if token = res.Msg.GetNextPageToken(); token == "" {
+			break
+		}
+	}
+	if want := []string{"zoo", "web", "api"}; !slices.Equal(got, want) {
+		t.Errorf("got deployments of %v, want %v", got, want)
+	}
+	one, err := p.client.ListDeployments(t.Context(), connect.NewRequest(&pb.ListDeploymentsRequest{Environment: "dev", App: "web"}))
+	if err != nil || len(one.Msg.GetDeployments()) != 1 || one.Msg.GetDeployments()[0].GetApp() != "web" {
+		t.Errorf("of one app: %v, %v", one, err)
+	}
+	_, err = p.client.ListDeployments(t.Context(), connect.NewRequest(&pb.ListDeploymentsRequest{Environment: "dev", App: "nothing"}))
+	wantCode(t, err, connect.CodeNotFound, "was never deployed")
+	got = nil
+	for token := ""; ; {
 		res, err := p.client.ListReleases(t.Context(), connect.NewRequest(&pb.ListReleasesRequest{PageSize: 2, PageToken: token}))
 		if err != nil {
 			t.Fatal(err)

@@ -3332,6 +3332,128 @@ func (x *Deployment) GetPausedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+type ListDeploymentsRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Environment string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	// app limits the list to one app when set.
+	App           string `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
+	PageSize      uint32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeploymentsRequest) Reset() {
+	*x = ListDeploymentsRequest{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeploymentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeploymentsRequest) ProtoMessage() {}
+
+func (x *ListDeploymentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeploymentsRequest.ProtoReflect.Descriptor instead.
+func (*ListDeploymentsRequest) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *ListDeploymentsRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *ListDeploymentsRequest) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+func (x *ListDeploymentsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListDeploymentsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListDeploymentsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Newest first.
+	Deployments   []*Deployment `protobuf:"bytes,1,rep,name=deployments,proto3" json:"deployments,omitempty"`
+	NextPageToken string        `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeploymentsResponse) Reset() {
+	*x = ListDeploymentsResponse{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeploymentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeploymentsResponse) ProtoMessage() {}
+
+func (x *ListDeploymentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeploymentsResponse.ProtoReflect.Descriptor instead.
+func (*ListDeploymentsResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ListDeploymentsResponse) GetDeployments() []*Deployment {
+	if x != nil {
+		return x.Deployments
+	}
+	return nil
+}
+
+func (x *ListDeploymentsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 type WatchDeploymentRequest struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Deployment string                 `protobuf:"bytes,1,opt,name=deployment,proto3" json:"deployment,omitempty"`
@@ -3345,7 +3467,7 @@ type WatchDeploymentRequest struct {
 
 func (x *WatchDeploymentRequest) Reset() {
 	*x = WatchDeploymentRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[51]
+	mi := &file_pinnace_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3357,7 +3479,7 @@ func (x *WatchDeploymentRequest) String() string {
 func (*WatchDeploymentRequest) ProtoMessage() {}
 
 func (x *WatchDeploymentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[51]
+	mi := &file_pinnace_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3370,7 +3492,7 @@ func (x *WatchDeploymentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeploymentRequest.ProtoReflect.Descriptor instead.
 func (*WatchDeploymentRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{51}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *WatchDeploymentRequest) GetDeployment() string {
@@ -3405,7 +3527,7 @@ type WatchDeploymentResponse struct {
 
 func (x *WatchDeploymentResponse) Reset() {
 	*x = WatchDeploymentResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[52]
+	mi := &file_pinnace_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3417,7 +3539,7 @@ func (x *WatchDeploymentResponse) String() string {
 func (*WatchDeploymentResponse) ProtoMessage() {}
 
 func (x *WatchDeploymentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[52]
+	mi := &file_pinnace_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3430,7 +3552,7 @@ func (x *WatchDeploymentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeploymentResponse.ProtoReflect.Descriptor instead.
 func (*WatchDeploymentResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{52}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *WatchDeploymentResponse) GetAt() *timestamppb.Timestamp {
@@ -3495,7 +3617,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[53]
+	mi := &file_pinnace_v1_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3507,7 +3629,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[53]
+	mi := &file_pinnace_v1_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3520,7 +3642,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{53}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Endpoint) GetPortName() string {
@@ -3572,7 +3694,7 @@ type AppStatus struct {
 
 func (x *AppStatus) Reset() {
 	*x = AppStatus{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[54]
+	mi := &file_pinnace_v1_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3584,7 +3706,7 @@ func (x *AppStatus) String() string {
 func (*AppStatus) ProtoMessage() {}
 
 func (x *AppStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[54]
+	mi := &file_pinnace_v1_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3597,7 +3719,7 @@ func (x *AppStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppStatus.ProtoReflect.Descriptor instead.
 func (*AppStatus) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{54}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *AppStatus) GetApp() string {
@@ -3689,7 +3811,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[55]
+	mi := &file_pinnace_v1_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3701,7 +3823,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[55]
+	mi := &file_pinnace_v1_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3714,7 +3836,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{55}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetStatusRequest) GetEnvironment() string {
@@ -3755,7 +3877,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[56]
+	mi := &file_pinnace_v1_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3767,7 +3889,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[56]
+	mi := &file_pinnace_v1_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3780,7 +3902,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{56}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetStatusResponse) GetApps() []*AppStatus {
@@ -3810,7 +3932,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[57]
+	mi := &file_pinnace_v1_control_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3822,7 +3944,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[57]
+	mi := &file_pinnace_v1_control_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3835,7 +3957,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{57}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Stage) GetName() string {
@@ -3885,7 +4007,7 @@ type Cause struct {
 
 func (x *Cause) Reset() {
 	*x = Cause{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[58]
+	mi := &file_pinnace_v1_control_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3897,7 +4019,7 @@ func (x *Cause) String() string {
 func (*Cause) ProtoMessage() {}
 
 func (x *Cause) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[58]
+	mi := &file_pinnace_v1_control_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3910,7 +4032,7 @@ func (x *Cause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cause.ProtoReflect.Descriptor instead.
 func (*Cause) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{58}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Cause) GetKind() string {
@@ -3989,7 +4111,7 @@ type Booted struct {
 
 func (x *Booted) Reset() {
 	*x = Booted{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[59]
+	mi := &file_pinnace_v1_control_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4001,7 +4123,7 @@ func (x *Booted) String() string {
 func (*Booted) ProtoMessage() {}
 
 func (x *Booted) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[59]
+	mi := &file_pinnace_v1_control_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4014,7 +4136,7 @@ func (x *Booted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Booted.ProtoReflect.Descriptor instead.
 func (*Booted) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{59}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Booted) GetManifestHash() string {
@@ -4123,7 +4245,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[60]
+	mi := &file_pinnace_v1_control_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4135,7 +4257,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[60]
+	mi := &file_pinnace_v1_control_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4148,7 +4270,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{60}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Instance) GetId() string {
@@ -4288,7 +4410,7 @@ type GetInstanceRequest struct {
 
 func (x *GetInstanceRequest) Reset() {
 	*x = GetInstanceRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[61]
+	mi := &file_pinnace_v1_control_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4300,7 +4422,7 @@ func (x *GetInstanceRequest) String() string {
 func (*GetInstanceRequest) ProtoMessage() {}
 
 func (x *GetInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[61]
+	mi := &file_pinnace_v1_control_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4313,7 +4435,7 @@ func (x *GetInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInstanceRequest.ProtoReflect.Descriptor instead.
 func (*GetInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{61}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetInstanceRequest) GetInstance() string {
@@ -4339,7 +4461,7 @@ type GetInstanceResponse struct {
 
 func (x *GetInstanceResponse) Reset() {
 	*x = GetInstanceResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[62]
+	mi := &file_pinnace_v1_control_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4351,7 +4473,7 @@ func (x *GetInstanceResponse) String() string {
 func (*GetInstanceResponse) ProtoMessage() {}
 
 func (x *GetInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[62]
+	mi := &file_pinnace_v1_control_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4364,7 +4486,7 @@ func (x *GetInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetInstanceResponse.ProtoReflect.Descriptor instead.
 func (*GetInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{62}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetInstanceResponse) GetInstance() *Instance {
@@ -4388,7 +4510,7 @@ type ListInstancesRequest struct {
 
 func (x *ListInstancesRequest) Reset() {
 	*x = ListInstancesRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[63]
+	mi := &file_pinnace_v1_control_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4400,7 +4522,7 @@ func (x *ListInstancesRequest) String() string {
 func (*ListInstancesRequest) ProtoMessage() {}
 
 func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[63]
+	mi := &file_pinnace_v1_control_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4413,7 +4535,7 @@ func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesRequest.ProtoReflect.Descriptor instead.
 func (*ListInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{63}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListInstancesRequest) GetEnvironment() string {
@@ -4462,7 +4584,7 @@ type ListInstancesResponse struct {
 
 func (x *ListInstancesResponse) Reset() {
 	*x = ListInstancesResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[64]
+	mi := &file_pinnace_v1_control_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4474,7 +4596,7 @@ func (x *ListInstancesResponse) String() string {
 func (*ListInstancesResponse) ProtoMessage() {}
 
 func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[64]
+	mi := &file_pinnace_v1_control_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4487,7 +4609,7 @@ func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesResponse.ProtoReflect.Descriptor instead.
 func (*ListInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{64}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListInstancesResponse) GetInstances() []*Instance {
@@ -4523,7 +4645,7 @@ type StreamLogsRequest struct {
 
 func (x *StreamLogsRequest) Reset() {
 	*x = StreamLogsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[65]
+	mi := &file_pinnace_v1_control_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4535,7 +4657,7 @@ func (x *StreamLogsRequest) String() string {
 func (*StreamLogsRequest) ProtoMessage() {}
 
 func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[65]
+	mi := &file_pinnace_v1_control_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4548,7 +4670,7 @@ func (x *StreamLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamLogsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{65}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *StreamLogsRequest) GetEnvironment() string {
@@ -4605,7 +4727,7 @@ type LogPosition struct {
 
 func (x *LogPosition) Reset() {
 	*x = LogPosition{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[66]
+	mi := &file_pinnace_v1_control_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4617,7 +4739,7 @@ func (x *LogPosition) String() string {
 func (*LogPosition) ProtoMessage() {}
 
 func (x *LogPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[66]
+	mi := &file_pinnace_v1_control_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4630,7 +4752,7 @@ func (x *LogPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
 func (*LogPosition) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{66}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *LogPosition) GetInstance() string {
@@ -4669,7 +4791,7 @@ type StreamLogsResponse struct {
 
 func (x *StreamLogsResponse) Reset() {
 	*x = StreamLogsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[67]
+	mi := &file_pinnace_v1_control_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4681,7 +4803,7 @@ func (x *StreamLogsResponse) String() string {
 func (*StreamLogsResponse) ProtoMessage() {}
 
 func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[67]
+	mi := &file_pinnace_v1_control_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4694,7 +4816,7 @@ func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{67}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *StreamLogsResponse) GetInstance() string {
@@ -4754,7 +4876,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[68]
+	mi := &file_pinnace_v1_control_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4766,7 +4888,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[68]
+	mi := &file_pinnace_v1_control_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4779,7 +4901,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{68}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ExecRequest) GetMessage() isExecRequest_Message {
@@ -4881,7 +5003,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[69]
+	mi := &file_pinnace_v1_control_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4893,7 +5015,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[69]
+	mi := &file_pinnace_v1_control_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4906,7 +5028,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{69}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ExecStart) GetEnvironment() string {
@@ -4998,7 +5120,7 @@ type ExecInput struct {
 
 func (x *ExecInput) Reset() {
 	*x = ExecInput{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[70]
+	mi := &file_pinnace_v1_control_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5010,7 +5132,7 @@ func (x *ExecInput) String() string {
 func (*ExecInput) ProtoMessage() {}
 
 func (x *ExecInput) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[70]
+	mi := &file_pinnace_v1_control_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5023,7 +5145,7 @@ func (x *ExecInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
 func (*ExecInput) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{70}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ExecInput) GetData() []byte {
@@ -5050,7 +5172,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[71]
+	mi := &file_pinnace_v1_control_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5062,7 +5184,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[71]
+	mi := &file_pinnace_v1_control_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5075,7 +5197,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{71}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -5107,7 +5229,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[72]
+	mi := &file_pinnace_v1_control_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5119,7 +5241,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[72]
+	mi := &file_pinnace_v1_control_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5132,7 +5254,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{72}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ExecResponse) GetMessage() isExecResponse_Message {
@@ -5220,7 +5342,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[73]
+	mi := &file_pinnace_v1_control_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5232,7 +5354,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[73]
+	mi := &file_pinnace_v1_control_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5245,7 +5367,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{73}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ExecStarted) GetInstance() string {
@@ -5288,7 +5410,7 @@ type ExecOutput struct {
 
 func (x *ExecOutput) Reset() {
 	*x = ExecOutput{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[74]
+	mi := &file_pinnace_v1_control_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5300,7 +5422,7 @@ func (x *ExecOutput) String() string {
 func (*ExecOutput) ProtoMessage() {}
 
 func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[74]
+	mi := &file_pinnace_v1_control_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5313,7 +5435,7 @@ func (x *ExecOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
 func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{74}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ExecOutput) GetStream() string {
@@ -5344,7 +5466,7 @@ type ExecEnded struct {
 
 func (x *ExecEnded) Reset() {
 	*x = ExecEnded{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[75]
+	mi := &file_pinnace_v1_control_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5356,7 +5478,7 @@ func (x *ExecEnded) String() string {
 func (*ExecEnded) ProtoMessage() {}
 
 func (x *ExecEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[75]
+	mi := &file_pinnace_v1_control_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5369,7 +5491,7 @@ func (x *ExecEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecEnded.ProtoReflect.Descriptor instead.
 func (*ExecEnded) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{75}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ExecEnded) GetCode() uint32 {
@@ -5419,7 +5541,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[76]
+	mi := &file_pinnace_v1_control_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5431,7 +5553,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[76]
+	mi := &file_pinnace_v1_control_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5444,7 +5566,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{76}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -5528,7 +5650,7 @@ type ReadEventsRequest struct {
 
 func (x *ReadEventsRequest) Reset() {
 	*x = ReadEventsRequest{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[77]
+	mi := &file_pinnace_v1_control_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5540,7 +5662,7 @@ func (x *ReadEventsRequest) String() string {
 func (*ReadEventsRequest) ProtoMessage() {}
 
 func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[77]
+	mi := &file_pinnace_v1_control_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5553,7 +5675,7 @@ func (x *ReadEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsRequest.ProtoReflect.Descriptor instead.
 func (*ReadEventsRequest) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{77}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ReadEventsRequest) GetAfter() uint64 {
@@ -5579,7 +5701,7 @@ type ReadEventsResponse struct {
 
 func (x *ReadEventsResponse) Reset() {
 	*x = ReadEventsResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[78]
+	mi := &file_pinnace_v1_control_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5591,7 +5713,7 @@ func (x *ReadEventsResponse) String() string {
 func (*ReadEventsResponse) ProtoMessage() {}
 
 func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[78]
+	mi := &file_pinnace_v1_control_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5604,7 +5726,7 @@ func (x *ReadEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadEventsResponse.ProtoReflect.Descriptor instead.
 func (*ReadEventsResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{78}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ReadEventsResponse) GetEvents() []*Event {
@@ -5629,7 +5751,7 @@ type PutSecretResponse struct {
 
 func (x *PutSecretResponse) Reset() {
 	*x = PutSecretResponse{}
-	mi := &file_pinnace_v1_control_proto_msgTypes[79]
+	mi := &file_pinnace_v1_control_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5641,7 +5763,7 @@ func (x *PutSecretResponse) String() string {
 func (*PutSecretResponse) ProtoMessage() {}
 
 func (x *PutSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pinnace_v1_control_proto_msgTypes[79]
+	mi := &file_pinnace_v1_control_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5654,7 +5776,7 @@ func (x *PutSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutSecretResponse.ProtoReflect.Descriptor instead.
 func (*PutSecretResponse) Descriptor() ([]byte, []int) {
-	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{79}
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *PutSecretResponse) GetVersion() uint64 {
@@ -5960,7 +6082,16 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
 	"\bended_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x14\n" +
 	"\x05actor\x18\f \x01(\tR\x05actor\x127\n" +
-	"\tpaused_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bpausedAt\"N\n" +
+	"\tpaused_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bpausedAt\"\x88\x01\n" +
+	"\x16ListDeploymentsRequest\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
+	"\x03app\x18\x02 \x01(\tR\x03app\x12\x1b\n" +
+	"\tpage_size\x18\x03 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\"{\n" +
+	"\x17ListDeploymentsResponse\x128\n" +
+	"\vdeployments\x18\x01 \x03(\v2\x16.pinnace.v1.DeploymentR\vdeployments\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"N\n" +
 	"\x16WatchDeploymentRequest\x12\x1e\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\tR\n" +
@@ -6159,7 +6290,7 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x14STEERING_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTEERING_PAUSE\x10\x01\x12\x13\n" +
 	"\x0fSTEERING_RESUME\x10\x02\x12\x12\n" +
-	"\x0eSTEERING_ABORT\x10\x032\xa9\x1b\n" +
+	"\x0eSTEERING_ABORT\x10\x032\x8a\x1c\n" +
 	"\x0eControlService\x12Y\n" +
 	"\rGetServerInfo\x12 .pinnace.v1.GetServerInfoRequest\x1a!.pinnace.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12`\n" +
 	"\x11CreateEnvironment\x12$.pinnace.v1.CreateEnvironmentRequest\x1a%.pinnace.v1.CreateEnvironmentResponse\x12b\n" +
@@ -6184,7 +6315,8 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\aRestart\x12\x1a.pinnace.v1.RestartRequest\x1a\x1b.pinnace.v1.RestartResponse\x12<\n" +
 	"\x05Steer\x12\x18.pinnace.v1.SteerRequest\x1a\x19.pinnace.v1.SteerResponse\x12<\n" +
 	"\x05Scale\x12\x18.pinnace.v1.ScaleRequest\x1a\x19.pinnace.v1.ScaleResponse\x12a\n" +
-	"\x0fWatchDeployment\x12\".pinnace.v1.WatchDeploymentRequest\x1a#.pinnace.v1.WatchDeploymentResponse\"\x03\x90\x02\x010\x01\x12M\n" +
+	"\x0fWatchDeployment\x12\".pinnace.v1.WatchDeploymentRequest\x1a#.pinnace.v1.WatchDeploymentResponse\"\x03\x90\x02\x010\x01\x12_\n" +
+	"\x0fListDeployments\x12\".pinnace.v1.ListDeploymentsRequest\x1a#.pinnace.v1.ListDeploymentsResponse\"\x03\x90\x02\x01\x12M\n" +
 	"\tGetStatus\x12\x1c.pinnace.v1.GetStatusRequest\x1a\x1d.pinnace.v1.GetStatusResponse\"\x03\x90\x02\x01\x12S\n" +
 	"\vGetInstance\x12\x1e.pinnace.v1.GetInstanceRequest\x1a\x1f.pinnace.v1.GetInstanceResponse\"\x03\x90\x02\x01\x12Y\n" +
 	"\rListInstances\x12 .pinnace.v1.ListInstancesRequest\x1a!.pinnace.v1.ListInstancesResponse\"\x03\x90\x02\x01\x12R\n" +
@@ -6227,7 +6359,7 @@ func file_pinnace_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_pinnace_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 85)
+var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 87)
 var file_pinnace_v1_control_proto_goTypes = []any{
 	(Steering)(0),                      // 0: pinnace.v1.Steering
 	(*GetServerInfoRequest)(nil),       // 1: pinnace.v1.GetServerInfoRequest
@@ -6281,92 +6413,94 @@ var file_pinnace_v1_control_proto_goTypes = []any{
 	(*StopRequest)(nil),                // 49: pinnace.v1.StopRequest
 	(*StopResponse)(nil),               // 50: pinnace.v1.StopResponse
 	(*Deployment)(nil),                 // 51: pinnace.v1.Deployment
-	(*WatchDeploymentRequest)(nil),     // 52: pinnace.v1.WatchDeploymentRequest
-	(*WatchDeploymentResponse)(nil),    // 53: pinnace.v1.WatchDeploymentResponse
-	(*Endpoint)(nil),                   // 54: pinnace.v1.Endpoint
-	(*AppStatus)(nil),                  // 55: pinnace.v1.AppStatus
-	(*GetStatusRequest)(nil),           // 56: pinnace.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),          // 57: pinnace.v1.GetStatusResponse
-	(*Stage)(nil),                      // 58: pinnace.v1.Stage
-	(*Cause)(nil),                      // 59: pinnace.v1.Cause
-	(*Booted)(nil),                     // 60: pinnace.v1.Booted
-	(*Instance)(nil),                   // 61: pinnace.v1.Instance
-	(*GetInstanceRequest)(nil),         // 62: pinnace.v1.GetInstanceRequest
-	(*GetInstanceResponse)(nil),        // 63: pinnace.v1.GetInstanceResponse
-	(*ListInstancesRequest)(nil),       // 64: pinnace.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil),      // 65: pinnace.v1.ListInstancesResponse
-	(*StreamLogsRequest)(nil),          // 66: pinnace.v1.StreamLogsRequest
-	(*LogPosition)(nil),                // 67: pinnace.v1.LogPosition
-	(*StreamLogsResponse)(nil),         // 68: pinnace.v1.StreamLogsResponse
-	(*ExecRequest)(nil),                // 69: pinnace.v1.ExecRequest
-	(*ExecStart)(nil),                  // 70: pinnace.v1.ExecStart
-	(*ExecInput)(nil),                  // 71: pinnace.v1.ExecInput
-	(*TerminalSize)(nil),               // 72: pinnace.v1.TerminalSize
-	(*ExecResponse)(nil),               // 73: pinnace.v1.ExecResponse
-	(*ExecStarted)(nil),                // 74: pinnace.v1.ExecStarted
-	(*ExecOutput)(nil),                 // 75: pinnace.v1.ExecOutput
-	(*ExecEnded)(nil),                  // 76: pinnace.v1.ExecEnded
-	(*Event)(nil),                      // 77: pinnace.v1.Event
-	(*ReadEventsRequest)(nil),          // 78: pinnace.v1.ReadEventsRequest
-	(*ReadEventsResponse)(nil),         // 79: pinnace.v1.ReadEventsResponse
-	(*PutSecretResponse)(nil),          // 80: pinnace.v1.PutSecretResponse
-	nil,                                // 81: pinnace.v1.Host.LabelsEntry
-	nil,                                // 82: pinnace.v1.SetVarsRequest.SetEntry
-	nil,                                // 83: pinnace.v1.ListVarsResponse.VarsEntry
-	nil,                                // 84: pinnace.v1.SetPlacementRequest.LabelsEntry
-	nil,                                // 85: pinnace.v1.Placement.LabelsEntry
-	(*timestamppb.Timestamp)(nil),      // 86: google.protobuf.Timestamp
-	(*ReleasePlatform)(nil),            // 87: pinnace.v1.ReleasePlatform
-	(*Release)(nil),                    // 88: pinnace.v1.Release
-	(*ListUsageRequest)(nil),           // 89: pinnace.v1.ListUsageRequest
-	(*ForwardPortRequest)(nil),         // 90: pinnace.v1.ForwardPortRequest
-	(*ListVolumesRequest)(nil),         // 91: pinnace.v1.ListVolumesRequest
-	(*GrowVolumeRequest)(nil),          // 92: pinnace.v1.GrowVolumeRequest
-	(*DetachVolumeRequest)(nil),        // 93: pinnace.v1.DetachVolumeRequest
-	(*DeleteVolumeRequest)(nil),        // 94: pinnace.v1.DeleteVolumeRequest
-	(*SnapshotVolumeRequest)(nil),      // 95: pinnace.v1.SnapshotVolumeRequest
-	(*DeleteSnapshotRequest)(nil),      // 96: pinnace.v1.DeleteSnapshotRequest
-	(*ExportVolumeRequest)(nil),        // 97: pinnace.v1.ExportVolumeRequest
-	(*ImportVolumeRequest)(nil),        // 98: pinnace.v1.ImportVolumeRequest
-	(*GetQuotaRequest)(nil),            // 99: pinnace.v1.GetQuotaRequest
-	(*SetQuotaRequest)(nil),            // 100: pinnace.v1.SetQuotaRequest
-	(*DestroyAppRequest)(nil),          // 101: pinnace.v1.DestroyAppRequest
-	(*DestroyEnvironmentRequest)(nil),  // 102: pinnace.v1.DestroyEnvironmentRequest
-	(*ListUsageResponse)(nil),          // 103: pinnace.v1.ListUsageResponse
-	(*ForwardPortResponse)(nil),        // 104: pinnace.v1.ForwardPortResponse
-	(*ListVolumesResponse)(nil),        // 105: pinnace.v1.ListVolumesResponse
-	(*GrowVolumeResponse)(nil),         // 106: pinnace.v1.GrowVolumeResponse
-	(*DetachVolumeResponse)(nil),       // 107: pinnace.v1.DetachVolumeResponse
-	(*DeleteVolumeResponse)(nil),       // 108: pinnace.v1.DeleteVolumeResponse
-	(*SnapshotVolumeResponse)(nil),     // 109: pinnace.v1.SnapshotVolumeResponse
-	(*DeleteSnapshotResponse)(nil),     // 110: pinnace.v1.DeleteSnapshotResponse
-	(*ExportVolumeResponse)(nil),       // 111: pinnace.v1.ExportVolumeResponse
-	(*ImportVolumeResponse)(nil),       // 112: pinnace.v1.ImportVolumeResponse
-	(*GetQuotaResponse)(nil),           // 113: pinnace.v1.GetQuotaResponse
-	(*SetQuotaResponse)(nil),           // 114: pinnace.v1.SetQuotaResponse
-	(*DestroyAppResponse)(nil),         // 115: pinnace.v1.DestroyAppResponse
-	(*DestroyEnvironmentResponse)(nil), // 116: pinnace.v1.DestroyEnvironmentResponse
+	(*ListDeploymentsRequest)(nil),     // 52: pinnace.v1.ListDeploymentsRequest
+	(*ListDeploymentsResponse)(nil),    // 53: pinnace.v1.ListDeploymentsResponse
+	(*WatchDeploymentRequest)(nil),     // 54: pinnace.v1.WatchDeploymentRequest
+	(*WatchDeploymentResponse)(nil),    // 55: pinnace.v1.WatchDeploymentResponse
+	(*Endpoint)(nil),                   // 56: pinnace.v1.Endpoint
+	(*AppStatus)(nil),                  // 57: pinnace.v1.AppStatus
+	(*GetStatusRequest)(nil),           // 58: pinnace.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),          // 59: pinnace.v1.GetStatusResponse
+	(*Stage)(nil),                      // 60: pinnace.v1.Stage
+	(*Cause)(nil),                      // 61: pinnace.v1.Cause
+	(*Booted)(nil),                     // 62: pinnace.v1.Booted
+	(*Instance)(nil),                   // 63: pinnace.v1.Instance
+	(*GetInstanceRequest)(nil),         // 64: pinnace.v1.GetInstanceRequest
+	(*GetInstanceResponse)(nil),        // 65: pinnace.v1.GetInstanceResponse
+	(*ListInstancesRequest)(nil),       // 66: pinnace.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil),      // 67: pinnace.v1.ListInstancesResponse
+	(*StreamLogsRequest)(nil),          // 68: pinnace.v1.StreamLogsRequest
+	(*LogPosition)(nil),                // 69: pinnace.v1.LogPosition
+	(*StreamLogsResponse)(nil),         // 70: pinnace.v1.StreamLogsResponse
+	(*ExecRequest)(nil),                // 71: pinnace.v1.ExecRequest
+	(*ExecStart)(nil),                  // 72: pinnace.v1.ExecStart
+	(*ExecInput)(nil),                  // 73: pinnace.v1.ExecInput
+	(*TerminalSize)(nil),               // 74: pinnace.v1.TerminalSize
+	(*ExecResponse)(nil),               // 75: pinnace.v1.ExecResponse
+	(*ExecStarted)(nil),                // 76: pinnace.v1.ExecStarted
+	(*ExecOutput)(nil),                 // 77: pinnace.v1.ExecOutput
+	(*ExecEnded)(nil),                  // 78: pinnace.v1.ExecEnded
+	(*Event)(nil),                      // 79: pinnace.v1.Event
+	(*ReadEventsRequest)(nil),          // 80: pinnace.v1.ReadEventsRequest
+	(*ReadEventsResponse)(nil),         // 81: pinnace.v1.ReadEventsResponse
+	(*PutSecretResponse)(nil),          // 82: pinnace.v1.PutSecretResponse
+	nil,                                // 83: pinnace.v1.Host.LabelsEntry
+	nil,                                // 84: pinnace.v1.SetVarsRequest.SetEntry
+	nil,                                // 85: pinnace.v1.ListVarsResponse.VarsEntry
+	nil,                                // 86: pinnace.v1.SetPlacementRequest.LabelsEntry
+	nil,                                // 87: pinnace.v1.Placement.LabelsEntry
+	(*timestamppb.Timestamp)(nil),      // 88: google.protobuf.Timestamp
+	(*ReleasePlatform)(nil),            // 89: pinnace.v1.ReleasePlatform
+	(*Release)(nil),                    // 90: pinnace.v1.Release
+	(*ListUsageRequest)(nil),           // 91: pinnace.v1.ListUsageRequest
+	(*ForwardPortRequest)(nil),         // 92: pinnace.v1.ForwardPortRequest
+	(*ListVolumesRequest)(nil),         // 93: pinnace.v1.ListVolumesRequest
+	(*GrowVolumeRequest)(nil),          // 94: pinnace.v1.GrowVolumeRequest
+	(*DetachVolumeRequest)(nil),        // 95: pinnace.v1.DetachVolumeRequest
+	(*DeleteVolumeRequest)(nil),        // 96: pinnace.v1.DeleteVolumeRequest
+	(*SnapshotVolumeRequest)(nil),      // 97: pinnace.v1.SnapshotVolumeRequest
+	(*DeleteSnapshotRequest)(nil),      // 98: pinnace.v1.DeleteSnapshotRequest
+	(*ExportVolumeRequest)(nil),        // 99: pinnace.v1.ExportVolumeRequest
+	(*ImportVolumeRequest)(nil),        // 100: pinnace.v1.ImportVolumeRequest
+	(*GetQuotaRequest)(nil),            // 101: pinnace.v1.GetQuotaRequest
+	(*SetQuotaRequest)(nil),            // 102: pinnace.v1.SetQuotaRequest
+	(*DestroyAppRequest)(nil),          // 103: pinnace.v1.DestroyAppRequest
+	(*DestroyEnvironmentRequest)(nil),  // 104: pinnace.v1.DestroyEnvironmentRequest
+	(*ListUsageResponse)(nil),          // 105: pinnace.v1.ListUsageResponse
+	(*ForwardPortResponse)(nil),        // 106: pinnace.v1.ForwardPortResponse
+	(*ListVolumesResponse)(nil),        // 107: pinnace.v1.ListVolumesResponse
+	(*GrowVolumeResponse)(nil),         // 108: pinnace.v1.GrowVolumeResponse
+	(*DetachVolumeResponse)(nil),       // 109: pinnace.v1.DetachVolumeResponse
+	(*DeleteVolumeResponse)(nil),       // 110: pinnace.v1.DeleteVolumeResponse
+	(*SnapshotVolumeResponse)(nil),     // 111: pinnace.v1.SnapshotVolumeResponse
+	(*DeleteSnapshotResponse)(nil),     // 112: pinnace.v1.DeleteSnapshotResponse
+	(*ExportVolumeResponse)(nil),       // 113: pinnace.v1.ExportVolumeResponse
+	(*ImportVolumeResponse)(nil),       // 114: pinnace.v1.ImportVolumeResponse
+	(*GetQuotaResponse)(nil),           // 115: pinnace.v1.GetQuotaResponse
+	(*SetQuotaResponse)(nil),           // 116: pinnace.v1.SetQuotaResponse
+	(*DestroyAppResponse)(nil),         // 117: pinnace.v1.DestroyAppResponse
+	(*DestroyEnvironmentResponse)(nil), // 118: pinnace.v1.DestroyEnvironmentResponse
 }
 var file_pinnace_v1_control_proto_depIdxs = []int32{
-	86,  // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	86,  // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	88,  // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	88,  // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
 	5,   // 2: pinnace.v1.CreateEnvironmentResponse.environment:type_name -> pinnace.v1.Environment
 	5,   // 3: pinnace.v1.ListEnvironmentsResponse.environments:type_name -> pinnace.v1.Environment
-	81,  // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
-	86,  // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
-	86,  // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
-	82,  // 7: pinnace.v1.SetVarsRequest.set:type_name -> pinnace.v1.SetVarsRequest.SetEntry
+	83,  // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
+	88,  // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
+	88,  // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
+	84,  // 7: pinnace.v1.SetVarsRequest.set:type_name -> pinnace.v1.SetVarsRequest.SetEntry
 	51,  // 8: pinnace.v1.SetVarsResponse.deployments:type_name -> pinnace.v1.Deployment
-	83,  // 9: pinnace.v1.ListVarsResponse.vars:type_name -> pinnace.v1.ListVarsResponse.VarsEntry
-	84,  // 10: pinnace.v1.SetPlacementRequest.labels:type_name -> pinnace.v1.SetPlacementRequest.LabelsEntry
-	85,  // 11: pinnace.v1.Placement.labels:type_name -> pinnace.v1.Placement.LabelsEntry
+	85,  // 9: pinnace.v1.ListVarsResponse.vars:type_name -> pinnace.v1.ListVarsResponse.VarsEntry
+	86,  // 10: pinnace.v1.SetPlacementRequest.labels:type_name -> pinnace.v1.SetPlacementRequest.LabelsEntry
+	87,  // 11: pinnace.v1.Placement.labels:type_name -> pinnace.v1.Placement.LabelsEntry
 	18,  // 12: pinnace.v1.ListPlacementsResponse.placements:type_name -> pinnace.v1.Placement
 	10,  // 13: pinnace.v1.DrainHostResponse.host:type_name -> pinnace.v1.Host
 	10,  // 14: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
-	87,  // 15: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
-	88,  // 16: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
-	88,  // 17: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
-	88,  // 18: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
+	89,  // 15: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
+	90,  // 16: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
+	90,  // 17: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
+	90,  // 18: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
 	34,  // 19: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
 	37,  // 20: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
 	35,  // 21: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
@@ -6377,129 +6511,132 @@ var file_pinnace_v1_control_proto_depIdxs = []int32{
 	51,  // 26: pinnace.v1.SteerResponse.deployment:type_name -> pinnace.v1.Deployment
 	51,  // 27: pinnace.v1.ScaleResponse.deployment:type_name -> pinnace.v1.Deployment
 	51,  // 28: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
-	86,  // 29: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
-	86,  // 30: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
-	86,  // 31: pinnace.v1.Deployment.paused_at:type_name -> google.protobuf.Timestamp
-	86,  // 32: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
-	51,  // 33: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
-	51,  // 34: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
-	51,  // 35: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
-	54,  // 36: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
-	51,  // 37: pinnace.v1.AppStatus.latest:type_name -> pinnace.v1.Deployment
-	55,  // 38: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
-	86,  // 39: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	86,  // 40: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
-	58,  // 41: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
-	59,  // 42: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
-	60,  // 43: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
-	86,  // 44: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
-	86,  // 45: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
-	86,  // 46: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
-	61,  // 47: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
-	61,  // 48: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
-	86,  // 49: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
-	67,  // 50: pinnace.v1.StreamLogsRequest.after:type_name -> pinnace.v1.LogPosition
-	86,  // 51: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
-	70,  // 52: pinnace.v1.ExecRequest.start:type_name -> pinnace.v1.ExecStart
-	71,  // 53: pinnace.v1.ExecRequest.input:type_name -> pinnace.v1.ExecInput
-	72,  // 54: pinnace.v1.ExecRequest.size:type_name -> pinnace.v1.TerminalSize
-	72,  // 55: pinnace.v1.ExecStart.size:type_name -> pinnace.v1.TerminalSize
-	74,  // 56: pinnace.v1.ExecResponse.started:type_name -> pinnace.v1.ExecStarted
-	75,  // 57: pinnace.v1.ExecResponse.output:type_name -> pinnace.v1.ExecOutput
-	76,  // 58: pinnace.v1.ExecResponse.ended:type_name -> pinnace.v1.ExecEnded
-	77,  // 59: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
-	51,  // 60: pinnace.v1.PutSecretResponse.deployments:type_name -> pinnace.v1.Deployment
-	1,   // 61: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
-	6,   // 62: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
-	8,   // 63: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
-	11,  // 64: pinnace.v1.ControlService.SetVars:input_type -> pinnace.v1.SetVarsRequest
-	13,  // 65: pinnace.v1.ControlService.ListVars:input_type -> pinnace.v1.ListVarsRequest
-	15,  // 66: pinnace.v1.ControlService.SetPlacement:input_type -> pinnace.v1.SetPlacementRequest
-	17,  // 67: pinnace.v1.ControlService.ListPlacements:input_type -> pinnace.v1.ListPlacementsRequest
-	24,  // 68: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
-	20,  // 69: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
-	22,  // 70: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
-	26,  // 71: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
-	28,  // 72: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
-	30,  // 73: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
-	32,  // 74: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
-	36,  // 75: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
-	39,  // 76: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
-	41,  // 77: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
-	49,  // 78: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
-	43,  // 79: pinnace.v1.ControlService.Restart:input_type -> pinnace.v1.RestartRequest
-	45,  // 80: pinnace.v1.ControlService.Steer:input_type -> pinnace.v1.SteerRequest
-	47,  // 81: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
-	52,  // 82: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
-	56,  // 83: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
-	62,  // 84: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
-	64,  // 85: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
-	66,  // 86: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
-	69,  // 87: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
-	89,  // 88: pinnace.v1.ControlService.ListUsage:input_type -> pinnace.v1.ListUsageRequest
-	90,  // 89: pinnace.v1.ControlService.ForwardPort:input_type -> pinnace.v1.ForwardPortRequest
-	91,  // 90: pinnace.v1.ControlService.ListVolumes:input_type -> pinnace.v1.ListVolumesRequest
-	92,  // 91: pinnace.v1.ControlService.GrowVolume:input_type -> pinnace.v1.GrowVolumeRequest
-	93,  // 92: pinnace.v1.ControlService.DetachVolume:input_type -> pinnace.v1.DetachVolumeRequest
-	94,  // 93: pinnace.v1.ControlService.DeleteVolume:input_type -> pinnace.v1.DeleteVolumeRequest
-	95,  // 94: pinnace.v1.ControlService.SnapshotVolume:input_type -> pinnace.v1.SnapshotVolumeRequest
-	96,  // 95: pinnace.v1.ControlService.DeleteSnapshot:input_type -> pinnace.v1.DeleteSnapshotRequest
-	97,  // 96: pinnace.v1.ControlService.ExportVolume:input_type -> pinnace.v1.ExportVolumeRequest
-	98,  // 97: pinnace.v1.ControlService.ImportVolume:input_type -> pinnace.v1.ImportVolumeRequest
-	99,  // 98: pinnace.v1.ControlService.GetQuota:input_type -> pinnace.v1.GetQuotaRequest
-	100, // 99: pinnace.v1.ControlService.SetQuota:input_type -> pinnace.v1.SetQuotaRequest
-	101, // 100: pinnace.v1.ControlService.DestroyApp:input_type -> pinnace.v1.DestroyAppRequest
-	102, // 101: pinnace.v1.ControlService.DestroyEnvironment:input_type -> pinnace.v1.DestroyEnvironmentRequest
-	78,  // 102: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
-	3,   // 103: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
-	2,   // 104: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
-	7,   // 105: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
-	9,   // 106: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
-	12,  // 107: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
-	14,  // 108: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
-	16,  // 109: pinnace.v1.ControlService.SetPlacement:output_type -> pinnace.v1.SetPlacementResponse
-	19,  // 110: pinnace.v1.ControlService.ListPlacements:output_type -> pinnace.v1.ListPlacementsResponse
-	25,  // 111: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
-	21,  // 112: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
-	23,  // 113: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
-	27,  // 114: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
-	29,  // 115: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
-	31,  // 116: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
-	33,  // 117: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
-	38,  // 118: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
-	40,  // 119: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
-	42,  // 120: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
-	50,  // 121: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
-	44,  // 122: pinnace.v1.ControlService.Restart:output_type -> pinnace.v1.RestartResponse
-	46,  // 123: pinnace.v1.ControlService.Steer:output_type -> pinnace.v1.SteerResponse
-	48,  // 124: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
-	53,  // 125: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
-	57,  // 126: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
-	63,  // 127: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
-	65,  // 128: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
-	68,  // 129: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
-	73,  // 130: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
-	103, // 131: pinnace.v1.ControlService.ListUsage:output_type -> pinnace.v1.ListUsageResponse
-	104, // 132: pinnace.v1.ControlService.ForwardPort:output_type -> pinnace.v1.ForwardPortResponse
-	105, // 133: pinnace.v1.ControlService.ListVolumes:output_type -> pinnace.v1.ListVolumesResponse
-	106, // 134: pinnace.v1.ControlService.GrowVolume:output_type -> pinnace.v1.GrowVolumeResponse
-	107, // 135: pinnace.v1.ControlService.DetachVolume:output_type -> pinnace.v1.DetachVolumeResponse
-	108, // 136: pinnace.v1.ControlService.DeleteVolume:output_type -> pinnace.v1.DeleteVolumeResponse
-	109, // 137: pinnace.v1.ControlService.SnapshotVolume:output_type -> pinnace.v1.SnapshotVolumeResponse
-	110, // 138: pinnace.v1.ControlService.DeleteSnapshot:output_type -> pinnace.v1.DeleteSnapshotResponse
-	111, // 139: pinnace.v1.ControlService.ExportVolume:output_type -> pinnace.v1.ExportVolumeResponse
-	112, // 140: pinnace.v1.ControlService.ImportVolume:output_type -> pinnace.v1.ImportVolumeResponse
-	113, // 141: pinnace.v1.ControlService.GetQuota:output_type -> pinnace.v1.GetQuotaResponse
-	114, // 142: pinnace.v1.ControlService.SetQuota:output_type -> pinnace.v1.SetQuotaResponse
-	115, // 143: pinnace.v1.ControlService.DestroyApp:output_type -> pinnace.v1.DestroyAppResponse
-	116, // 144: pinnace.v1.ControlService.DestroyEnvironment:output_type -> pinnace.v1.DestroyEnvironmentResponse
-	79,  // 145: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
-	4,   // 146: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
-	104, // [104:147] is the sub-list for method output_type
-	61,  // [61:104] is the sub-list for method input_type
-	61,  // [61:61] is the sub-list for extension type_name
-	61,  // [61:61] is the sub-list for extension extendee
-	0,   // [0:61] is the sub-list for field type_name
+	88,  // 29: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
+	88,  // 30: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
+	88,  // 31: pinnace.v1.Deployment.paused_at:type_name -> google.protobuf.Timestamp
+	51,  // 32: pinnace.v1.ListDeploymentsResponse.deployments:type_name -> pinnace.v1.Deployment
+	88,  // 33: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
+	51,  // 34: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
+	51,  // 35: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
+	51,  // 36: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
+	56,  // 37: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
+	51,  // 38: pinnace.v1.AppStatus.latest:type_name -> pinnace.v1.Deployment
+	57,  // 39: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
+	88,  // 40: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	88,  // 41: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
+	60,  // 42: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
+	61,  // 43: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
+	62,  // 44: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
+	88,  // 45: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
+	88,  // 46: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
+	88,  // 47: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
+	63,  // 48: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
+	63,  // 49: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
+	88,  // 50: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
+	69,  // 51: pinnace.v1.StreamLogsRequest.after:type_name -> pinnace.v1.LogPosition
+	88,  // 52: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
+	72,  // 53: pinnace.v1.ExecRequest.start:type_name -> pinnace.v1.ExecStart
+	73,  // 54: pinnace.v1.ExecRequest.input:type_name -> pinnace.v1.ExecInput
+	74,  // 55: pinnace.v1.ExecRequest.size:type_name -> pinnace.v1.TerminalSize
+	74,  // 56: pinnace.v1.ExecStart.size:type_name -> pinnace.v1.TerminalSize
+	76,  // 57: pinnace.v1.ExecResponse.started:type_name -> pinnace.v1.ExecStarted
+	77,  // 58: pinnace.v1.ExecResponse.output:type_name -> pinnace.v1.ExecOutput
+	78,  // 59: pinnace.v1.ExecResponse.ended:type_name -> pinnace.v1.ExecEnded
+	79,  // 60: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
+	51,  // 61: pinnace.v1.PutSecretResponse.deployments:type_name -> pinnace.v1.Deployment
+	1,   // 62: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
+	6,   // 63: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
+	8,   // 64: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
+	11,  // 65: pinnace.v1.ControlService.SetVars:input_type -> pinnace.v1.SetVarsRequest
+	13,  // 66: pinnace.v1.ControlService.ListVars:input_type -> pinnace.v1.ListVarsRequest
+	15,  // 67: pinnace.v1.ControlService.SetPlacement:input_type -> pinnace.v1.SetPlacementRequest
+	17,  // 68: pinnace.v1.ControlService.ListPlacements:input_type -> pinnace.v1.ListPlacementsRequest
+	24,  // 69: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
+	20,  // 70: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
+	22,  // 71: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
+	26,  // 72: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
+	28,  // 73: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
+	30,  // 74: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
+	32,  // 75: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
+	36,  // 76: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
+	39,  // 77: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
+	41,  // 78: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
+	49,  // 79: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
+	43,  // 80: pinnace.v1.ControlService.Restart:input_type -> pinnace.v1.RestartRequest
+	45,  // 81: pinnace.v1.ControlService.Steer:input_type -> pinnace.v1.SteerRequest
+	47,  // 82: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
+	54,  // 83: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
+	52,  // 84: pinnace.v1.ControlService.ListDeployments:input_type -> pinnace.v1.ListDeploymentsRequest
+	58,  // 85: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
+	64,  // 86: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
+	66,  // 87: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
+	68,  // 88: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
+	71,  // 89: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
+	91,  // 90: pinnace.v1.ControlService.ListUsage:input_type -> pinnace.v1.ListUsageRequest
+	92,  // 91: pinnace.v1.ControlService.ForwardPort:input_type -> pinnace.v1.ForwardPortRequest
+	93,  // 92: pinnace.v1.ControlService.ListVolumes:input_type -> pinnace.v1.ListVolumesRequest
+	94,  // 93: pinnace.v1.ControlService.GrowVolume:input_type -> pinnace.v1.GrowVolumeRequest
+	95,  // 94: pinnace.v1.ControlService.DetachVolume:input_type -> pinnace.v1.DetachVolumeRequest
+	96,  // 95: pinnace.v1.ControlService.DeleteVolume:input_type -> pinnace.v1.DeleteVolumeRequest
+	97,  // 96: pinnace.v1.ControlService.SnapshotVolume:input_type -> pinnace.v1.SnapshotVolumeRequest
+	98,  // 97: pinnace.v1.ControlService.DeleteSnapshot:input_type -> pinnace.v1.DeleteSnapshotRequest
+	99,  // 98: pinnace.v1.ControlService.ExportVolume:input_type -> pinnace.v1.ExportVolumeRequest
+	100, // 99: pinnace.v1.ControlService.ImportVolume:input_type -> pinnace.v1.ImportVolumeRequest
+	101, // 100: pinnace.v1.ControlService.GetQuota:input_type -> pinnace.v1.GetQuotaRequest
+	102, // 101: pinnace.v1.ControlService.SetQuota:input_type -> pinnace.v1.SetQuotaRequest
+	103, // 102: pinnace.v1.ControlService.DestroyApp:input_type -> pinnace.v1.DestroyAppRequest
+	104, // 103: pinnace.v1.ControlService.DestroyEnvironment:input_type -> pinnace.v1.DestroyEnvironmentRequest
+	80,  // 104: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
+	3,   // 105: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
+	2,   // 106: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
+	7,   // 107: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
+	9,   // 108: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
+	12,  // 109: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
+	14,  // 110: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
+	16,  // 111: pinnace.v1.ControlService.SetPlacement:output_type -> pinnace.v1.SetPlacementResponse
+	19,  // 112: pinnace.v1.ControlService.ListPlacements:output_type -> pinnace.v1.ListPlacementsResponse
+	25,  // 113: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
+	21,  // 114: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
+	23,  // 115: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
+	27,  // 116: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
+	29,  // 117: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
+	31,  // 118: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
+	33,  // 119: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
+	38,  // 120: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
+	40,  // 121: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
+	42,  // 122: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
+	50,  // 123: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
+	44,  // 124: pinnace.v1.ControlService.Restart:output_type -> pinnace.v1.RestartResponse
+	46,  // 125: pinnace.v1.ControlService.Steer:output_type -> pinnace.v1.SteerResponse
+	48,  // 126: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
+	55,  // 127: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
+	53,  // 128: pinnace.v1.ControlService.ListDeployments:output_type -> pinnace.v1.ListDeploymentsResponse
+	59,  // 129: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
+	65,  // 130: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
+	67,  // 131: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
+	70,  // 132: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
+	75,  // 133: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
+	105, // 134: pinnace.v1.ControlService.ListUsage:output_type -> pinnace.v1.ListUsageResponse
+	106, // 135: pinnace.v1.ControlService.ForwardPort:output_type -> pinnace.v1.ForwardPortResponse
+	107, // 136: pinnace.v1.ControlService.ListVolumes:output_type -> pinnace.v1.ListVolumesResponse
+	108, // 137: pinnace.v1.ControlService.GrowVolume:output_type -> pinnace.v1.GrowVolumeResponse
+	109, // 138: pinnace.v1.ControlService.DetachVolume:output_type -> pinnace.v1.DetachVolumeResponse
+	110, // 139: pinnace.v1.ControlService.DeleteVolume:output_type -> pinnace.v1.DeleteVolumeResponse
+	111, // 140: pinnace.v1.ControlService.SnapshotVolume:output_type -> pinnace.v1.SnapshotVolumeResponse
+	112, // 141: pinnace.v1.ControlService.DeleteSnapshot:output_type -> pinnace.v1.DeleteSnapshotResponse
+	113, // 142: pinnace.v1.ControlService.ExportVolume:output_type -> pinnace.v1.ExportVolumeResponse
+	114, // 143: pinnace.v1.ControlService.ImportVolume:output_type -> pinnace.v1.ImportVolumeResponse
+	115, // 144: pinnace.v1.ControlService.GetQuota:output_type -> pinnace.v1.GetQuotaResponse
+	116, // 145: pinnace.v1.ControlService.SetQuota:output_type -> pinnace.v1.SetQuotaResponse
+	117, // 146: pinnace.v1.ControlService.DestroyApp:output_type -> pinnace.v1.DestroyAppResponse
+	118, // 147: pinnace.v1.ControlService.DestroyEnvironment:output_type -> pinnace.v1.DestroyEnvironmentResponse
+	81,  // 148: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
+	4,   // 149: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
+	106, // [106:150] is the sub-list for method output_type
+	62,  // [62:106] is the sub-list for method input_type
+	62,  // [62:62] is the sub-list for extension type_name
+	62,  // [62:62] is the sub-list for extension extendee
+	0,   // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_control_proto_init() }
@@ -6514,13 +6651,13 @@ func file_pinnace_v1_control_proto_init() {
 		(*PlanRequest_Release)(nil),
 		(*PlanRequest_Rollback)(nil),
 	}
-	file_pinnace_v1_control_proto_msgTypes[68].OneofWrappers = []any{
+	file_pinnace_v1_control_proto_msgTypes[70].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Input)(nil),
 		(*ExecRequest_Size)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_pinnace_v1_control_proto_msgTypes[72].OneofWrappers = []any{
+	file_pinnace_v1_control_proto_msgTypes[74].OneofWrappers = []any{
 		(*ExecResponse_Started)(nil),
 		(*ExecResponse_Output)(nil),
 		(*ExecResponse_InputCredit)(nil),
@@ -6532,7 +6669,7 @@ func file_pinnace_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_control_proto_rawDesc), len(file_pinnace_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   85,
+			NumMessages:   87,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -90,6 +90,9 @@ const (
 	// ControlServiceWatchDeploymentProcedure is the fully-qualified name of the ControlService's
 	// WatchDeployment RPC.
 	ControlServiceWatchDeploymentProcedure = "/pinnace.v1.ControlService/WatchDeployment"
+	// ControlServiceListDeploymentsProcedure is the fully-qualified name of the ControlService's
+	// ListDeployments RPC.
+	ControlServiceListDeploymentsProcedure = "/pinnace.v1.ControlService/ListDeployments"
 	// ControlServiceGetStatusProcedure is the fully-qualified name of the ControlService's GetStatus
 	// RPC.
 	ControlServiceGetStatusProcedure = "/pinnace.v1.ControlService/GetStatus"
@@ -187,6 +190,8 @@ type ControlServiceClient interface {
 	Scale(context.Context, *connect.Request[v1.ScaleRequest]) (*connect.Response[v1.ScaleResponse], error)
 	// WatchDeployment sends every transition from the start of the deployment until it has ended.
 	WatchDeployment(context.Context, *connect.Request[v1.WatchDeploymentRequest]) (*connect.ServerStreamForClient[v1.WatchDeploymentResponse], error)
+	// ListDeployments tells what was deployed, or is being deployed: what there is to go back to.
+	ListDeployments(context.Context, *connect.Request[v1.ListDeploymentsRequest]) (*connect.Response[v1.ListDeploymentsResponse], error)
 	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error)
 	GetInstance(context.Context, *connect.Request[v1.GetInstanceRequest]) (*connect.Response[v1.GetInstanceResponse], error)
 	ListInstances(context.Context, *connect.Request[v1.ListInstancesRequest]) (*connect.Response[v1.ListInstancesResponse], error)
@@ -376,6 +381,13 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		listDeployments: connect.NewClient[v1.ListDeploymentsRequest, v1.ListDeploymentsResponse](
+			httpClient,
+			baseURL+ControlServiceListDeploymentsProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ListDeployments")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 		getStatus: connect.NewClient[v1.GetStatusRequest, v1.GetStatusResponse](
 			httpClient,
 			baseURL+ControlServiceGetStatusProcedure,
@@ -538,6 +550,7 @@ type controlServiceClient struct {
 	steer              *connect.Client[v1.SteerRequest, v1.SteerResponse]
 	scale              *connect.Client[v1.ScaleRequest, v1.ScaleResponse]
 	watchDeployment    *connect.Client[v1.WatchDeploymentRequest, v1.WatchDeploymentResponse]
+	listDeployments    *connect.Client[v1.ListDeploymentsRequest, v1.ListDeploymentsResponse]
 	getStatus          *connect.Client[v1.GetStatusRequest, v1.GetStatusResponse]
 	getInstance        *connect.Client[v1.GetInstanceRequest, v1.GetInstanceResponse]
 	listInstances      *connect.Client[v1.ListInstancesRequest, v1.ListInstancesResponse]
@@ -669,6 +682,11 @@ func (c *controlServiceClient) Scale(ctx context.Context, req *connect.Request[v
 // WatchDeployment calls pinnace.v1.ControlService.WatchDeployment.
 func (c *controlServiceClient) WatchDeployment(ctx context.Context, req *connect.Request[v1.WatchDeploymentRequest]) (*connect.ServerStreamForClient[v1.WatchDeploymentResponse], error) {
 	return c.watchDeployment.CallServerStream(ctx, req)
+}
+
+// ListDeployments calls pinnace.v1.ControlService.ListDeployments.
+func (c *controlServiceClient) ListDeployments(ctx context.Context, req *connect.Request[v1.ListDeploymentsRequest]) (*connect.Response[v1.ListDeploymentsResponse], error) {
+	return c.listDeployments.CallUnary(ctx, req)
 }
 
 // GetStatus calls pinnace.v1.ControlService.GetStatus.
@@ -811,6 +829,8 @@ type ControlServiceHandler interface {
 	Scale(context.Context, *connect.Request[v1.ScaleRequest]) (*connect.Response[v1.ScaleResponse], error)
 	// WatchDeployment sends every transition from the start of the deployment until it has ended.
 	WatchDeployment(context.Context, *connect.Request[v1.WatchDeploymentRequest], *connect.ServerStream[v1.WatchDeploymentResponse]) error
+	// ListDeployments tells what was deployed, or is being deployed: what there is to go back to.
+	ListDeployments(context.Context, *connect.Request[v1.ListDeploymentsRequest]) (*connect.Response[v1.ListDeploymentsResponse], error)
 	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error)
 	GetInstance(context.Context, *connect.Request[v1.GetInstanceRequest]) (*connect.Response[v1.GetInstanceResponse], error)
 	ListInstances(context.Context, *connect.Request[v1.ListInstancesRequest]) (*connect.Response[v1.ListInstancesResponse], error)
@@ -996,6 +1016,13 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceListDeploymentsHandler := connect.NewUnaryHandler(
+		ControlServiceListDeploymentsProcedure,
+		svc.ListDeployments,
+		connect.WithSchema(controlServiceMethods.ByName("ListDeployments")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	controlServiceGetStatusHandler := connect.NewUnaryHandler(
 		ControlServiceGetStatusProcedure,
 		svc.GetStatus,
@@ -1177,6 +1204,8 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceScaleHandler.ServeHTTP(w, r)
 		case ControlServiceWatchDeploymentProcedure:
 			controlServiceWatchDeploymentHandler.ServeHTTP(w, r)
+		case ControlServiceListDeploymentsProcedure:
+			controlServiceListDeploymentsHandler.ServeHTTP(w, r)
 		case ControlServiceGetStatusProcedure:
 			controlServiceGetStatusHandler.ServeHTTP(w, r)
 		case ControlServiceGetInstanceProcedure:
@@ -1314,6 +1343,10 @@ func (UnimplementedControlServiceHandler) Scale(context.Context, *connect.Reques
 
 func (UnimplementedControlServiceHandler) WatchDeployment(context.Context, *connect.Request[v1.WatchDeploymentRequest], *connect.ServerStream[v1.WatchDeploymentResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.WatchDeployment is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ListDeployments(context.Context, *connect.Request[v1.ListDeploymentsRequest]) (*connect.Response[v1.ListDeploymentsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ListDeployments is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error) {
