@@ -31,6 +31,7 @@ func TestGuest(t *testing.T) {
 		{"commands of a host that is gone", testCommandsAlone},
 		{"stubborn", testStubborn},
 		{"out of memory", testOutOfMemory},
+		{"thrashing", testThrashing},
 		{"full disk", testFullDisk},
 		{"orphans", testOrphans},
 		{"flood of lines", testLines},
@@ -193,6 +194,21 @@ func testOutOfMemory(t *testing.T, l *lab) {
 		t.Errorf("the OOM killer's victim is %+v", e.Victim)
 	}
 	m.end()
+}
+
+// testThrashing has a workload that the kernel lets read its program again and again for as long as it likes.
+func testThrashing(t *testing.T, l *lab) {
+	m := l.boot(t)
+	m.start(l.config("thrash"))
+	m.awaitText(guest.StreamStdout, "full")
+	e := m.exit()
+	if e.Code != 137 || !e.OOM || e.Stopped || e.Victim == nil || e.Victim.Name != "workload" {
+		t.Errorf("exit %+v", e)
+	}
+	m.end()
+	if got := m.console.String(); !strings.Contains(got, "the workload has done little but read its programs again") {
+		t.Errorf("why the OOM killer was called is not on the console:\n%s", got)
+	}
 }
 
 func testFullDisk(t *testing.T, l *lab) {

@@ -110,6 +110,7 @@ func (b *Boot) supervise() {
 	safely("secrets", b.serveBundles)
 	safely("volumes", b.serveFreezes)
 	safely("statistics", b.serveStats)
+	safely("memory", b.endThrashing)
 
 	e := oversee(&workload{b.processes, b.main, b.workload, &b.freezer}, b.main.status, b.stops.asked, b.config.Process.StopSignal)
 	if b.crashing.Load() {

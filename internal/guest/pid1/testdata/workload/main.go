@@ -46,6 +46,8 @@ func main() {
 		fmt.Println(time.Now().UnixNano())
 	case "eat":
 		eat()
+	case "thrash":
+		thrash()
 	case "lines":
 		n, _ := strconv.Atoi(os.Args[2])
 		for i := range n {
@@ -207,6 +209,69 @@ func eat() {
 		}
 		all = append(all, b)
 	}
+}
+
+// held is memory that the garbage collector must leave alone, and sum a use of what is read, so that it is read.
+var (
+	held [][]byte
+	sum  byte
+)
+
+// thrash leaves its program less memory than it is long, and reads all of it again and again.
+func thrash() {
+	limit := number("/sys/fs/cgroup/workload/memory.max")
+	program, err := os.Open("/proc/self/exe")
+	if err != nil {
+		panic(err)
+	}
+	info, err := program.Stat()
+	if err != nil {
+		panic(err)
+	}
+	text, err := syscall.Mmap(int(program.Fd()), 0, int(info.Size()), syscall.PROT_READ, syscall.MAP_SHARED)
+	if err != nil {
+		panic(err)
+	}
+	for limit-number("/sys/fs/cgroup/workload/memory.current")+cached() > 768<<10 {
+		b := make([]byte, 64<<10)
+		for i := range b {
+			b[i] = byte(i)
+		}
+		held = append(held, b)
+	}
+	fmt.Println("full")
+	for {
+		for i := 0; i < len(text); i += 4096 {
+			sum += text[i]
+		}
+	}
+}
+
+// cached is what the kernel could drop of the workload's memory.
+func cached() int {
+	src, err := os.ReadFile("/sys/fs/cgroup/workload/memory.stat")
+	if err != nil {
+		panic(err)
+	}
+	for line := range strings.Lines(string(src)) {
+		if n, ok := strings.CutPrefix(line, "file "); ok {
+			bytes, _ := strconv.Atoi(strings.TrimSpace(n))
+			return bytes
+		}
+	}
+	return 0
+}
+
+func number(path string) int {
+	src, err := os.ReadFile(path)
+	if err != nil {
+		panic(err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(src)))
+	if err != nil {
+		panic(err)
+	}
+	return n
 }
 
 // fill writes until the disk is full.
