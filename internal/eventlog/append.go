@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync/atomic"
 )
@@ -75,92 +76,14 @@ func (l *Log) Append(ctx context.Context, appends ...Append) (Receipt, error) {
 	return l.receipt(ctx, res, appends[0].IdempotencyKey)
 }
 
-// ask hands a request to the writer and waits for what it says.
-func (l *Log) ask(ctx context.Context, r *request) (result, error) {
-	select {
-	case <-l.leads:
-	default:
-		return result{}, l.cannotLead()
-	}
-	// None of these may take the request even when the queue has room.
-	select {
-	case <-l.stopping:
-		return result{}, l.endError()
-	case <-l.failed:
-		return result{}, l.Err()
-	case <-ctx.Done():
-		return result{}, fmt.Errorf("append: %w", context.Cause(ctx))
-	default:
-	}
-	select {
-	case l.queue <- r:
-	case <-l.stopped:
-		return result{}, l.endError()
-	case <-ctx.Done():
-		return result{}, fmt.Errorf("append: wait for the writer: %w", context.Cause(ctx))
-	}
-	select {
-	case res := <-r.done:
-		return res, res.err
-	case <-l.stopped:
-		// The writer may have answered as its last act.
-		select {
-		case res := <-r.done:
-			return res, res.err
-		default:
-			return result{}, l.endError()
-		}
-	case <-ctx.Done():
-		if r.state.CompareAndSwap(waiting, abandoned) {
-			return result{}, fmt.Errorf("append: wait for the writer: %w", context.Cause(ctx))
-		}
-		return result{}, fmt.Errorf("append: %w: %w", ErrUnknown, context.Cause(ctx))
-	}
-}
-
-// endError is why the writer does not run anymore.
-func (l *Log) endError() error {
-	if err := l.Err(); err != nil {
-		return err
-	}
-	return ErrClosed
-}
-
-// receipt tells a caller what became of its request, which had the idempotency key.
-func (l *Log) receipt(ctx context.Context, res result, key string) (Receipt, error) {
-	rec := Receipt{First: res.span.first, Last: res.span.last, Hash: res.hash, Repeated: res.repeated}
-	if !res.repeated {
-		return rec, nil
-	}
-	e, err := l.event(ctx, rec.Last)
-	if err != nil {
-		return Receipt{}, fmt.Errorf("append: read the event of the repeated request: %w", err)
-	}
-	if e.IdempotencyKey != key {
-		return Receipt{}, fmt.Errorf("append: idempotency keys %q and %q can't be told apart: choose another", key, e.IdempotencyKey)
-	}
-	rec.Hash = e.Hash
-	return rec, nil
-}
-
-// Find returns the first event of the request that was appended with the idempotency key, if there was one. Requests
-// that were handed to Append before have been answered when it returns. Its errors are those of Append.
-func (l *Log) Find(ctx context.Context, key string) (e Event, found bool, err error) {
-	res, err := l.ask(ctx, &request{find: key, done: make(chan result, 1)})
-	if err != nil || !res.repeated {
-		return Event{}, false, err
-	}
-	if e, err = l.event(ctx, res.span.first); err != nil {
-		return Event{}, false, fmt.Errorf("find the request with the idempotency key %q: %w", key, err)
-	}
-	return e, e.IdempotencyKey == key, nil
-}
-
 // Bounds of one transaction; a single request may be larger than the second.
 const (
 	batchEvents = 1024
 	batchBytes  = 4 << 20
 )
+
+// maxYields is how often the writer gives way to callers before it commits less than the last time.
+const maxYields = 3
 
 // A writer is what the writer goroutine knows: the head and what hangs on it, including the events that
 // are being committed. When a commit fails, undo and newKeys lead back to what is stored.
@@ -170,6 +93,9 @@ type writer struct {
 	versions map[string]uint64 // of every stream
 	keys     map[keyID]span    // of the idempotency keys that are not in older
 	older    keySlab
+
+	// before is how many requests the last transaction had, and yields how often the writer gave way for this one.
+	before, yields int
 
 	// The transaction that is being put together.
 	requests []*request
@@ -215,10 +141,7 @@ func (l *Log) commit(ctx context.Context, r *request) bool {
 		}
 		r = nil
 		if len(w.events) < batchEvents && w.bytes < batchBytes {
-			select {
-			case r = <-l.queue:
-			default:
-			}
+			r = l.next()
 		}
 	}
 	var err error
@@ -255,6 +178,24 @@ func (l *Log) commit(ctx context.Context, r *request) bool {
 	return l.Err() == nil
 }
 
+// next gives the request that waits in the queue, if there is one. Callers that were answered just now are on their way
+// back with their next ones, unless nobody lets them run: without giving way the first of them would be committed
+// alone, and all others would wait for two syncs.
+func (l *Log) next() *request {
+	for {
+		select {
+		case r := <-l.queue:
+			return r
+		default:
+		}
+		if len(l.w.requests) >= l.w.before || l.w.yields == maxYields {
+			return nil
+		}
+		l.w.yields++
+		runtime.Gosched()
+	}
+}
+
 // publish makes committed events visible.
 func (l *Log) publish(events []Event) {
 	if l.opts.OnCommit != nil {
@@ -267,6 +208,7 @@ func (l *Log) publish(events []Event) {
 
 // reset forgets the transaction, keeping the memory but nothing that it points to.
 func (w *writer) reset() {
+	w.before, w.yields = len(w.requests), 0
 	clear(w.requests)
 	clear(w.events)
 	clear(w.undo)
