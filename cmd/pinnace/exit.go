@@ -9,6 +9,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/pinnacehq/pinnace/internal/fleet"
 	"github.com/pinnacehq/pinnace/internal/registry"
 )
 
@@ -86,6 +87,9 @@ func describe(err error) (status int, message, hint string) {
 	}
 	if r, ok := errors.AsType[*registry.Error](err); ok {
 		return registryStatus(r), err.Error(), r.Hint
+	}
+	if errors.Is(err, fleet.ErrNewer) {
+		return exitConflict, err.Error(), "start the version that wrote it; the way back is a backup from before the upgrade (docs/operate/upgrade.md)"
 	}
 	if errors.Is(err, context.Canceled) {
 		return exitInternal, "interrupted", ""

@@ -298,7 +298,7 @@ func Encode(p Payload) ([]byte, error) {
 func Decode(typ string, version uint16, payload []byte) (Payload, error) {
 	p := blank(typ)
 	if p == nil {
-		return nil, fmt.Errorf("unknown event type %q: the log was written by a newer version of the server", typ)
+		return nil, fmt.Errorf("unknown event type %q: %w", typ, ErrNewer)
 	}
 	payload, err := current(typ, version, p.EventVersion(), payload)
 	if err != nil {
@@ -307,6 +307,10 @@ func Decode(typ string, version uint16, payload []byte) (Payload, error) {
 	d := json.NewDecoder(bytes.NewReader(payload))
 	d.DisallowUnknownFields()
 	if err := d.Decode(p); err != nil {
+		if json.Unmarshal(payload, blank(typ)) == nil {
+			// All that is wrong with it is a field that this version does not know.
+			err = fmt.Errorf("%w: %w", err, ErrNewer)
+		}
 		return nil, fmt.Errorf("decode %s: %w", typ, err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {

@@ -27,7 +27,7 @@ func current(typ string, version, want uint16, payload []byte) ([]byte, error) {
 		payload = next
 	}
 	if version != want {
-		return nil, fmt.Errorf("version %d of event type %q is unknown: the log was written by a newer version of the server", version, typ)
+		return nil, fmt.Errorf("version %d of event type %q is unknown: %w", version, typ, ErrNewer)
 	}
 	return payload, nil
 }
