@@ -24,7 +24,7 @@ var layers = []struct {
 	{"mechanisms", []string{
 		"internal/eventlog", "internal/registry", "internal/inflate", "internal/erofs", "internal/sandbox", "internal/image", "internal/kernel",
 		"internal/vm", "internal/guest", "internal/network", "internal/proxy",
-		"internal/volume",
+		"internal/volume", "internal/identity",
 	}},
 	{"values", []string{
 		"internal/manifest", "internal/release", "internal/importer", "internal/fleet", "internal/scheduler", "internal/rollout",

@@ -7,15 +7,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"time"
 
-	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -35,9 +33,10 @@ import (
 
 // agentRole is the agent of this host.
 type agentRole struct {
-	dirs          directories
-	servers       []string
-	token         string
+	dirs    directories
+	servers []string
+	// join gives a join token for a host that has not joined, or is not known any more; nil when there is none.
+	join          func(context.Context) (string, error)
 	hostID        string
 	peers         peerFlags
 	labels        map[string]string
@@ -80,16 +79,25 @@ do.
 MicroVMs and the proxy outlive the agent, however it ends: the next one takes them over, with no
 workload restarted, no connection reset and no line of output lost. A service manager must end the
 agent's process alone, not all that it has started (for systemd: KillMode=process). With --stop-vms,
-a host that is to be empty stops its microVMs when the agent is told to end.`,
-		Example: `  pinnace agent --token-file /var/lib/pinnace/server/keys/agent.token
-  pinnace agent --token-file agent.token --stop-vms   # Ctrl-C empties the host`,
+a host that is to be empty stops its microVMs when the agent is told to end.
+
+At its first start it takes a join token ("pinnace host join-token"), which makes this host known to
+the server once. Afterwards it has a certificate, which it renews; the token is of no use any more.`,
+		Example: `  pinnace agent --agent-server https://10.0.0.1:7401 --token-file join.token
+  pinnace agent --agent-server https://10.0.0.1:7401
+  pinnace agent --stop-vms   # Ctrl-C empties the host`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if tokenFile == "" {
-				return fail(exitInvalid, "the server keeps it in DATA_DIR/server/keys/agent.token", "--token-file is required")
+			if given := c.getenv("PINNACE_JOIN_TOKEN"); given != "" {
+				role.join = func(context.Context) (string, error) { return given, nil }
 			}
-			var err error
-			if role.token, err = readToken(tokenFile); err != nil {
-				return fail(exitInvalid, "the server keeps it in DATA_DIR/server/keys/agent.token", "read the agent's token: %w", err)
+			if tokenFile != "" {
+				role.join = func(context.Context) (string, error) {
+					text, err := readToken(tokenFile)
+					if err != nil {
+						return "", fail(exitInvalid, "pinnace host join-token prints one", "read the join token: %w", err)
+					}
+					return text, nil
+				}
 			}
 			role.log, role.logLevel = c.logger("agent", level.level), level.level
 			return role.run(cmd.Context(), nil)
@@ -99,9 +107,9 @@ a host that is to be empty stops its microVMs when the agent is told to end.`,
 	role.dirs.add(cmd)
 	role.add(cmd)
 	role.peers.add(cmd)
-	cmd.Flags().StringSliceVar(&role.servers, "agent-server", []string{"http://127.0.0.1:7401"}, "where servers wait for agents; with several, the agent belongs to one that leads")
+	cmd.Flags().StringSliceVar(&role.servers, "agent-server", []string{"https://127.0.0.1:7401"}, "where servers wait for agents; with several, the agent belongs to one that leads")
 	cmd.Flags().BoolVar(&role.stopVMs, "stop-vms", false, "stop this host's microVMs when the agent ends, instead of leaving them to the next one")
-	cmd.Flags().StringVar(&tokenFile, "token-file", "", "file with the token for agents (required)")
+	cmd.Flags().StringVar(&tokenFile, "token-file", "", "file with a join token, for a host that is not known yet (or PINNACE_JOIN_TOKEN)")
 	return cmd
 }
 
@@ -149,6 +157,18 @@ func (r *agentRole) run(ctx context.Context, ready func(*machines)) (err error) 
 			return lockErr
 		}
 		defer func() { err = errors.Join(err, held.Unlock()) }()
+	}
+	if opts.Server == nil {
+		member, client, err := r.connect(ctx, opts.Host.Id)
+		if err != nil {
+			return err
+		}
+		opts.Server = client
+		renewing, endRenewing := context.WithCancel(context.WithoutCancel(ctx)) // also while it stops what runs
+		var renewal sync.WaitGroup
+		renewal.Go(func() { agent.KeepRenewed(renewing, member, client, r.log) })
+		defer renewal.Wait()
+		defer endRenewing()
 	}
 	with, err := r.prepareMachines(ctx, &opts)
 	if err != nil {
@@ -237,13 +257,7 @@ func (r *agentRole) options() (agent.Options, error) {
 		return agent.Options{}, err
 	}
 	client := registry.New(registries)
-	server := r.client
-	if server == nil {
-		if server, err = r.connect(); err != nil {
-			return agent.Options{}, err
-		}
-	}
-	peering, address, err := r.peers.peering()
+	peering, address, err := r.peers.peering(r.identityDir())
 	if err != nil {
 		return agent.Options{}, err
 	}
@@ -252,7 +266,7 @@ func (r *agentRole) options() (agent.Options, error) {
 		Host:   host,
 		Dir:    filepath.Join(r.dirs.data, "agent"),
 		RunDir: filepath.Join(r.dirs.run, "agent"),
-		Server: server,
+		Server: r.client,
 		Images: r.store, LeaseOwner: r.sharing, ScrubRate: r.scrubRate.bytes,
 		VolumesDir: r.volumes,
 		Source:     func(repository string) image.Source { return repositorySource{client, repository} },
@@ -264,27 +278,6 @@ func (r *agentRole) options() (agent.Options, error) {
 		LeaveMachines: !r.stopVMs,
 		Log:           r.log,
 	}, nil
-}
-
-// connect makes a client of the servers that the agent may belong to.
-func (r *agentRole) connect() (pinnacev1connect.AgentServiceClient, error) {
-	all, err := checkServers(r.servers)
-	if err != nil {
-		return nil, err
-	}
-	client := agentHTTPClient()
-	client.Transport = &servers{next: client.Transport, log: r.log, all: all}
-	return pinnacev1connect.NewAgentServiceClient(client, all[0].String(), connect.WithInterceptors(bearer(r.token))), nil
-}
-
-// agentHTTPClient speaks HTTP/2, also in the clear: over HTTP/1 a server cannot end a stream of logs that the
-// agent is sending.
-func agentHTTPClient() *http.Client {
-	transport := &http.Transport{DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, Protocols: new(http.Protocols)}
-	transport.Protocols.SetHTTP2(true)
-	transport.Protocols.SetUnencryptedHTTP2(true)
-	transport.HTTP2 = lively(&http.HTTP2Config{})
-	return &http.Client{Transport: transport}
 }
 
 // repositorySource gives the blobs of one repository.

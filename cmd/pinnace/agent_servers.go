@@ -63,7 +63,7 @@ func (s *servers) RoundTrip(r *http.Request) (*http.Response, error) {
 	here := r.Clone(r.Context())
 	here.URL.Scheme, here.URL.Host, here.Host = s.all[at].Scheme, s.all[at].Host, ""
 	res, err := s.next.RoundTrip(here)
-	if r.URL.Path == pinnacev1connect.AgentServiceJoinProcedure && (err != nil || res.StatusCode != http.StatusOK) {
+	if (r.URL.Path == pinnacev1connect.AgentServiceJoinProcedure || r.URL.Path == pinnacev1connect.AgentServiceAdmitProcedure) && (err != nil || res.StatusCode != http.StatusOK) {
 		s.leave(at)
 		if len(s.all) > 1 {
 			s.log.InfoContext(r.Context(), "could not join a server; another one is next", "server", s.all[at].String(), "err", err)

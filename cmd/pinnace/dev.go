@@ -60,7 +60,7 @@ func (c *cli) runDev(ctx context.Context, r *devRole, level slog.Level) (err err
 	r.server.dir = filepath.Join(r.dirs.data, "server")
 	r.registry.dir = filepath.Join(r.dirs.data, "registry")
 	r.agent.dirs = r.dirs
-	r.agent.servers = []string{"http://" + r.server.agentListen}
+	r.agent.servers = []string{"https://" + r.server.agentListen}
 	r.server.log, r.agent.log, r.registry.log = c.logger("server", level), c.logger("agent", level), c.logger("registry", level)
 	r.agent.logLevel = level
 	r.agent.stopVMs = true
@@ -71,9 +71,7 @@ func (c *cli) runDev(ctx context.Context, r *devRole, level slog.Level) (err err
 		}
 		defer func() { err = errors.Join(err, held.Unlock()) }()
 	}
-	if r.agent.token, err = r.server.agentToken(); err != nil {
-		return err
-	}
+	r.agent.join = func(ctx context.Context) (string, error) { return r.joinToken(ctx) }
 
 	// The agent ends before the server, which is to hear how its instances ended.
 	serverCtx, endServer := context.WithCancel(context.WithoutCancel(ctx))
@@ -98,6 +96,24 @@ func (c *cli) runDev(ctx context.Context, r *devRole, level slog.Level) (err err
 	agentErr := r.agent.run(agentCtx, func(with *machines) { c.greet(r, with) })
 	endServer()
 	return errors.Join(agentErr, group.Wait())
+}
+
+// joinToken lets this host join, at the first start and when the server does not know it any more.
+func (r *devRole) joinToken(ctx context.Context) (string, error) {
+	admin, err := r.server.adminToken()
+	if err != nil {
+		return "", err
+	}
+	facts, err := r.agent.facts()
+	if err != nil {
+		return "", err
+	}
+	client := pinnacev1connect.NewControlServiceClient(httpClient(), "http://"+r.server.listen, connect.WithInterceptors(bearer(admin)))
+	res, err := client.CreateJoinToken(ctx, connect.NewRequest(&pinnacev1.CreateJoinTokenRequest{Host: facts.Id}))
+	if err != nil {
+		return "", fmt.Errorf("let this host join: %w", err)
+	}
+	return res.Msg.Secret, nil
 }
 
 // firstStart makes the environment "dev" and the contexts, when they are not there.

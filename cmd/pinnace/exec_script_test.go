@@ -29,10 +29,7 @@ func runAgent(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: agent NAME")
 	}
-	a := &scriptAgent{
-		id: args[0], dir: ts.MkAbs("."),
-		client: pinnacev1connect.NewAgentServiceClient(agentHTTPClient(), ts.Getenv("AGENTS"), connect.WithInterceptors(bearer(agentsToken))),
-	}
+	a := &scriptAgent{id: args[0], dir: ts.MkAbs("."), client: hostClient(ts, args[0])}
 	ctx, cancel := context.WithCancel(context.Background())
 	stream, err := a.client.WatchAssignments(ctx, connect.NewRequest(&pinnacev1.WatchAssignmentsRequest{Host: a.id}))
 	ts.Check(err)

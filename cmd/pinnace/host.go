@@ -22,11 +22,11 @@ import (
 func (c *cli) newHost() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "host",
-		Short: "List, drain and remove hosts",
+		Short: "Let hosts join, list, drain and remove them",
 		Long: `A host runs an agent that has joined. What a host that has been away for 25 seconds ran is
 started elsewhere, except for instances with volumes: their data is where it is, and they wait.`,
 	}
-	cmd.AddCommand(c.newHostList(), c.newHostDrain(), c.newHostUndrain(), c.newHostRemove())
+	cmd.AddCommand(c.newHostList(), c.newHostDrain(), c.newHostUndrain(), c.newHostRemove(), c.newHostJoinToken(), c.newHostRevoke())
 	return cmd
 }
 

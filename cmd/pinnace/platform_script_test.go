@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"io"
 	"io/fs"
@@ -30,14 +31,12 @@ import (
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
 	"github.com/pinnacehq/pinnace/internal/eventlog/sqlite"
+	"github.com/pinnacehq/pinnace/internal/identity"
 	"github.com/pinnacehq/pinnace/internal/registry/embedded"
 	"github.com/pinnacehq/pinnace/internal/server"
 )
 
-const (
-	scriptToken = "the-admin-token-of-the-scripts"
-	agentsToken = scriptToken + "-of-agents"
-)
+const scriptToken = "the-admin-token-of-the-scripts"
 
 // TestPlatformScript runs testdata/platform: promises that take a server and a registry, which are real and in
 // this process, but no agent. $REGISTRY is the registry's address.
@@ -84,14 +83,18 @@ func startRegistry(e *testscript.Env, dir string) (addr string, err error) {
 }
 
 func startServer(e *testscript.Env, dir string) (url, agentURL string, err error) {
+	authority, err := identity.NewAuthority(time.Now())
+	if err != nil {
+		return "", "", err
+	}
 	s, err := server.New(context.Background(), server.Options{
 		Engine: sqlite.New(sqlite.Options{Dir: dir}), Logger: slog.New(slog.DiscardHandler), Version: version,
-		AdminToken: scriptToken, AgentToken: agentsToken, HostTimeout: time.Hour,
+		AdminToken: scriptToken, Authority: authority, HostTimeout: time.Hour,
 	})
 	if err != nil {
 		return "", "", err
 	}
-	api, agents := bothHTTP(s.Handler()), bothHTTP(s.AgentHandler())
+	api, agents := bothHTTP(s.Handler(), nil), bothHTTP(s.AgentHandler(), authority.ServerTLS(nil, time.Now))
 	background(e, s.Run)
 	e.Defer(func() {
 		api.Close()
@@ -102,11 +105,16 @@ func startServer(e *testscript.Env, dir string) (url, agentURL string, err error
 }
 
 // bothHTTP serves HTTP/1 and HTTP/2, as the real ones do.
-func bothHTTP(handler http.Handler) *httptest.Server {
+func bothHTTP(handler http.Handler, secure *tls.Config) *httptest.Server {
 	srv := httptest.NewUnstartedServer(handler)
 	srv.Config.Protocols = new(http.Protocols)
 	srv.Config.Protocols.SetHTTP1(true)
 	srv.Config.Protocols.SetUnencryptedHTTP2(true)
+	if secure != nil {
+		srv.EnableHTTP2, srv.TLS = true, secure
+		srv.StartTLS()
+		return srv
+	}
 	srv.Start()
 	return srv
 }
@@ -118,11 +126,26 @@ func joinHost(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	memory, err := strconv.ParseInt(args[2], 10, 64)
 	ts.Check(err)
-	client := pinnacev1connect.NewAgentServiceClient(httpClient(), ts.Getenv("AGENTS"), connect.WithInterceptors(bearer(agentsToken)))
-	_, err = client.Join(context.Background(), connect.NewRequest(&pinnacev1.JoinRequest{Host: &pinnacev1.HostFacts{
+	_, err = hostClient(ts, args[0]).Join(context.Background(), connect.NewRequest(&pinnacev1.JoinRequest{Host: &pinnacev1.HostFacts{
 		Id: args[0], Name: args[0], Architecture: args[1], MemoryBytes: memory << 20, CpuMilli: 2000, DiskBytes: 64 << 30, Driver: "none",
 	}}))
 	ts.Check(err)
+}
+
+// hostClient speaks for a host, which it has join first unless it has.
+func hostClient(ts *testscript.TestScript, id string) pinnacev1connect.AgentServiceClient {
+	control := pinnacev1connect.NewControlServiceClient(httpClient(), ts.Getenv("PINNACE_SERVER"), connect.WithInterceptors(bearer(scriptToken)))
+	role := agentRole{dirs: directories{data: ts.MkAbs(".hosts/" + id)}, servers: []string{ts.Getenv("AGENTS")}, log: slog.New(slog.DiscardHandler)}
+	role.join = func(ctx context.Context) (string, error) {
+		res, err := control.CreateJoinToken(ctx, connect.NewRequest(&pinnacev1.CreateJoinTokenRequest{Host: id}))
+		if err != nil {
+			return "", err
+		}
+		return res.Msg.Secret, nil
+	}
+	_, client, err := role.connect(context.Background(), id)
+	ts.Check(err)
+	return client
 }
 
 // background runs something until the script ends.

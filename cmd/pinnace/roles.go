@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -100,8 +101,8 @@ func portTaken(addr, what string) error {
 	return fail(exitConflict, "ss -ltnp shows which process has it", "%s cannot listen on %s: the port is taken", what, addr)
 }
 
-// serveHTTP serves handler on l until ctx is done, then lets running calls finish for a moment.
-func serveHTTP(ctx context.Context, l net.Listener, handler http.Handler, http2 *http.HTTP2Config, log *slog.Logger) error {
+// serveHTTP serves handler on l, with TLS unless secure is nil, until ctx is done, then lets running calls finish for a moment.
+func serveHTTP(ctx context.Context, l net.Listener, handler http.Handler, http2 *http.HTTP2Config, secure *tls.Config, log *slog.Logger) error {
 	server := &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: 10 * time.Second,
@@ -111,9 +112,15 @@ func serveHTTP(ctx context.Context, l net.Listener, handler http.Handler, http2 
 		HTTP2:             http2,
 	}
 	server.Protocols.SetHTTP1(true)
-	server.Protocols.SetUnencryptedHTTP2(true) // gRPC clients on loopback
 	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(l) }()
+	if secure == nil {
+		server.Protocols.SetUnencryptedHTTP2(true) // gRPC clients on loopback
+		go func() { failed <- server.Serve(l) }()
+	} else {
+		server.Protocols.SetHTTP2(true)
+		server.TLSConfig = secure
+		go func() { failed <- server.ServeTLS(l, "", "") }()
+	}
 	select {
 	case err := <-failed:
 		return err

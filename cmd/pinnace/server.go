@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -18,6 +19,7 @@ import (
 type serverRole struct {
 	dir                 string
 	listen, agentListen string
+	secure              tlsFlags
 	database            string
 	log                 *slog.Logger
 }
@@ -29,13 +31,17 @@ func (c *cli) newServer() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "server",
 		Short: "Run the control plane",
-		Long: `Server runs the control plane: the event log, the scheduler and the API. It listens on loopback
-only. Tokens are made at the first start, in DATA_DIR/server/keys.
+		Long: `Server runs the control plane: the event log, the scheduler and the API. At the first
+start it makes an admin token, its signing key and a certificate authority, in DATA_DIR/server/keys.
+
+The API is served with TLS, and without only on loopback. The certificate is the server's own, which
+clients know by the fingerprint in their token, or an operator's (--tls-cert, --tls-key). Agents
+always use TLS, each with the certificate of its host.
 
 The event log is a file in DATA_DIR, or in a PostgreSQL database (--database; the password is best
 kept in PGPASSFILE). Several servers may use one database: one of them leads, the others answer
 questions, and one of those leads when it is gone.`,
-		Example: "  pinnace server\n  pinnace server --data-dir /srv/pinnace\n  pinnace server --database postgres://pinnace@db/pinnace",
+		Example: "  pinnace server\n  pinnace server --listen 10.0.0.1:7400 --agent-listen 10.0.0.1:7401\n  pinnace server --database postgres://pinnace@db/pinnace",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if spec := c.getenv("PINNACE_FAILPOINT"); spec != "" { // for tests that kill the server
 				if err := failpoint.Arm(spec); err != nil {
@@ -65,28 +71,24 @@ questions, and one of those leads when it is gone.`,
 func (r *serverRole) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&r.listen, "listen", "127.0.0.1:7400", "where the API listens")
 	cmd.Flags().StringVar(&r.agentListen, "agent-listen", "127.0.0.1:7401", "where agents connect to")
+	r.secure.add(cmd)
 }
 
 func (r *serverRole) adminToken() (string, error) {
 	return ensureToken(filepath.Join(r.dir, "keys", "admin.token"))
 }
 
-func (r *serverRole) agentToken() (string, error) {
-	return ensureToken(filepath.Join(r.dir, "keys", "agent.token"))
-}
-
 // run serves until ctx is done. ready, when not nil, is called once both ports answer.
 func (r *serverRole) run(ctx context.Context, ready func()) error {
-	for _, addr := range []string{r.listen, r.agentListen} {
-		if err := loopbackOnly(addr); err != nil {
-			return err
-		}
-	}
 	admin, err := r.adminToken()
 	if err != nil {
 		return err
 	}
-	agentToken, err := r.agentToken()
+	authority, err := r.authority()
+	if err != nil {
+		return err
+	}
+	apiTLS, pin, err := r.secure.of(r.listen, authority)
 	if err != nil {
 		return err
 	}
@@ -113,7 +115,7 @@ func (r *serverRole) run(ctx context.Context, ready func()) error {
 	}
 	s, err := server.New(ctx, server.Options{
 		Engine: place.engine(), Follow: place.url != "", LogKey: key, DerivedDir: filepath.Join(r.dir, "derived"),
-		Logger: r.log, Version: version, AdminToken: admin, AgentToken: agentToken,
+		Logger: r.log, Version: version, AdminToken: admin, Authority: authority, APIPin: pin,
 	})
 	if err != nil {
 		return err
@@ -121,9 +123,11 @@ func (r *serverRole) run(ctx context.Context, ready func()) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.Run(ctx) })
 	// A caller that is gone must not keep its command, and neither must an agent.
-	group.Go(func() error { return serveHTTP(ctx, api, s.Handler(), lively(&http.HTTP2Config{}), r.log) })
-	group.Go(func() error { return serveHTTP(ctx, agents, s.AgentHandler(), lively(server.AgentHTTP2()), r.log) })
-	r.log.Info("the server is up", "api", api.Addr().String(), "agents", agents.Addr().String())
+	group.Go(func() error { return serveHTTP(ctx, api, s.Handler(), lively(&http.HTTP2Config{}), apiTLS, r.log) })
+	group.Go(func() error {
+		return serveHTTP(ctx, agents, s.AgentHandler(), lively(server.AgentHTTP2()), authority.ServerTLS(r.secure.allNames(r.agentListen), time.Now), r.log)
+	})
+	r.log.Info("the server is up", "api", urlScheme(apiTLS)+api.Addr().String(), "agents", agents.Addr().String())
 	if ready != nil {
 		ready()
 	}

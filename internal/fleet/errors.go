@@ -12,6 +12,8 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrConflict means that a decision was made on what has changed since.
 	ErrConflict = errors.New("changed in the meantime")
+	// ErrLastAdmin means that nobody would be left who may do everything.
+	ErrLastAdmin = errors.New("it is the last admin token for all environments: create another one first")
 )
 
 // BusyError means that a deployment of the app runs in the environment.
@@ -38,15 +40,20 @@ type PortConflictError struct {
 	PortName, Protocol string
 	PublicPort         int
 	// HostName is what is asked for; empty when it is the port.
-	HostName         string
+	HostName string
+	// Environment and App hold it; both are empty for who may not know.
 	Environment, App string
 }
 
 func (e *PortConflictError) Error() string {
-	if e.HostName != "" {
-		return fmt.Sprintf("ports.%s: the host name %s is held by app %s in environment %s", e.PortName, e.HostName, e.App, e.Environment)
+	holder := fmt.Sprintf("app %s in environment %s", e.App, e.Environment)
+	if e.Environment == "" {
+		holder = "an app in another environment"
 	}
-	return fmt.Sprintf("ports.%s: public port %d (%s) is held by app %s in environment %s", e.PortName, e.PublicPort, e.Protocol, e.App, e.Environment)
+	if e.HostName != "" {
+		return fmt.Sprintf("ports.%s: the host name %s is held by %s", e.PortName, e.HostName, holder)
+	}
+	return fmt.Sprintf("ports.%s: public port %d (%s) is held by %s", e.PortName, e.PublicPort, e.Protocol, holder)
 }
 
 // NoRouteError means that a port is told apart by host names, and has none.

@@ -327,6 +327,7 @@ func blank(typ string) Payload {
 		&SecretPut{}, &SecretRevoked{}, &RegistryLoggedIn{}, &RegistryLoggedOut{}, &RouteSet{}, &RouteUnset{},
 		&VolumeBound{}, &VolumeGrown{}, &VolumeDetached{}, &VolumeDeleted{}, &VolumeRemoved{}, &SnapshotTaken{}, &SnapshotDeleted{}, &VolumeExported{},
 		&AppDestroyed{}, &EnvironmentDestroyed{}, &QuotaSet{},
+		&TokenCreated{}, &TokenRevoked{}, &JoinAllowed{}, &HostAdmitted{}, &HostRevoked{},
 	}
 	for _, p := range all {
 		if p.EventType() == typ {

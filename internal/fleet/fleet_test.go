@@ -109,6 +109,10 @@ func succeeded(id string) *DeploymentFinished {
 
 // story is one of each event, in an order that makes sense.
 func story(t *testing.T) []Payload {
+	return append(deployments(t), identityStory()...)
+}
+
+func deployments(t *testing.T) []Payload {
 	one, two := testRelease(t, "api", "80", 1), testRelease(t, "api", "80", 2)
 	blue := testRelease(t, "api", "80", 3, `rollout = { strategy = "blue-green", before = { command = ["/migrate"] } }`, "")
 	second, third := deploy("dep-2", two, "dep-1"), deploy("dep-3", blue, "dep-1")

@@ -209,6 +209,7 @@ func (p *HostRemoved) fold(s *State, e Event) error {
 	}
 	s.hosts.put(p.Host, nil)
 	s.bookings.put(p.Host, nil)
+	s.admissions.put(p.Host, nil)
 	return nil
 }
 

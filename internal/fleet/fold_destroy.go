@@ -154,5 +154,6 @@ func (s *State) dropEnvironment(name string, e Event) {
 	for _, l := range s.Logins(name) {
 		s.logins.put(appKey(name, l.Registry), nil)
 	}
+	s.endTokensOf(name, e.At)
 	s.environments.put(name, nil)
 }

@@ -10,7 +10,7 @@ import (
 
 // StateVersion is that of the fold and of the records: it goes up whenever the same events may fold into a
 // state with another hash. TestStateVersion fails when that was forgotten.
-const StateVersion = 8
+const StateVersion = 9
 
 // snapshot is a state as bytes. What follows from the rest is not in it.
 type snapshot struct {
@@ -26,6 +26,9 @@ type snapshot struct {
 	Bundles      map[string]*Bundle
 	Logins       map[string]*RegistryLogin
 	Volumes      map[string]*Volume
+	Tokens       map[string]*Token
+	Joins        map[string]*Join
+	Admissions   map[string]*Admission
 }
 
 // Encode gives the state as bytes for DecodeState. They are a copy that can be made anew from the log, not
@@ -37,6 +40,7 @@ func (s *State) Encode() ([]byte, error) {
 		Releases: s.releases.rows, Deployments: s.deployments.rows, Instances: s.instances.rows,
 		Bundles: s.bundles.rows, Logins: s.logins.rows,
 		Volumes: s.volumes.rows,
+		Tokens:  s.tokens.rows, Joins: s.joins.rows, Admissions: s.admissions.rows,
 	})
 }
 
@@ -71,6 +75,9 @@ func DecodeState(b []byte) (*State, error) {
 			s.mounts.rows[v.mountKey()] = v
 		}
 	}
+	fill(&s.tokens, snap.Tokens)
+	fill(&s.joins, snap.Joins)
+	fill(&s.admissions, snap.Admissions)
 	for id, d := range snap.Deployments {
 		if d.Active() {
 			s.active.rows[id] = d

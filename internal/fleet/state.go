@@ -27,7 +27,10 @@ type State struct {
 	bundles      table[Bundle]        // by environment and name
 	logins       table[RegistryLogin] // by environment and registry
 	volumes      table[Volume]
-	mounts       table[Volume] // those that are attached, by mountKey
+	mounts       table[Volume]    // those that are attached, by mountKey
+	tokens       table[Token]     // by hash
+	joins        table[Join]      // by hash
+	admissions   table[Admission] // by host
 
 	// undo holds what brings the rows back that an event replaced, for the events after settled.
 	undo     []undoing
@@ -57,6 +60,7 @@ func (s *State) Clone() *State {
 	c.instances.rows, c.active.rows = maps.Clone(s.instances.rows), maps.Clone(s.active.rows)
 	c.bundles.rows, c.logins.rows = maps.Clone(s.bundles.rows), maps.Clone(s.logins.rows)
 	c.volumes.rows, c.mounts.rows = maps.Clone(s.volumes.rows), maps.Clone(s.mounts.rows)
+	c.tokens.rows, c.joins.rows, c.admissions.rows = maps.Clone(s.tokens.rows), maps.Clone(s.joins.rows), maps.Clone(s.admissions.rows)
 	return c
 }
 
@@ -137,6 +141,7 @@ func (s *State) tables() []anyTable {
 		&s.environments, &s.apps, &s.hosts, &s.bookings, &s.releases, &s.deployments, &s.instances, &s.active,
 		&s.bundles, &s.logins,
 		&s.volumes, &s.mounts,
+		&s.tokens, &s.joins, &s.admissions,
 	}
 }
 

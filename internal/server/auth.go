@@ -1,8 +1,7 @@
 package server
 
 import (
-	"crypto/sha256"
-	"crypto/subtle"
+	"context"
 	"errors"
 	"net/http"
 	"strings"
@@ -11,50 +10,94 @@ import (
 
 	"github.com/pinnacehq/pinnace/internal/api/openapi"
 	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
+	"github.com/pinnacehq/pinnace/internal/fleet"
+	"github.com/pinnacehq/pinnace/internal/identity"
 )
 
 // maxMessage is the largest message that is read, in bytes.
 const maxMessage = 16 << 20
 
-// Handler serves ControlService to people and their scripts: everything but its description is behind the admin token.
+// Handler serves ControlService to people and their scripts, and its description to everybody. Whoever has no token that is
+// good gets nothing else; what one may do with it, say the rules.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(pinnacev1connect.NewControlServiceHandler(&control{s}, connect.WithReadMaxBytes(maxMessage), connect.WithInterceptors(s.tellHead(), checkKeys())))
+	mux.Handle(pinnacev1connect.NewControlServiceHandler(&control{s}, connect.WithReadMaxBytes(maxMessage),
+		connect.WithInterceptors(s.tellHead(), &gate{s}, checkKeys())))
 	open := http.NewServeMux()
 	openapi.Handle(open)
-	open.Handle("/", bearer(s.opts.AdminToken, "an admin token is needed: pass --token, set PINNACE_TOKEN, or use the context that `pinnace dev` made", mux))
+	open.Handle("/", s.withToken(mux))
 	return open
 }
 
-// AgentHandler serves AgentService to hosts: everything behind the agent token.
-func (s *Server) AgentHandler() http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle(pinnacev1connect.NewAgentServiceHandler(&agents{s}, connect.WithReadMaxBytes(maxMessage)))
-	return bearer(s.opts.AgentToken, "the agent token is needed", mux)
+// callerKey is the key of the token of a request, in its context.
+type callerKey struct{}
+
+// callerOf is the token that a request came with. One that came with none sees nothing and may do nothing.
+func callerOf(ctx context.Context) *fleet.Token {
+	if t, ok := ctx.Value(callerKey{}).(*fleet.Token); ok {
+		return t
+	}
+	return &fleet.Token{}
 }
 
-// AgentHTTP2 is how connections of agents are to be served. All calls of an agent share one: what nobody reads of one
-// stream, such as logs in a pager, must leave room in the connection's window for the reports of the rest. An agent sends
-// 64 logs at most.
-func AgentHTTP2() *http.HTTP2Config {
-	return &http.HTTP2Config{MaxReceiveBufferPerConnection: 4<<20 - 1, MaxReceiveBufferPerStream: 32 << 10}
+// actorOf is who makes a request, for the log.
+func actorOf(ctx context.Context) string {
+	t := callerOf(ctx)
+	if t.ID == firstToken {
+		return firstToken
+	}
+	return t.Name + "/" + t.ID
 }
 
-// bearer lets only requests with the token through, whatever they ask for. Tokens are compared by their
-// hashes, so neither content nor length shows in the time that it takes.
-func bearer(token, hint string, next http.Handler) http.Handler {
-	want := sha256.Sum256([]byte(token))
+const noToken = "a token is needed: set PINNACE_TOKEN, or use a context that has one (pinnace context add)"
+
+// withToken lets only requests with a token through that is good now, before anything of them is read. A token is found by
+// its hash, so that the time that takes says nothing of others.
+func (s *Server) withToken(next http.Handler) http.Handler {
 	refusal := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		got := sha256.Sum256([]byte(given))
-		if !ok || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
-			err := connect.NewError(connect.CodeUnauthenticated, errors.New(hint))
-			if !refusal.IsSupported(r) || refusal.Write(w, r, err) != nil {
-				http.Error(w, hint, http.StatusUnauthorized)
+		token, err := s.authenticate(r)
+		if err != nil {
+			refused := connect.NewError(connect.CodeUnauthenticated, err)
+			if !refusal.IsSupported(r) || refusal.Write(w, r, refused) != nil {
+				http.Error(w, err.Error(), http.StatusUnauthorized)
 			}
 			return
 		}
-		next.ServeHTTP(w, r)
+		s.tokenUse.used(token.ID, s.now())
+		r = r.WithContext(context.WithValue(r.Context(), callerKey{}, token))
+		whileGood(w, r, func() error { return s.stillGood(token) }, next)
 	})
+}
+
+func (s *Server) authenticate(r *http.Request) (*fleet.Token, error) {
+	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		return nil, errors.New(noToken)
+	}
+	secret, _, err := identity.ParseSecret(given)
+	if err != nil {
+		return nil, errors.New("the token is not known here: " + noToken)
+	}
+	var token *fleet.Token
+	s.ledger.read(func(st *fleet.State) { token = st.TokenByHash(secret.Hash()) })
+	switch {
+	case token == nil:
+		return nil, errors.New("the token is not known here: " + noToken)
+	case !token.RevokedAt.IsZero():
+		return nil, errors.New("the token was revoked: ask for another one")
+	case !token.Usable(s.now()):
+		return nil, errors.New("the token has expired: ask for another one")
+	}
+	return token, nil
+}
+
+// stillGood says why a token that was good is not any more.
+func (s *Server) stillGood(t *fleet.Token) error {
+	var now *fleet.Token
+	s.ledger.read(func(st *fleet.State) { now = st.TokenByHash(t.Hash) })
+	if now == nil || !now.Usable(s.now()) {
+		return refuse(connect.CodeUnauthenticated, "the token was revoked or has expired")
+	}
+	return nil
 }

@@ -54,7 +54,7 @@ func (c *control) CreateEnvironment(ctx context.Context, req *connect.Request[pb
 	if !fleet.ValidName(name) {
 		return nil, refuse(connect.CodeInvalidArgument, "environment name %q: want a lower-case letter, then at most 39 lower-case letters, digits and dashes", name)
 	}
-	err := c.ledger.append(ctx, actorAdmin, requestKey("environment", req.Msg.GetIdempotencyKey()), &fleet.EnvironmentCreated{Name: name})
+	err := c.ledger.append(ctx, actorOf(ctx), requestKey("environment", req.Msg.GetIdempotencyKey()), &fleet.EnvironmentCreated{Name: name})
 	if err != nil {
 		return nil, c.onWire(ctx, err)
 	}
@@ -80,22 +80,27 @@ func environmentIn(st *fleet.State, name string) (*fleet.Environment, error) {
 	if env != nil {
 		return env, nil
 	}
+	return nil, noEnvironment(name, st.Environments())
+}
+
+// noEnvironment says that there is no environment of a name among those that a caller sees.
+func noEnvironment(name string, visible []*fleet.Environment) error {
 	known := ""
-	for _, e := range st.Environments() {
+	for _, e := range visible {
 		known += " " + e.Name
 	}
 	if known == "" {
 		known = " none"
 	}
-	return nil, refuse(connect.CodeNotFound, "environment %q does not exist (there are:%s). Create it: pinnace env create %s", name, known, name)
+	return refuse(connect.CodeNotFound, "environment %q does not exist (there are:%s). Create it: pinnace env create %s", cut(name), known, cut(name))
 }
 
-func (c *control) ListEnvironments(_ context.Context, req *connect.Request[pb.ListEnvironmentsRequest]) (*connect.Response[pb.ListEnvironmentsResponse], error) {
+func (c *control) ListEnvironments(ctx context.Context, req *connect.Request[pb.ListEnvironmentsRequest]) (*connect.Response[pb.ListEnvironmentsResponse], error) {
 	out := &pb.ListEnvironmentsResponse{}
 	var err error
 	c.ledger.read(func(st *fleet.State) {
 		name := func(e *fleet.Environment) string { return e.Name }
-		out.Environments, out.NextPageToken, err = pageOf(req.Msg, st.Environments(), name, environmentProto)
+		out.Environments, out.NextPageToken, err = pageOf(req.Msg, visible(st, callerOf(ctx)), name, environmentProto)
 	})
 	return connect.NewResponse(out), err
 }
@@ -104,13 +109,16 @@ func environmentProto(e *fleet.Environment) *pb.Environment {
 	return &pb.Environment{Name: e.Name, CreatedAt: timestamppb.New(e.CreatedAt)}
 }
 
-func (c *control) ListHosts(_ context.Context, req *connect.Request[pb.ListHostsRequest]) (*connect.Response[pb.ListHostsResponse], error) {
+func (c *control) ListHosts(ctx context.Context, req *connect.Request[pb.ListHostsRequest]) (*connect.Response[pb.ListHostsResponse], error) {
 	out := &pb.ListHostsResponse{}
 	var err error
 	now := c.now()
+	caller := callerOf(ctx)
 	c.ledger.read(func(st *fleet.State) {
 		id := func(h *fleet.Host) string { return h.ID }
-		out.Hosts, out.NextPageToken, err = pageOf(req.Msg, st.Hosts(), id, func(h *fleet.Host) *pb.Host { return c.hostProto(st, h, now) })
+		out.Hosts, out.NextPageToken, err = pageOf(req.Msg, visibleHosts(st, caller), id, func(h *fleet.Host) *pb.Host {
+			return hostFor(st, caller, c.hostProto(st, h, now))
+		})
 	})
 	return connect.NewResponse(out), err
 }
@@ -140,11 +148,13 @@ const (
 )
 
 func (c *control) ReadEvents(ctx context.Context, req *connect.Request[pb.ReadEventsRequest], stream *connect.ServerStream[pb.ReadEventsResponse]) error {
-	b := batch{send: stream.Send}
+	b := batch{send: stream.Send, whole: callerOf(ctx).All}
 	if !req.Msg.GetFollow() {
 		for e, err := range c.ledger.log.Read(ctx, req.Msg.GetAfter()) {
-			if err == nil {
-				err = b.add(&e)
+			for _, e := range c.seesEvents(ctx, []eventlog.Event{e}) {
+				if err == nil {
+					err = b.add(&e)
+				}
 			}
 			if err != nil {
 				return c.onWire(ctx, fmt.Errorf("read events: %w", err))
@@ -153,6 +163,7 @@ func (c *control) ReadEvents(ctx context.Context, req *connect.Request[pb.ReadEv
 		return b.flush()
 	}
 	for events, err := range c.ledger.log.Watch(ctx, req.Msg.GetAfter()) {
+		events = c.seesEvents(ctx, events)
 		for i := range events {
 			if err == nil {
 				err = b.add(&events[i])
@@ -170,7 +181,9 @@ func (c *control) ReadEvents(ctx context.Context, req *connect.Request[pb.ReadEv
 
 // batch puts events into messages of a bounded size.
 type batch struct {
-	send  func(*pb.ReadEventsResponse) error
+	send func(*pb.ReadEventsResponse) error
+	// whole is false when events are left out: a chain of hashes with gaps would look like one that was tampered with.
+	whole bool
 	msg   pb.ReadEventsResponse
 	bytes int
 }
@@ -181,10 +194,14 @@ func (b *batch) add(e *eventlog.Event) error {
 			return err
 		}
 	}
-	b.msg.Events = append(b.msg.Events, &pb.Event{
+	out := &pb.Event{
 		Seq: e.Seq, Stream: e.Stream, Version: e.Version, Type: e.Type, TypeVersion: uint32(e.TypeVersion), TimeUnixNano: e.Time,
-		Actor: e.Actor, IdempotencyKey: e.IdempotencyKey, Payload: e.Payload, Hash: e.Hash[:],
-	})
+		Actor: e.Actor, IdempotencyKey: e.IdempotencyKey, Payload: e.Payload,
+	}
+	if b.whole {
+		out.Hash = e.Hash[:]
+	}
+	b.msg.Events = append(b.msg.Events, out)
 	b.bytes += len(e.Payload)
 	return nil
 }

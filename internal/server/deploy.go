@@ -23,7 +23,7 @@ func (c *control) Deploy(ctx context.Context, req *connect.Request[pb.DeployRequ
 			return
 		}
 		var r *fleet.Release
-		if r, err = findRelease(st, req.Msg.GetRelease()); err != nil {
+		if r, err = findRelease(ctx, st, req.Msg.GetRelease()); err != nil {
 			return
 		}
 		p, err = c.propose(st, req.Msg.GetEnvironment(), r, nil, c.now())
@@ -128,7 +128,7 @@ func (c *control) Stop(ctx context.Context, req *connect.Request[pb.StopRequest]
 // start appends the beginning of a deployment, with what comes before it. Whatever changed since it was proposed, the
 // fold finds out.
 func (c *control) start(ctx context.Context, e *fleet.DeploymentStarted, before ...fleet.Payload) (d *fleet.Deployment, err error) {
-	if err := c.ledger.append(ctx, actorAdmin, "", append(slices.Clone(before), e)...); err != nil {
+	if err := c.ledger.append(ctx, actorOf(ctx), "", append(slices.Clone(before), e)...); err != nil {
 		return nil, err
 	}
 	c.ledger.read(func(st *fleet.State) { d = st.Deployment(e.Deployment) })

@@ -43,7 +43,7 @@ func (s *Server) onWire(ctx context.Context, err error) error {
 	case errors.As(err, &stale):
 		return refuse(connect.CodeAborted, "somebody else deployed at the same time: %w. Look at what is live and try again", stale)
 	case errors.As(err, &port):
-		return refuse(connect.CodeFailedPrecondition, "%w. Choose another public_port, or stop that app", port)
+		return refuse(connect.CodeFailedPrecondition, "%w. Choose another public_port, or stop that app", holderFor(ctx, port))
 	case errors.As(err, &place):
 		if place.Hosts == 0 {
 			return connect.NewError(connect.CodeUnavailable, place)

@@ -70,12 +70,12 @@ func (b *execBroker) remove(id string) {
 	delete(b.tasks, id)
 }
 
-// take hands a task to the agent that answers it; nobody else can answer it then.
-func (b *execBroker) take(id string) *execTask {
+// take hands a task to the agent of its host that answers it; nobody else can answer it then.
+func (b *execBroker) take(id, host string) *execTask {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	t := b.tasks[id]
-	if t == nil {
+	if t == nil || t.host != host {
 		return nil
 	}
 	t.mu.Lock()
@@ -182,7 +182,7 @@ func (a *agents) ServeExec(ctx context.Context, stream *connect.BidiStream[pb.Se
 	if err != nil {
 		return err
 	}
-	t := a.execs.take(first.GetTask())
+	t := a.execs.take(first.GetTask(), hostOf(ctx).ID)
 	if t == nil {
 		return refuse(connect.CodeNotFound, "nobody waits for task %q", cut(first.GetTask()))
 	}
@@ -251,7 +251,7 @@ func (c *control) Exec(ctx context.Context, stream *connect.BidiStream[pb.ExecRe
 	}
 	defer c.execs.remove(id)
 	// Who wanted to run what is on record before it runs.
-	repeated, err := c.ledger.appendOnce(ctx, actorAdmin, requestKey("exec", start.GetIdempotencyKey()), &fleet.ExecRequested{
+	repeated, err := c.ledger.appendOnce(ctx, actorOf(ctx), requestKey("exec", start.GetIdempotencyKey()), &fleet.ExecRequested{
 		Instance: i.ID, Program: cut(start.GetArgv()[0]), Arguments: len(start.GetArgv()) - 1, User: cut(start.GetUser()), Terminal: start.GetTty(),
 	})
 	if err != nil {

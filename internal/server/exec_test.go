@@ -173,7 +173,7 @@ func TestExec(t *testing.T) {
 		}
 		if e.Type == "exec.requested" {
 			found++
-			if want := `{"instance":"` + id + `","program":"cat","arguments":1,"user":"web","terminal":true}`; string(e.Payload) != want || e.Actor != actorAdmin || e.Stream != "instance/"+id {
+			if want := `{"instance":"` + id + `","program":"cat","arguments":1,"user":"web","terminal":true}`; string(e.Payload) != want || e.Actor != firstToken || e.Stream != "instance/"+id {
 				t.Errorf("got %s by %s in %s, want %s", e.Payload, e.Actor, e.Stream, want)
 			}
 		}

@@ -50,7 +50,7 @@ type fakeInstance struct {
 
 func (p *plane) agent(id string, change ...func(*pb.HostFacts)) *fakeAgent {
 	a := &fakeAgent{
-		id: id, client: pinnacev1connect.NewAgentServiceClient(p.agentSide, p.agentAPI.URL), report: make(chan struct{}, 1),
+		id: id, client: p.hostClient(id), report: make(chan struct{}, 1),
 		freeze: make(chan struct{}), instances: map[string]*fakeInstance{},
 		facts: &pb.HostFacts{Id: id, Name: id, Architecture: "amd64", MemoryBytes: 4 << 30, CpuMilli: 2000, DiskBytes: 64 << 30, Driver: "fake"},
 	}

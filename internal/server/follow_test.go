@@ -86,7 +86,7 @@ func TestDerivedCopy(t *testing.T) {
 	story, d, _ := p.watch(p.deploy("dev", p.release(text("api", 80, ""), "v1")).GetId())
 	for i := range 1100 { // as many as make a copy worth its while
 		news := &fleet.HostJoined{Host: "h2", Architecture: "amd64", MemoryBytes: 1 + int64(i), CPUMilli: 1, DiskBytes: 1}
-		if err := p.ledger.append(t.Context(), actorAdmin, "", news); err != nil {
+		if err := p.ledger.append(t.Context(), firstToken, "", news); err != nil {
 			t.Fatal(err)
 		}
 	}

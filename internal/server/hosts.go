@@ -15,14 +15,34 @@ func hostIn(st *fleet.State, id string) (*fleet.Host, error) {
 	if h := st.Host(id); h != nil {
 		return h, nil
 	}
+	return nil, noHost(id, st.Hosts())
+}
+
+// noHost says that there is no host of an id among those that a caller sees.
+func noHost(id string, visible []*fleet.Host) error {
 	var known []string
-	for _, h := range st.Hosts() {
+	for _, h := range visible {
 		known = append(known, h.ID)
 	}
 	if len(known) == 0 {
-		return nil, refuse(connect.CodeNotFound, "host %q does not exist: no host has joined", cut(id))
+		return refuse(connect.CodeNotFound, "host %q does not exist: no host has joined", cut(id))
 	}
-	return nil, refuse(connect.CodeNotFound, "host %q does not exist (there are: %s)", cut(id), strings.Join(known, ", "))
+	return refuse(connect.CodeNotFound, "host %q does not exist (there are: %s)", cut(id), strings.Join(known, ", "))
+}
+
+// hostFor leaves out of a host what a token for some environments does not see: what else it is for.
+func hostFor(st *fleet.State, t *fleet.Token, h *pb.Host) *pb.Host {
+	if t.All {
+		return h
+	}
+	h.MemoryBytes, h.CpuMilli, h.DiskBytes, h.MemoryBookedBytes, h.Labels = 0, 0, 0, 0, nil
+	h.Instances = 0
+	for _, i := range st.InstancesOn(h.GetId()) {
+		if t.Sees(i.Environment) {
+			h.Instances++
+		}
+	}
+	return h
 }
 
 func (c *control) DrainHost(ctx context.Context, req *connect.Request[pb.DrainHostRequest]) (*connect.Response[pb.DrainHostResponse], error) {
@@ -42,7 +62,7 @@ func (c *control) DrainHost(ctx context.Context, req *connect.Request[pb.DrainHo
 	}
 	if drains := !host.DrainingAt.IsZero(); drains == req.Msg.GetEnd() {
 		// Somebody may have asked for the same meanwhile, which is as good. A request that is repeated appends nothing.
-		if err := c.ledger.append(ctx, actorAdmin, requestKey(kind+"/"+id, req.Msg.GetIdempotencyKey()), event); err != nil && !isRejected(err) {
+		if err := c.ledger.append(ctx, actorOf(ctx), requestKey(kind+"/"+id, req.Msg.GetIdempotencyKey()), event); err != nil && !isRejected(err) {
 			return nil, c.onWire(ctx, err)
 		}
 	}
@@ -90,7 +110,7 @@ func (c *control) RemoveHost(ctx context.Context, req *connect.Request[pb.Remove
 		return nil, refuse(connect.CodeFailedPrecondition, "host %s has instances that nothing has succeeded yet: %s. Wait for their successors, or give the instances up, with their volumes: --lose",
 			id, strings.Join(removed.Lost[:min(len(removed.Lost), 8)], ", "))
 	}
-	err = c.ledger.append(ctx, actorAdmin, key, removed)
+	err = c.ledger.append(ctx, actorOf(ctx), key, removed)
 	if isRejected(err) {
 		return nil, refuse(connect.CodeAborted, "host %s was changed meanwhile; look again: %v", id, err)
 	}

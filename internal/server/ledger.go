@@ -232,6 +232,16 @@ func (l *ledger) stream(p fleet.Payload) string {
 		return "host/" + p.Host
 	case *fleet.HostRemoved:
 		return "host/" + p.Host
+	case *fleet.TokenCreated:
+		return "token/" + p.Token
+	case *fleet.TokenRevoked:
+		return "token/" + p.Token
+	case *fleet.JoinAllowed:
+		return "join/" + p.Join
+	case *fleet.HostAdmitted:
+		return "host/" + p.Host
+	case *fleet.HostRevoked:
+		return "host/" + p.Host
 	case *fleet.ReleaseCreated:
 		return "release/" + p.Release
 	case *fleet.ReleaseSourced:

@@ -49,12 +49,12 @@ func (b *logBroker) remove(id string) {
 	delete(b.wants, id)
 }
 
-// take hands a request to the agent that answers it; nobody else can answer it then.
-func (b *logBroker) take(id string) *logWant {
+// take hands a request to the agent of its host that answers it; nobody else can answer it then.
+func (b *logBroker) take(id, host string) *logWant {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	w := b.wants[id]
-	if w == nil || w.served {
+	if w == nil || w.served || w.host != host {
 		return nil
 	}
 	w.served = true
@@ -87,7 +87,7 @@ func (a *agents) SendLogs(ctx context.Context, stream *connect.ClientStream[pb.S
 	for stream.Receive() {
 		msg := stream.Msg()
 		if want == nil {
-			if want = a.logs.take(msg.GetRequest()); want == nil {
+			if want = a.logs.take(msg.GetRequest(), hostOf(ctx).ID); want == nil {
 				return nil, refuse(connect.CodeNotFound, "nobody waits for the logs of request %q", cut(msg.GetRequest()))
 			}
 			defer close(want.ended)

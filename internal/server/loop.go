@@ -14,7 +14,6 @@ import (
 
 const (
 	actorServer = "server"
-	actorAdmin  = "admin"
 	// maxSteps bounds how often the loop asks for the next step of one deployment before it looks at the
 	// others again.
 	maxSteps = 8
@@ -41,6 +40,9 @@ func newLoopState() loopState { return loopState{blocked: map[string]*rollout.Bl
 func (s *Server) Run(ctx context.Context) error {
 	if err := s.awaitLead(ctx); err != nil || ctx.Err() != nil {
 		return err
+	}
+	if err := s.ensureFirstToken(ctx); err != nil {
+		return fmt.Errorf("let the first administrator in: %w", err)
 	}
 	s.log.InfoContext(ctx, "control plane runs", "version", s.opts.Version, "cluster", s.ledger.log.ID().String(), "head", s.ledger.log.Head().Seq)
 	for {

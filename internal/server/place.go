@@ -51,7 +51,7 @@ func (c *control) SetPlacement(ctx context.Context, req *connect.Request[pb.SetP
 		return nil, c.onWire(ctx, err)
 	}
 	if !out.Unchanged {
-		if err := c.ledger.append(ctx, actorAdmin, key, event); err != nil {
+		if err := c.ledger.append(ctx, actorOf(ctx), key, event); err != nil {
 			return nil, c.onWire(ctx, err)
 		}
 	}

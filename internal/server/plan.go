@@ -21,7 +21,7 @@ func (c *control) Plan(ctx context.Context, req *connect.Request[pb.PlanRequest]
 		p   *proposal
 		err error
 	)
-	c.ledger.read(func(st *fleet.State) { p, err = c.proposeRequest(st, req.Msg) })
+	c.ledger.read(func(st *fleet.State) { p, err = c.proposeRequest(ctx, st, req.Msg) })
 	if err != nil {
 		return nil, c.onWire(ctx, err)
 	}
@@ -35,14 +35,14 @@ func (c *control) Plan(ctx context.Context, req *connect.Request[pb.PlanRequest]
 	return connect.NewResponse(out), nil
 }
 
-func (c *control) proposeRequest(st *fleet.State, req *pb.PlanRequest) (*proposal, error) {
+func (c *control) proposeRequest(ctx context.Context, st *fleet.State, req *pb.PlanRequest) (*proposal, error) {
 	environment := req.GetEnvironment()
 	if _, err := environmentIn(st, environment); err != nil {
 		return nil, err
 	}
 	switch target := req.GetTarget().(type) {
 	case *pb.PlanRequest_Release:
-		r, err := findRelease(st, target.Release)
+		r, err := findRelease(ctx, st, target.Release)
 		if err != nil {
 			return nil, err
 		}
@@ -50,7 +50,7 @@ func (c *control) proposeRequest(st *fleet.State, req *pb.PlanRequest) (*proposa
 	case *pb.PlanRequest_Rollback:
 		// The request names no app: the record does, and without one there must be only one app.
 		id := target.Rollback.GetDeployment()
-		if d := st.Deployment(id); d != nil {
+		if d := st.Deployment(id); d != nil && d.Environment == environment {
 			return c.proposeRollback(st, environment, d.App, id)
 		}
 		apps := st.Apps(environment)
@@ -60,7 +60,7 @@ func (c *control) proposeRequest(st *fleet.State, req *pb.PlanRequest) (*proposa
 		if id == "" {
 			return nil, refuse(connect.CodeInvalidArgument, "%s has %d apps: name the deployment to go back to", environment, len(apps))
 		}
-		return nil, refuse(connect.CodeNotFound, "deployment %q does not exist", id)
+		return nil, noDeployment(id)
 	default:
 		return nil, refuse(connect.CodeInvalidArgument, "nothing to plan: name a release or a deployment to go back to")
 	}

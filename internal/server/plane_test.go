@@ -24,8 +24,7 @@ import (
 )
 
 const (
-	adminToken = "admin-token"
-	agentToken = "agent-token"
+	adminToken = "admin-token-of-the-tests"
 	// patience bounds every wait of the tests.
 	patience = 20 * time.Second
 )
@@ -60,15 +59,18 @@ func newPlaneOn(t *testing.T, engine func() eventlog.Engine) *plane {
 // listen takes addresses and boots.
 func (p *plane) listen() {
 	p.t.Helper()
-	p.api, p.agentAPI = listen(p.t, &p.apiTo), listen(p.t, &p.agentTo)
-	p.clientSide, p.agentSide = httpClient(adminToken), httpClient(agentToken)
+	p.api, p.agentAPI = listen(p.t, &p.apiTo), listen(p.t, &p.agentTo, provenHost)
+	p.clientSide, p.agentSide = httpClient(adminToken), httpClient("")
 	p.client = pinnacev1connect.NewControlServiceClient(p.clientSide, p.api.URL)
 	p.boot()
 	p.t.Cleanup(p.kill)
 }
 
-func listen(t *testing.T, to *atomic.Pointer[http.Handler]) *httptest.Server {
+func listen(t *testing.T, to *atomic.Pointer[http.Handler], before ...func(*http.Request)) *httptest.Server {
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for _, change := range before {
+			change(r)
+		}
 		h := to.Load()
 		if h == nil {
 			http.Error(w, "the server is down", http.StatusServiceUnavailable)
@@ -131,7 +133,7 @@ func (p *plane) options() Options {
 		logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
 	opts := Options{
-		Engine: p.engine(), Logger: logger, AdminToken: adminToken, AgentToken: agentToken, Version: "test", HostTimeout: p.hostTimeout,
+		Engine: p.engine(), Logger: logger, AdminToken: adminToken, Authority: testAuthority(), Version: "test", HostTimeout: p.hostTimeout,
 	}
 	if p.change != nil {
 		p.change(&opts)

@@ -27,6 +27,7 @@ func TestTokens(t *testing.T) {
 		_, err := pinnacev1connect.NewAgentServiceClient(client, url).Join(t.Context(), connect.NewRequest(&pb.JoinRequest{}))
 		return err
 	}
+	host := &http.Client{Transport: withCertificate{p.hostCertificate("h1"), p.agentSide.Transport}}
 	if err := ask(p.api.URL, p.clientSide); err != nil {
 		t.Errorf("with the admin token: %v", err)
 	}
@@ -34,7 +35,7 @@ func TestTokens(t *testing.T) {
 		"no token":                       ask(p.api.URL, http.DefaultClient),
 		"empty token":                    ask(p.api.URL, httpClient("")),
 		"a longer token":                 ask(p.api.URL, httpClient(adminToken+"x")),
-		"agent token at the API":         ask(p.api.URL, p.agentSide),
+		"a host at the API":              ask(p.api.URL, host),
 		"admin token at the agents' API": join(p.agentAPI.URL, p.clientSide),
 	} {
 		if connect.CodeOf(err) != connect.CodeUnauthenticated {
@@ -42,7 +43,7 @@ func TestTokens(t *testing.T) {
 		}
 	}
 	// Each port serves its own service only, and nothing else is there, with or without a token.
-	if err := ask(p.agentAPI.URL, p.agentSide); connect.CodeOf(err) != connect.CodeUnimplemented {
+	if err := ask(p.agentAPI.URL, host); connect.CodeOf(err) != connect.CodeUnimplemented {
 		t.Errorf("the agents' port: got %v", err)
 	}
 	for client, want := range map[*http.Client]int{http.DefaultClient: http.StatusUnauthorized, p.clientSide: http.StatusNotFound} {
@@ -55,14 +56,16 @@ func TestTokens(t *testing.T) {
 			t.Errorf("an unknown path: got %d, want %d", res.StatusCode, want)
 		}
 	}
-	wantCode(t, join(p.agentAPI.URL, p.agentSide), connect.CodeInvalidArgument, "are needed")
+	_, err := p.hostClient("h1").Join(t.Context(), connect.NewRequest(&pb.JoinRequest{Host: &pb.HostFacts{Id: "h1"}}))
+	wantCode(t, err, connect.CodeInvalidArgument, "are needed")
 }
 
 func TestOptionsAreNeeded(t *testing.T) {
 	for _, o := range []Options{
 		{},
 		{Engine: memory.New(), Logger: newPlane(t).Server.log, AdminToken: "a"},
-		{Engine: memory.New(), Logger: newPlane(t).Server.log, AdminToken: "a", AgentToken: "a"},
+		{Engine: memory.New(), Logger: newPlane(t).Server.log, Authority: testAuthority()},
+		{Engine: memory.New(), Logger: newPlane(t).Server.log, Authority: testAuthority(), AdminToken: "short"},
 	} {
 		if _, err := New(t.Context(), o); err == nil {
 			t.Errorf("a server started with %+v", o)
@@ -110,8 +113,8 @@ func TestCreateReleaseTrustsNothing(t *testing.T) {
 	}
 	_, err := p.client.CreateRelease(t.Context(), connect.NewRequest(request(t, rootLast(source, `arch = ["arm64"]`), "v1")))
 	wantCode(t, err, connect.CodeInvalidArgument, `the manifest asks for arch "arm64", but the image has amd64`)
-	if head := p.ledger.log.Head().Seq; head != 0 {
-		t.Errorf("refused requests left %d events", head)
+	if head := p.ledger.log.Head().Seq; head != 1 { // that of the first token
+		t.Errorf("refused requests left %d events", head-1)
 	}
 }
 

@@ -30,7 +30,7 @@ func (c *control) CreateRelease(ctx context.Context, req *connect.Request[pb.Cre
 		if have != nil {
 			return c.existingRelease(ctx, have, created.Sources)
 		}
-		err = c.ledger.append(ctx, actorAdmin, "", created)
+		err = c.ledger.append(ctx, actorOf(ctx), "", created)
 		if errors.Is(err, fleet.ErrExists) {
 			continue // somebody else was faster; it is the same release
 		}
@@ -52,7 +52,7 @@ func (c *control) existingRelease(ctx context.Context, have *fleet.Release, sour
 		}
 	}
 	if !slices.Equal(merged, have.Sources) {
-		if err := c.ledger.append(ctx, actorAdmin, "", &fleet.ReleaseSourced{Release: string(have.ID), Sources: merged}); err != nil {
+		if err := c.ledger.append(ctx, actorOf(ctx), "", &fleet.ReleaseSourced{Release: string(have.ID), Sources: merged}); err != nil {
 			return nil, c.onWire(ctx, err)
 		}
 		c.ledger.read(func(st *fleet.State) { have = st.Release(have.ID) })
@@ -130,29 +130,40 @@ func (c *control) GetRelease(ctx context.Context, req *connect.Request[pb.GetRel
 		r   *fleet.Release
 		err error
 	)
-	c.ledger.read(func(st *fleet.State) { r, err = findRelease(st, req.Msg.GetRelease()) })
+	c.ledger.read(func(st *fleet.State) {
+		r, err = findRelease(ctx, st, req.Msg.GetRelease())
+		if err == nil && !seesRelease(ctx, st, r) {
+			err = noRelease(req.Msg.GetRelease())
+		}
+	})
 	if err != nil {
 		return nil, c.onWire(ctx, err)
 	}
 	return connect.NewResponse(&pb.GetReleaseResponse{Release: releaseProto(r, false)}), nil
 }
 
-// findRelease finds a release by its id, or by the beginning of it in the form that people see.
-func findRelease(st *fleet.State, ref string) (*fleet.Release, error) {
+func noRelease(ref string) error {
+	return refuse(connect.CodeNotFound, "release %s does not exist: see `pinnace release list`", cut(ref))
+}
+
+// findRelease finds a release by its id, or by the beginning of it in the form that people see. By the beginning only among
+// those that the caller sees. The whole id is computed from what is in the release: who has it may put the release into an
+// environment of its own, wherever else it is.
+func findRelease(ctx context.Context, st *fleet.State, ref string) (*fleet.Release, error) {
 	if id, err := release.ParseID(ref); err == nil {
 		if r := st.Release(id); r != nil {
 			return r, nil
 		}
-		return nil, refuse(connect.CodeNotFound, "release %s does not exist: see `pinnace release list`", ref)
+		return nil, noRelease(ref)
 	}
 	digits, ok := strings.CutPrefix(ref, "rel-")
 	if !ok || len(digits) < 6 || strings.Trim(digits, "0123456789abcdef") != "" {
 		return nil, refuse(connect.CodeInvalidArgument, "%q is not a release: want rel- and at least 6 hexadecimal digits, or the whole sha256:… id", ref)
 	}
-	found := st.ReleasesByPrefix(digits)
+	found := slices.DeleteFunc(st.ReleasesByPrefix(digits), func(r *fleet.Release) bool { return !seesRelease(ctx, st, r) })
 	switch len(found) {
 	case 0:
-		return nil, refuse(connect.CodeNotFound, "release %s does not exist: see `pinnace release list`", ref)
+		return nil, noRelease(ref)
 	case 1:
 		return found[0], nil
 	}
@@ -163,12 +174,12 @@ func findRelease(st *fleet.State, ref string) (*fleet.Release, error) {
 	return nil, refuse(connect.CodeInvalidArgument, "%s may be any of %s: give more digits", ref, strings.Join(ids, ", "))
 }
 
-func (c *control) ListReleases(_ context.Context, req *connect.Request[pb.ListReleasesRequest]) (*connect.Response[pb.ListReleasesResponse], error) {
+func (c *control) ListReleases(ctx context.Context, req *connect.Request[pb.ListReleasesRequest]) (*connect.Response[pb.ListReleasesResponse], error) {
 	out := &pb.ListReleasesResponse{}
 	var err error
 	c.ledger.read(func(st *fleet.State) {
 		newestFirst := func(r *fleet.Release) string { return fmt.Sprintf("%020d", math.MaxUint64-r.Seq) }
-		out.Releases, out.NextPageToken, err = pageOf(req.Msg, st.Releases(req.Msg.GetApp()), newestFirst, func(r *fleet.Release) *pb.Release { return releaseProto(r, true) })
+		out.Releases, out.NextPageToken, err = pageOf(req.Msg, visibleReleases(ctx, st, req.Msg.GetApp()), newestFirst, func(r *fleet.Release) *pb.Release { return releaseProto(r, true) })
 	})
 	return connect.NewResponse(out), err
 }

@@ -21,9 +21,10 @@ import (
 	"time"
 
 	"github.com/pinnacehq/pinnace/internal/eventlog"
+	"github.com/pinnacehq/pinnace/internal/identity"
 )
 
-// Options of a Server. Engine, Logger and both tokens are needed.
+// Options of a Server. Engine, Logger, AdminToken and Authority are needed.
 type Options struct {
 	// Engine stores the event log; the server owns it from New on, and closes it also when New fails.
 	Engine eventlog.Engine
@@ -35,8 +36,12 @@ type Options struct {
 	LogKey     ed25519.PrivateKey
 	DerivedDir string
 	Logger     *slog.Logger
-	// AdminToken opens ControlService and AgentToken opens AgentService. They must differ.
-	AdminToken, AgentToken string
+	// AdminToken is the first token of a log that has none, for everything.
+	AdminToken string
+	// Authority signs the certificates of hosts.
+	Authority *identity.Authority
+	// APIPin may be the fingerprint of the authority of the certificate that the API is served with; tokens carry it.
+	APIPin identity.Fingerprint
 	// Version is what the server says it is.
 	Version string
 	// HostTimeout is how long a host counts as connected after its last report; 15 s when 0.
@@ -61,6 +66,7 @@ type Server struct {
 	journals *journals
 	logs     *logBroker
 	execs    *execBroker
+	tokenUse *tokenUses
 	// changed fires after every commit, and after reports that say something new.
 	changed *signal
 	// wake asks the loop to look again.
@@ -77,7 +83,7 @@ func New(ctx context.Context, opts Options) (*Server, error) {
 	}
 	s := &Server{
 		opts: opts, log: opts.Logger, now: opts.Now, startedAt: opts.Now(),
-		observed: newObserved(opts.HostTimeout), journals: newJournals(), logs: newLogBroker(), execs: newExecBroker(),
+		observed: newObserved(opts.HostTimeout), journals: newJournals(), logs: newLogBroker(), execs: newExecBroker(), tokenUse: newTokenUses(),
 		changed: newSignal(), wake: make(chan struct{}, 1), loop: newLoopState(),
 	}
 	l, err := openLedger(ctx, opts, s.journals, s.committed)
@@ -85,6 +91,11 @@ func New(ctx context.Context, opts Options) (*Server, error) {
 		return nil, err
 	}
 	s.ledger = l
+	if s.leads() {
+		if err := s.ensureFirstToken(ctx); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+	}
 	return s, nil
 }
 
@@ -104,10 +115,8 @@ func (o *Options) complete() error {
 	switch {
 	case o.Engine == nil || o.Logger == nil:
 		return errors.New("start server: an engine and a logger are needed")
-	case o.AdminToken == "" || o.AgentToken == "":
-		return errors.New("start server: without an admin token and an agent token nobody could be let in")
-	case o.AdminToken == o.AgentToken:
-		return errors.New("start server: the admin token and the agent token must differ")
+	case o.AdminToken == "" || o.Authority == nil:
+		return errors.New("start server: without an admin token and an authority for hosts nobody could be let in")
 	}
 	return nil
 }
@@ -150,5 +159,8 @@ func (s *Server) newID(prefix string) (string, error) {
 	if _, err := io.ReadFull(s.opts.Random, b[:]); err != nil {
 		return "", fmt.Errorf("draw an id: %w", err)
 	}
-	return fmt.Sprintf("%s-%x", prefix, b), nil
+	return idOf(prefix, b[:]), nil
 }
+
+// idOf makes an id of what was drawn for it.
+func idOf(prefix string, b []byte) string { return fmt.Sprintf("%s-%x", prefix, b[:6]) }

@@ -39,7 +39,7 @@ func (c *control) Steer(ctx context.Context, req *connect.Request[pb.SteerReques
 		return nil, err
 	}
 	if event != nil {
-		err := c.ledger.append(ctx, actorAdmin, key, event)
+		err := c.ledger.append(ctx, actorOf(ctx), key, event)
 		if isRejected(err) {
 			return nil, refuse(connect.CodeAborted, "deployment %s has gone on or ended meanwhile", d.ID)
 		}

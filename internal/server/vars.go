@@ -89,7 +89,7 @@ func (c *control) SetVars(ctx context.Context, req *connect.Request[pb.SetVarsRe
 		return nil, c.onWire(ctx, err)
 	}
 	if len(events) > 0 {
-		if err := c.ledger.append(ctx, actorAdmin, key, events...); err != nil {
+		if err := c.ledger.append(ctx, actorOf(ctx), key, events...); err != nil {
 			return nil, c.onWire(ctx, err)
 		}
 	}

@@ -29,7 +29,7 @@ func (c *control) WatchDeployment(ctx context.Context, req *connect.Request[pb.W
 		var d *fleet.Deployment
 		c.ledger.read(func(st *fleet.State) { d = st.Deployment(id) })
 		if d == nil {
-			return refuse(connect.CodeNotFound, "deployment %q does not exist", id)
+			return noDeployment(id)
 		}
 		lines := c.journals.since(id, sent)
 		for _, line := range lines {

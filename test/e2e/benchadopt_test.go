@@ -41,7 +41,7 @@ func newApart(t *testing.T, flags ...string) *apart {
 	l.role(t, "the registry is up", "registry", "--data-dir", data, "--listen", l.registry)
 	a := &apart{l: l, t: t, args: append([]string{
 		"agent", "--data-dir", data, "--run-dir", run, "--kernels", kernels, "--net-prefix", l.prefix, "--host-id", "lab",
-		"--uplink", "none", "--agent-server", "http://" + l.agents, "--token-file", filepath.Join(data, "server", "keys", "agent.token"),
+		"--uplink", "none", "--agent-server", "https://" + l.agents,
 	}, flags...)}
 	a.start()
 	t.Cleanup(func() {

@@ -24,7 +24,7 @@ func TestSeparateRoles(t *testing.T) {
 	l.role(t, "the registry is up", "registry", "--data-dir", data, "--listen", l.registry)
 	agentArgs := []string{
 		"agent", "--data-dir", data, "--run-dir", run, "--kernels", kernels, "--net-prefix", l.prefix, "--host-id", "lab",
-		"--uplink", "none", "--agent-server", "http://" + l.agents, "--token-file", filepath.Join(data, "server", "keys", "agent.token"),
+		"--uplink", "none", "--agent-server", "https://" + l.agents,
 	}
 	agent := l.role(t, "joined the server", agentArgs...)
 	l.must("deploy", "-f", l.manifest("app", web("app", port)), "--image", l.push("app", "v1", workloadImage(t, "1", nil)))

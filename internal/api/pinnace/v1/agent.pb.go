@@ -2065,7 +2065,7 @@ var File_pinnace_v1_agent_proto protoreflect.FileDescriptor
 const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x16pinnace/v1/agent.proto\x12\n" +
-	"pinnace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18pinnace/v1/control.proto\x1a\x16pinnace/v1/reach.proto\x1a\x18pinnace/v1/release.proto\x1a\x17pinnace/v1/volume.proto\"\x9f\x03\n" +
+	"pinnace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18pinnace/v1/control.proto\x1a\x19pinnace/v1/identity.proto\x1a\x16pinnace/v1/reach.proto\x1a\x18pinnace/v1/release.proto\x1a\x17pinnace/v1/volume.proto\"\x9f\x03\n" +
 	"\tHostFacts\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\"\n" +
@@ -2243,14 +2243,16 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"k\n" +
 	"\x11ServeExecResponse\x121\n" +
 	"\amessage\x18\x01 \x01(\v2\x17.pinnace.v1.ExecRequestR\amessage\x12#\n" +
-	"\routput_credit\x18\x02 \x01(\rR\foutputCredit2\xee\x03\n" +
+	"\routput_credit\x18\x02 \x01(\rR\foutputCredit2\xf4\x04\n" +
 	"\fAgentService\x12>\n" +
 	"\x04Join\x12\x17.pinnace.v1.JoinRequest\x1a\x18.pinnace.v1.JoinResponse\"\x03\x90\x02\x02\x12d\n" +
 	"\x10WatchAssignments\x12#.pinnace.v1.WatchAssignmentsRequest\x1a$.pinnace.v1.WatchAssignmentsResponse\"\x03\x90\x02\x010\x01\x12D\n" +
 	"\x06Report\x12\x19.pinnace.v1.ReportRequest\x1a\x1a.pinnace.v1.ReportResponse\"\x03\x90\x02\x02\x12L\n" +
 	"\bSendLogs\x12\x1b.pinnace.v1.SendLogsRequest\x1a\x1c.pinnace.v1.SendLogsResponse\"\x03\x90\x02\x02(\x01\x12Q\n" +
 	"\tServeExec\x12\x1c.pinnace.v1.ServeExecRequest\x1a\x1d.pinnace.v1.ServeExecResponse\"\x03\x90\x02\x02(\x010\x01\x12Q\n" +
-	"\tServeTask\x12\x1c.pinnace.v1.ServeTaskRequest\x1a\x1d.pinnace.v1.ServeTaskResponse\"\x03\x90\x02\x02(\x010\x01B\xa5\x01\n" +
+	"\tServeTask\x12\x1c.pinnace.v1.ServeTaskRequest\x1a\x1d.pinnace.v1.ServeTaskResponse\"\x03\x90\x02\x02(\x010\x01\x12A\n" +
+	"\x05Admit\x12\x18.pinnace.v1.AdmitRequest\x1a\x19.pinnace.v1.AdmitResponse\"\x03\x90\x02\x02\x12A\n" +
+	"\x05Renew\x12\x18.pinnace.v1.RenewRequest\x1a\x19.pinnace.v1.RenewResponse\"\x03\x90\x02\x02B\xa5\x01\n" +
 	"\x0ecom.pinnace.v1B\n" +
 	"AgentProtoP\x01Z>github.com/pinnacehq/pinnace/internal/api/pinnace/v1;pinnacev1\xa2\x02\x03PXX\xaa\x02\n" +
 	"Pinnace.V1\xca\x02\n" +
@@ -2314,7 +2316,11 @@ var file_pinnace_v1_agent_proto_goTypes = []any{
 	(*ExecResponse)(nil),             // 41: pinnace.v1.ExecResponse
 	(*ExecRequest)(nil),              // 42: pinnace.v1.ExecRequest
 	(*ServeTaskRequest)(nil),         // 43: pinnace.v1.ServeTaskRequest
-	(*ServeTaskResponse)(nil),        // 44: pinnace.v1.ServeTaskResponse
+	(*AdmitRequest)(nil),             // 44: pinnace.v1.AdmitRequest
+	(*RenewRequest)(nil),             // 45: pinnace.v1.RenewRequest
+	(*ServeTaskResponse)(nil),        // 46: pinnace.v1.ServeTaskResponse
+	(*AdmitResponse)(nil),            // 47: pinnace.v1.AdmitResponse
+	(*RenewResponse)(nil),            // 48: pinnace.v1.RenewResponse
 }
 var file_pinnace_v1_agent_proto_depIdxs = []int32{
 	27, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
@@ -2359,14 +2365,18 @@ var file_pinnace_v1_agent_proto_depIdxs = []int32{
 	21, // 39: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
 	24, // 40: pinnace.v1.AgentService.ServeExec:input_type -> pinnace.v1.ServeExecRequest
 	43, // 41: pinnace.v1.AgentService.ServeTask:input_type -> pinnace.v1.ServeTaskRequest
-	2,  // 42: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
-	5,  // 43: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
-	19, // 44: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
-	22, // 45: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
-	26, // 46: pinnace.v1.AgentService.ServeExec:output_type -> pinnace.v1.ServeExecResponse
-	44, // 47: pinnace.v1.AgentService.ServeTask:output_type -> pinnace.v1.ServeTaskResponse
-	42, // [42:48] is the sub-list for method output_type
-	36, // [36:42] is the sub-list for method input_type
+	44, // 42: pinnace.v1.AgentService.Admit:input_type -> pinnace.v1.AdmitRequest
+	45, // 43: pinnace.v1.AgentService.Renew:input_type -> pinnace.v1.RenewRequest
+	2,  // 44: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
+	5,  // 45: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
+	19, // 46: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
+	22, // 47: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
+	26, // 48: pinnace.v1.AgentService.ServeExec:output_type -> pinnace.v1.ServeExecResponse
+	46, // 49: pinnace.v1.AgentService.ServeTask:output_type -> pinnace.v1.ServeTaskResponse
+	47, // 50: pinnace.v1.AgentService.Admit:output_type -> pinnace.v1.AdmitResponse
+	48, // 51: pinnace.v1.AgentService.Renew:output_type -> pinnace.v1.RenewResponse
+	44, // [44:52] is the sub-list for method output_type
+	36, // [36:44] is the sub-list for method input_type
 	36, // [36:36] is the sub-list for extension type_name
 	36, // [36:36] is the sub-list for extension extendee
 	0,  // [0:36] is the sub-list for field type_name
@@ -2378,6 +2388,7 @@ func file_pinnace_v1_agent_proto_init() {
 		return
 	}
 	file_pinnace_v1_control_proto_init()
+	file_pinnace_v1_identity_proto_init()
 	file_pinnace_v1_reach_proto_init()
 	file_pinnace_v1_release_proto_init()
 	file_pinnace_v1_volume_proto_init()

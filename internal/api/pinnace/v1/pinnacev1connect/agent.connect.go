@@ -46,6 +46,10 @@ const (
 	AgentServiceServeExecProcedure = "/pinnace.v1.AgentService/ServeExec"
 	// AgentServiceServeTaskProcedure is the fully-qualified name of the AgentService's ServeTask RPC.
 	AgentServiceServeTaskProcedure = "/pinnace.v1.AgentService/ServeTask"
+	// AgentServiceAdmitProcedure is the fully-qualified name of the AgentService's Admit RPC.
+	AgentServiceAdmitProcedure = "/pinnace.v1.AgentService/Admit"
+	// AgentServiceRenewProcedure is the fully-qualified name of the AgentService's Renew RPC.
+	AgentServiceRenewProcedure = "/pinnace.v1.AgentService/Renew"
 )
 
 // AgentServiceClient is a client for the pinnace.v1.AgentService service.
@@ -62,6 +66,10 @@ type AgentServiceClient interface {
 	ServeExec(context.Context) *connect.BidiStreamForClient[v1.ServeExecRequest, v1.ServeExecResponse]
 	// ServeTask answers a HostTask of WatchAssignments.
 	ServeTask(context.Context) *connect.BidiStreamForClient[v1.ServeTaskRequest, v1.ServeTaskResponse]
+	// Admit gives a host its identity, for a join token. Called again with the same key, it gives it again.
+	Admit(context.Context, *connect.Request[v1.AdmitRequest]) (*connect.Response[v1.AdmitResponse], error)
+	// Renew gives a host its next certificate, for the one that it has. That may have expired up to 30 days ago.
+	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error)
 }
 
 // NewAgentServiceClient constructs a client for the pinnace.v1.AgentService service. By default, it
@@ -117,6 +125,20 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithIdempotency(connect.IdempotencyIdempotent),
 			connect.WithClientOptions(opts...),
 		),
+		admit: connect.NewClient[v1.AdmitRequest, v1.AdmitResponse](
+			httpClient,
+			baseURL+AgentServiceAdmitProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("Admit")),
+			connect.WithIdempotency(connect.IdempotencyIdempotent),
+			connect.WithClientOptions(opts...),
+		),
+		renew: connect.NewClient[v1.RenewRequest, v1.RenewResponse](
+			httpClient,
+			baseURL+AgentServiceRenewProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("Renew")),
+			connect.WithIdempotency(connect.IdempotencyIdempotent),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -128,6 +150,8 @@ type agentServiceClient struct {
 	sendLogs         *connect.Client[v1.SendLogsRequest, v1.SendLogsResponse]
 	serveExec        *connect.Client[v1.ServeExecRequest, v1.ServeExecResponse]
 	serveTask        *connect.Client[v1.ServeTaskRequest, v1.ServeTaskResponse]
+	admit            *connect.Client[v1.AdmitRequest, v1.AdmitResponse]
+	renew            *connect.Client[v1.RenewRequest, v1.RenewResponse]
 }
 
 // Join calls pinnace.v1.AgentService.Join.
@@ -160,6 +184,16 @@ func (c *agentServiceClient) ServeTask(ctx context.Context) *connect.BidiStreamF
 	return c.serveTask.CallBidiStream(ctx)
 }
 
+// Admit calls pinnace.v1.AgentService.Admit.
+func (c *agentServiceClient) Admit(ctx context.Context, req *connect.Request[v1.AdmitRequest]) (*connect.Response[v1.AdmitResponse], error) {
+	return c.admit.CallUnary(ctx, req)
+}
+
+// Renew calls pinnace.v1.AgentService.Renew.
+func (c *agentServiceClient) Renew(ctx context.Context, req *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error) {
+	return c.renew.CallUnary(ctx, req)
+}
+
 // AgentServiceHandler is an implementation of the pinnace.v1.AgentService service.
 type AgentServiceHandler interface {
 	// Join makes the host known, or refreshes what is known of it.
@@ -174,6 +208,10 @@ type AgentServiceHandler interface {
 	ServeExec(context.Context, *connect.BidiStream[v1.ServeExecRequest, v1.ServeExecResponse]) error
 	// ServeTask answers a HostTask of WatchAssignments.
 	ServeTask(context.Context, *connect.BidiStream[v1.ServeTaskRequest, v1.ServeTaskResponse]) error
+	// Admit gives a host its identity, for a join token. Called again with the same key, it gives it again.
+	Admit(context.Context, *connect.Request[v1.AdmitRequest]) (*connect.Response[v1.AdmitResponse], error)
+	// Renew gives a host its next certificate, for the one that it has. That may have expired up to 30 days ago.
+	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error)
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -225,6 +263,20 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithIdempotency(connect.IdempotencyIdempotent),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceAdmitHandler := connect.NewUnaryHandler(
+		AgentServiceAdmitProcedure,
+		svc.Admit,
+		connect.WithSchema(agentServiceMethods.ByName("Admit")),
+		connect.WithIdempotency(connect.IdempotencyIdempotent),
+		connect.WithHandlerOptions(opts...),
+	)
+	agentServiceRenewHandler := connect.NewUnaryHandler(
+		AgentServiceRenewProcedure,
+		svc.Renew,
+		connect.WithSchema(agentServiceMethods.ByName("Renew")),
+		connect.WithIdempotency(connect.IdempotencyIdempotent),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/pinnace.v1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AgentServiceJoinProcedure:
@@ -239,6 +291,10 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceServeExecHandler.ServeHTTP(w, r)
 		case AgentServiceServeTaskProcedure:
 			agentServiceServeTaskHandler.ServeHTTP(w, r)
+		case AgentServiceAdmitProcedure:
+			agentServiceAdmitHandler.ServeHTTP(w, r)
+		case AgentServiceRenewProcedure:
+			agentServiceRenewHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -270,4 +326,12 @@ func (UnimplementedAgentServiceHandler) ServeExec(context.Context, *connect.Bidi
 
 func (UnimplementedAgentServiceHandler) ServeTask(context.Context, *connect.BidiStream[v1.ServeTaskRequest, v1.ServeTaskResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.AgentService.ServeTask is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) Admit(context.Context, *connect.Request[v1.AdmitRequest]) (*connect.Response[v1.AdmitResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.AgentService.Admit is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.AgentService.Renew is not implemented"))
 }

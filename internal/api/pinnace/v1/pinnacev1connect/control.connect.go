@@ -153,6 +153,21 @@ const (
 	// ControlServiceSignCheckpointProcedure is the fully-qualified name of the ControlService's
 	// SignCheckpoint RPC.
 	ControlServiceSignCheckpointProcedure = "/pinnace.v1.ControlService/SignCheckpoint"
+	// ControlServiceCreateTokenProcedure is the fully-qualified name of the ControlService's
+	// CreateToken RPC.
+	ControlServiceCreateTokenProcedure = "/pinnace.v1.ControlService/CreateToken"
+	// ControlServiceListTokensProcedure is the fully-qualified name of the ControlService's ListTokens
+	// RPC.
+	ControlServiceListTokensProcedure = "/pinnace.v1.ControlService/ListTokens"
+	// ControlServiceRevokeTokenProcedure is the fully-qualified name of the ControlService's
+	// RevokeToken RPC.
+	ControlServiceRevokeTokenProcedure = "/pinnace.v1.ControlService/RevokeToken"
+	// ControlServiceCreateJoinTokenProcedure is the fully-qualified name of the ControlService's
+	// CreateJoinToken RPC.
+	ControlServiceCreateJoinTokenProcedure = "/pinnace.v1.ControlService/CreateJoinToken"
+	// ControlServiceRevokeHostProcedure is the fully-qualified name of the ControlService's RevokeHost
+	// RPC.
+	ControlServiceRevokeHostProcedure = "/pinnace.v1.ControlService/RevokeHost"
 )
 
 // ControlServiceClient is a client for the pinnace.v1.ControlService service.
@@ -226,6 +241,15 @@ type ControlServiceClient interface {
 	ReadEvents(context.Context, *connect.Request[v1.ReadEventsRequest]) (*connect.ServerStreamForClient[v1.ReadEventsResponse], error)
 	// SignCheckpoint signs the event log as it is now.
 	SignCheckpoint(context.Context, *connect.Request[v1.SignCheckpointRequest]) (*connect.Response[v1.SignCheckpointResponse], error)
+	// CreateToken makes a token for somebody, with at most what the caller's own allows.
+	CreateToken(context.Context, *connect.Request[v1.CreateTokenRequest]) (*connect.Response[v1.CreateTokenResponse], error)
+	ListTokens(context.Context, *connect.Request[v1.ListTokensRequest]) (*connect.Response[v1.ListTokensResponse], error)
+	// RevokeToken ends a token, and what is being done with it.
+	RevokeToken(context.Context, *connect.Request[v1.RevokeTokenRequest]) (*connect.Response[v1.RevokeTokenResponse], error)
+	// CreateJoinToken lets one host join.
+	CreateJoinToken(context.Context, *connect.Request[v1.CreateJoinTokenRequest]) (*connect.Response[v1.CreateJoinTokenResponse], error)
+	// RevokeHost ends the identity of a host. What it ran is started elsewhere, as when it is away.
+	RevokeHost(context.Context, *connect.Request[v1.RevokeHostRequest]) (*connect.Response[v1.RevokeHostResponse], error)
 }
 
 // NewControlServiceClient constructs a client for the pinnace.v1.ControlService service. By
@@ -523,6 +547,37 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithIdempotency(connect.IdempotencyIdempotent),
 			connect.WithClientOptions(opts...),
 		),
+		createToken: connect.NewClient[v1.CreateTokenRequest, v1.CreateTokenResponse](
+			httpClient,
+			baseURL+ControlServiceCreateTokenProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("CreateToken")),
+			connect.WithClientOptions(opts...),
+		),
+		listTokens: connect.NewClient[v1.ListTokensRequest, v1.ListTokensResponse](
+			httpClient,
+			baseURL+ControlServiceListTokensProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ListTokens")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		revokeToken: connect.NewClient[v1.RevokeTokenRequest, v1.RevokeTokenResponse](
+			httpClient,
+			baseURL+ControlServiceRevokeTokenProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("RevokeToken")),
+			connect.WithClientOptions(opts...),
+		),
+		createJoinToken: connect.NewClient[v1.CreateJoinTokenRequest, v1.CreateJoinTokenResponse](
+			httpClient,
+			baseURL+ControlServiceCreateJoinTokenProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("CreateJoinToken")),
+			connect.WithClientOptions(opts...),
+		),
+		revokeHost: connect.NewClient[v1.RevokeHostRequest, v1.RevokeHostResponse](
+			httpClient,
+			baseURL+ControlServiceRevokeHostProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("RevokeHost")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -572,6 +627,11 @@ type controlServiceClient struct {
 	destroyEnvironment *connect.Client[v1.DestroyEnvironmentRequest, v1.DestroyEnvironmentResponse]
 	readEvents         *connect.Client[v1.ReadEventsRequest, v1.ReadEventsResponse]
 	signCheckpoint     *connect.Client[v1.SignCheckpointRequest, v1.SignCheckpointResponse]
+	createToken        *connect.Client[v1.CreateTokenRequest, v1.CreateTokenResponse]
+	listTokens         *connect.Client[v1.ListTokensRequest, v1.ListTokensResponse]
+	revokeToken        *connect.Client[v1.RevokeTokenRequest, v1.RevokeTokenResponse]
+	createJoinToken    *connect.Client[v1.CreateJoinTokenRequest, v1.CreateJoinTokenResponse]
+	revokeHost         *connect.Client[v1.RevokeHostRequest, v1.RevokeHostResponse]
 }
 
 // GetServerInfo calls pinnace.v1.ControlService.GetServerInfo.
@@ -794,6 +854,31 @@ func (c *controlServiceClient) SignCheckpoint(ctx context.Context, req *connect.
 	return c.signCheckpoint.CallUnary(ctx, req)
 }
 
+// CreateToken calls pinnace.v1.ControlService.CreateToken.
+func (c *controlServiceClient) CreateToken(ctx context.Context, req *connect.Request[v1.CreateTokenRequest]) (*connect.Response[v1.CreateTokenResponse], error) {
+	return c.createToken.CallUnary(ctx, req)
+}
+
+// ListTokens calls pinnace.v1.ControlService.ListTokens.
+func (c *controlServiceClient) ListTokens(ctx context.Context, req *connect.Request[v1.ListTokensRequest]) (*connect.Response[v1.ListTokensResponse], error) {
+	return c.listTokens.CallUnary(ctx, req)
+}
+
+// RevokeToken calls pinnace.v1.ControlService.RevokeToken.
+func (c *controlServiceClient) RevokeToken(ctx context.Context, req *connect.Request[v1.RevokeTokenRequest]) (*connect.Response[v1.RevokeTokenResponse], error) {
+	return c.revokeToken.CallUnary(ctx, req)
+}
+
+// CreateJoinToken calls pinnace.v1.ControlService.CreateJoinToken.
+func (c *controlServiceClient) CreateJoinToken(ctx context.Context, req *connect.Request[v1.CreateJoinTokenRequest]) (*connect.Response[v1.CreateJoinTokenResponse], error) {
+	return c.createJoinToken.CallUnary(ctx, req)
+}
+
+// RevokeHost calls pinnace.v1.ControlService.RevokeHost.
+func (c *controlServiceClient) RevokeHost(ctx context.Context, req *connect.Request[v1.RevokeHostRequest]) (*connect.Response[v1.RevokeHostResponse], error) {
+	return c.revokeHost.CallUnary(ctx, req)
+}
+
 // ControlServiceHandler is an implementation of the pinnace.v1.ControlService service.
 type ControlServiceHandler interface {
 	GetServerInfo(context.Context, *connect.Request[v1.GetServerInfoRequest]) (*connect.Response[v1.GetServerInfoResponse], error)
@@ -865,6 +950,15 @@ type ControlServiceHandler interface {
 	ReadEvents(context.Context, *connect.Request[v1.ReadEventsRequest], *connect.ServerStream[v1.ReadEventsResponse]) error
 	// SignCheckpoint signs the event log as it is now.
 	SignCheckpoint(context.Context, *connect.Request[v1.SignCheckpointRequest]) (*connect.Response[v1.SignCheckpointResponse], error)
+	// CreateToken makes a token for somebody, with at most what the caller's own allows.
+	CreateToken(context.Context, *connect.Request[v1.CreateTokenRequest]) (*connect.Response[v1.CreateTokenResponse], error)
+	ListTokens(context.Context, *connect.Request[v1.ListTokensRequest]) (*connect.Response[v1.ListTokensResponse], error)
+	// RevokeToken ends a token, and what is being done with it.
+	RevokeToken(context.Context, *connect.Request[v1.RevokeTokenRequest]) (*connect.Response[v1.RevokeTokenResponse], error)
+	// CreateJoinToken lets one host join.
+	CreateJoinToken(context.Context, *connect.Request[v1.CreateJoinTokenRequest]) (*connect.Response[v1.CreateJoinTokenResponse], error)
+	// RevokeHost ends the identity of a host. What it ran is started elsewhere, as when it is away.
+	RevokeHost(context.Context, *connect.Request[v1.RevokeHostRequest]) (*connect.Response[v1.RevokeHostResponse], error)
 }
 
 // NewControlServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1158,6 +1252,37 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithIdempotency(connect.IdempotencyIdempotent),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceCreateTokenHandler := connect.NewUnaryHandler(
+		ControlServiceCreateTokenProcedure,
+		svc.CreateToken,
+		connect.WithSchema(controlServiceMethods.ByName("CreateToken")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceListTokensHandler := connect.NewUnaryHandler(
+		ControlServiceListTokensProcedure,
+		svc.ListTokens,
+		connect.WithSchema(controlServiceMethods.ByName("ListTokens")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceRevokeTokenHandler := connect.NewUnaryHandler(
+		ControlServiceRevokeTokenProcedure,
+		svc.RevokeToken,
+		connect.WithSchema(controlServiceMethods.ByName("RevokeToken")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceCreateJoinTokenHandler := connect.NewUnaryHandler(
+		ControlServiceCreateJoinTokenProcedure,
+		svc.CreateJoinToken,
+		connect.WithSchema(controlServiceMethods.ByName("CreateJoinToken")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceRevokeHostHandler := connect.NewUnaryHandler(
+		ControlServiceRevokeHostProcedure,
+		svc.RevokeHost,
+		connect.WithSchema(controlServiceMethods.ByName("RevokeHost")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/pinnace.v1.ControlService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ControlServiceGetServerInfoProcedure:
@@ -1248,6 +1373,16 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceReadEventsHandler.ServeHTTP(w, r)
 		case ControlServiceSignCheckpointProcedure:
 			controlServiceSignCheckpointHandler.ServeHTTP(w, r)
+		case ControlServiceCreateTokenProcedure:
+			controlServiceCreateTokenHandler.ServeHTTP(w, r)
+		case ControlServiceListTokensProcedure:
+			controlServiceListTokensHandler.ServeHTTP(w, r)
+		case ControlServiceRevokeTokenProcedure:
+			controlServiceRevokeTokenHandler.ServeHTTP(w, r)
+		case ControlServiceCreateJoinTokenProcedure:
+			controlServiceCreateJoinTokenHandler.ServeHTTP(w, r)
+		case ControlServiceRevokeHostProcedure:
+			controlServiceRevokeHostHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1431,4 +1566,24 @@ func (UnimplementedControlServiceHandler) ReadEvents(context.Context, *connect.R
 
 func (UnimplementedControlServiceHandler) SignCheckpoint(context.Context, *connect.Request[v1.SignCheckpointRequest]) (*connect.Response[v1.SignCheckpointResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.SignCheckpoint is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) CreateToken(context.Context, *connect.Request[v1.CreateTokenRequest]) (*connect.Response[v1.CreateTokenResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.CreateToken is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ListTokens(context.Context, *connect.Request[v1.ListTokensRequest]) (*connect.Response[v1.ListTokensResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ListTokens is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) RevokeToken(context.Context, *connect.Request[v1.RevokeTokenRequest]) (*connect.Response[v1.RevokeTokenResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.RevokeToken is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) CreateJoinToken(context.Context, *connect.Request[v1.CreateJoinTokenRequest]) (*connect.Response[v1.CreateJoinTokenResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.CreateJoinToken is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) RevokeHost(context.Context, *connect.Request[v1.RevokeHostRequest]) (*connect.Response[v1.RevokeHostResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.RevokeHost is not implemented"))
 }
