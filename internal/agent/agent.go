@@ -120,6 +120,8 @@ type Agent struct {
 	instances map[string]*instance
 	uids      map[uint32]string // uid -> instance
 	acted     uint64            // the last revision that was acted on
+
+	shelf *shelf // what the server is told of the volumes, and what it wants removed
 }
 
 // New makes an Agent. It takes over the machines that an earlier run of the agent has left, however that ended, and ends
@@ -157,6 +159,7 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 		reportc:   make(chan struct{}, 1),
 		logSlots:  make(chan struct{}, maxLogRequests),
 		execSlots: make(chan struct{}, maxExecs),
+		shelf:     newShelf(),
 		instances: map[string]*instance{},
 		uids:      map[uint32]string{},
 	}
@@ -188,6 +191,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	loops.Go(func() { a.routes.run(loopCtx) })
 	loops.Go(func() { a.logs.run(loopCtx) })
 	loops.Go(func() { a.imagesLoop(loopCtx) })
+	loops.Go(func() { a.volumesLoop(loopCtx) })
 
 	instancesCtx, endInstances := context.WithCancelCause(after)
 	defer endInstances(nil)

@@ -136,6 +136,7 @@ func (a *Agent) act(ctx context.Context, msg *pinnacev1.WatchAssignmentsResponse
 	if first {
 		a.forgetOthers(wanted)
 	}
+	a.shelf.want(msg.RemovedVolumes)
 	a.mu.Lock()
 	a.acted = msg.Revision
 	a.mu.Unlock()

@@ -126,6 +126,7 @@ func labTiming() timing {
 		backoffFirst: 100 * time.Millisecond, backoffMax: 200 * time.Millisecond, backoffReset: time.Minute,
 		clock: 20 * time.Millisecond, stats: 10 * time.Millisecond, answer: 5 * time.Second,
 		rotate: 10 * time.Millisecond, keepLine: 10 * time.Millisecond, logBeat: 10 * time.Millisecond,
+		volumes: 20 * time.Millisecond,
 		collect: time.Hour, unused: time.Hour, scrub: 10 * time.Millisecond,
 	}
 }

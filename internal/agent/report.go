@@ -53,6 +53,7 @@ func (a *Agent) report(ctx context.Context, patience time.Duration) error {
 		req.Instances = append(req.Instances, inst.report())
 	}
 	a.mu.Unlock()
+	req.Volumes, req.VolumesListed = a.volumeReports()
 	slices.SortFunc(req.Instances, func(x, y *pinnacev1.InstanceReport) int { return strings.Compare(x.Instance, y.Instance) })
 	if err := a.heads.refusal(); err != nil {
 		return err // it would decide on an older state

@@ -38,6 +38,8 @@ type timing struct {
 	// clock is how often a guest's clock is set, stats how often it is asked what its workload uses, and answer how long
 	// it may take to answer either.
 	clock, stats, answer time.Duration
+	// volumes is how often what there is of volumes is looked at for reports.
+	volumes time.Duration
 	// keepLine is the pause before a log line is tried again that could not be written.
 	keepLine time.Duration
 	// logBeat is how often a follow without lines says that it lives, and finds out that nobody reads.
@@ -62,7 +64,7 @@ func defaultTiming() timing {
 		obituary:      3 * time.Second, reset: 10 * time.Second, cleanUp: 30 * time.Second,
 		backoffFirst: time.Second, backoffMax: time.Minute, backoffReset: 10 * time.Minute,
 		clock: time.Minute, stats: 15 * time.Second, answer: 10 * time.Second,
-		rotate: 5 * time.Second, keepLine: time.Second,
+		rotate: 5 * time.Second, keepLine: time.Second, volumes: 5 * time.Second,
 		logBeat: 5 * time.Second,
 		collect: time.Hour, unused: 24 * time.Hour, scrub: 7 * 24 * time.Hour,
 	}

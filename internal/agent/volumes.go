@@ -42,12 +42,17 @@ func checkVolumes(m *manifest.Manifest, asg *pinnacev1.Assignment) error {
 }
 
 func volumeID(asg *pinnacev1.Assignment, name string) string {
-	for _, v := range asg.Volumes {
-		if v.Name == name {
-			return v.Id
+	return assignedVolume(asg, name).GetId()
+}
+
+// assignedVolume is what an assignment says of a volume of the manifest; nil for nothing.
+func assignedVolume(asg *pinnacev1.Assignment, name string) *pinnacev1.AssignedVolume {
+	for _, v := range asg.GetVolumes() {
+		if v.GetName() == name {
+			return v
 		}
 	}
-	return ""
+	return nil
 }
 
 // volumeNames are the volumes of the workload in the order of their disks.
@@ -73,18 +78,25 @@ func (t *attempt) takeVolumes(ctx context.Context) (string, error) {
 }
 
 func (t *attempt) takeVolume(ctx context.Context, name string) (_ *volume.Hold, detail string, err error) {
-	v, id := t.workload.manifest.Volumes[name], volumeID(t.assignment, name)
+	v := t.workload.manifest.Volumes[name]
+	// What it is to be may have changed since the instance was placed.
+	asg := assignedVolume(t.assigned(), name)
+	id, want := asg.GetId(), max(v.SizeBytes, asg.GetSizeBytes())
 	who := fmt.Sprintf("attempt %d of %s", t.number, t.id)
 	store := t.agent.volumes
 	hold, err := store.Hold(id, who)
-	detail = "volume " + name + " " + mib(v.SizeBytes)
+	detail = "volume " + name + " " + mib(want)
 	if errors.Is(err, volume.ErrNotFound) {
+		if asg.GetMustExist() {
+			return nil, "", fmt.Errorf("volume %s was %s on this host, and is missing: it is not replaced by an empty one. Put it back, or detach it (pinnace volumes detach %s) to begin anew", name, id, id)
+		}
 		if v.OnMissing == manifest.OnMissingFail {
 			return nil, "", fmt.Errorf("volume %s is to be %s on this host, where it is missing, and on_missing = \"fail\"", name, id)
 		}
-		if err := store.Create(ctx, id, v.SizeBytes); err != nil && !errors.Is(err, volume.ErrExists) {
+		if err := store.Create(ctx, id, want); err != nil && !errors.Is(err, volume.ErrExists) {
 			return nil, "", err
 		}
+		t.agent.shelf.stale()
 		detail += " (new)"
 		hold, err = store.Hold(id, who)
 	}
@@ -101,12 +113,12 @@ func (t *attempt) takeVolume(ctx context.Context, name string) (_ *volume.Hold, 
 		return nil, "", err
 	}
 	switch {
-	case size < v.SizeBytes:
-		if err := hold.Grow(v.SizeBytes); err != nil {
+	case size < want:
+		if err := hold.Grow(want); err != nil {
 			return nil, "", err
 		}
 		detail += fmt.Sprintf(" (grown from %s)", mib(size))
-	case size > v.SizeBytes:
+	case size > want:
 		// It was grown for a release that came later, or by hand. A rollback must not fail for that.
 		detail += fmt.Sprintf(" (%s already)", mib(size))
 	}

@@ -104,7 +104,7 @@ func secretKeys() []Key {
 func volumeKeys() []Key {
 	return []Key{
 		{
-			Path: "volumes", Type: Tables, Max: 8, Bounds: "names `[a-z][a-z0-9-]{0,39}`", Effect: EffectData, Pending: []string{"*"},
+			Path: "volumes", Type: Tables, Max: 8, Bounds: "names `[a-z][a-z0-9-]{0,39}`", Effect: EffectData,
 			Doc:   "Disks that outlive their instance.",
 			check: entryName, Pattern: patternName, elements: volumeElements(),
 		}, {

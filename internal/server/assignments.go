@@ -17,12 +17,13 @@ func (s *Server) assignments(host string) *pb.WatchAssignmentsResponse {
 	now := s.now()
 	s.ledger.read(func(st *fleet.State) {
 		out.Revision = st.Seq()
+		out.RemovedVolumes = removedVolumes(st, host)
 		h := st.Host(host)
 		environments, releases := map[string]bool{}, map[string]bool{}
 		for _, i := range st.InstancesOn(host) {
 			asg := &pb.Assignment{
 				Instance: i.ID, Environment: i.Environment, App: i.App, Ordinal: uint32(i.Ordinal), Release: string(i.Release),
-				Deployment: i.Deployment, Stop: i.Stop, Vars: st.Deployment(i.Deployment).Vars, Parked: parked(st, i),
+				Deployment: i.Deployment, Stop: i.Stop, Vars: st.Deployment(i.Deployment).Vars, Parked: parked(st, i), Volumes: assignedVolumes(st, i),
 			}
 			if i.Task {
 				asg.Task = st.Release(i.Release).Manifest.Rollout.Before.Command

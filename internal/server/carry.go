@@ -119,6 +119,7 @@ func (s *Server) viewInstance(st *fleet.State, d *fleet.Deployment, i *fleet.Ins
 // carryOut turns actions into events. What has no place comes back as blocked.
 func (s *Server) carryOut(deployment string, actions []rollout.Action, now time.Time) (events []fleet.Payload, blocked *rollout.Blocked, err error) {
 	plan := &fleet.InstancesPlanned{Deployment: deployment}
+	var binds []fleet.Payload
 	var starts []rollout.Action
 	for _, a := range actions {
 		switch a.Kind {
@@ -137,27 +138,29 @@ func (s *Server) carryOut(deployment string, actions []rollout.Action, now time.
 		}
 	}
 	if len(starts) > 0 {
-		if plan.Start, err = s.place(deployment, starts, now); err != nil {
-			refusal := (*scheduler.Refusal)(nil)
-			if !errors.As(err, &refusal) {
+		if plan.Start, binds, err = s.place(deployment, starts, now); err != nil {
+			refusal, volumes := (*scheduler.Refusal)(nil), (*volumeError)(nil)
+			if !errors.As(err, &refusal) && !errors.As(err, &volumes) {
 				return nil, nil, err
 			}
-			blocked = &rollout.Blocked{Reason: refusal.Error(), Since: now}
+			blocked = &rollout.Blocked{Reason: err.Error(), Since: now}
 		}
 	}
 	if len(plan.Start)+len(plan.Stop) > 0 {
-		events = append(events, plan)
+		events = append(binds, plan)
 	}
 	return events, blocked, nil
 }
 
-// place finds hosts for starts, which are all of one side. When there is room for some of them only, it
-// returns those together with the refusal of the rest.
-func (s *Server) place(deployment string, starts []rollout.Action, now time.Time) (planned []fleet.PlannedStart, refusal error) {
+// place finds hosts for starts, which are all of one side, and the events that bind their volumes there. When there is
+// room for some of them only, it returns those together with the refusal of the rest.
+func (s *Server) place(deployment string, starts []rollout.Action, now time.Time) (planned []fleet.PlannedStart, binds []fleet.Payload, refusal error) {
 	var (
 		owner  *fleet.Deployment
 		places []scheduler.Placement
+		err    error
 	)
+	task := starts[0].Side == rollout.Task
 	ordinals := make([]int, 0, len(starts))
 	for _, a := range starts {
 		ordinals = append(ordinals, a.Ordinal)
@@ -167,19 +170,36 @@ func (s *Server) place(deployment string, starts []rollout.Action, now time.Time
 		if starts[0].Side == rollout.Previous {
 			owner = st.Deployment(owner.Previous)
 		}
-		places, refusal = s.schedule(st, owner.Environment, st.Release(owner.Release), ordinals, now)
+		r := st.Release(owner.Release)
+		if task {
+			places, refusal = s.scheduleTask(st, owner.Environment, r, ordinals, now)
+			return
+		}
+		if places, refusal = s.schedule(st, owner.Environment, r, ordinals, now); len(places) > 0 {
+			binds, err = s.bindVolumes(st, owner, places)
+		}
 	})
+	if err != nil {
+		return nil, nil, err
+	}
 	for _, p := range places {
 		id, err := s.newID(owner.App)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		planned = append(planned, fleet.PlannedStart{
 			Instance: id, Ordinal: p.Ordinal, Host: p.Host, Deployment: owner.ID, Release: string(owner.Release),
-			Task: starts[0].Side == rollout.Task,
+			Task: task,
 		})
 	}
-	return planned, refusal
+	return planned, binds, refusal
+}
+
+// scheduleTask asks for places for one-offs of a release, which have no volumes.
+func (s *Server) scheduleTask(st *fleet.State, environment string, r *fleet.Release, ordinals []int, now time.Time) ([]scheduler.Placement, error) {
+	m := *r.Manifest
+	m.Volumes = nil
+	return s.placesFor(st, environment, &m, architectures(r), ordinals, now)
 }
 
 // schedule asks the scheduler for places for instances of a release.
@@ -197,6 +217,10 @@ func (s *Server) placesFor(st *fleet.State, environment string, m *manifest.Mani
 
 // placesBy is placesFor on hosts with the labels.
 func (s *Server) placesBy(st *fleet.State, environment string, m *manifest.Manifest, architectures []string, labels map[string]string, ordinals []int, now time.Time) ([]scheduler.Placement, error) {
+	bound, err := boundHosts(st, environment, m, ordinals)
+	if err != nil {
+		return nil, err
+	}
 	running := map[string]int{}
 	for _, i := range st.Instances(environment, m.Name) {
 		if !i.Task {
@@ -217,7 +241,7 @@ func (s *Server) placesBy(st *fleet.State, environment string, m *manifest.Manif
 	res := m.Resources
 	return scheduler.Place(scheduler.Request{
 		Ordinals: ordinals, MemoryBytes: res.MemoryBytes, DiskBytes: res.DiskBytes, CPUMilli: res.CPUMilli,
-		Architectures: architectures, Running: running, Labels: labels,
+		Architectures: architectures, Running: running, Labels: labels, Bound: bound, Quota: quotaOf(st, environment),
 	}, hosts)
 }
 

@@ -36,6 +36,9 @@ func (s *Server) onWire(ctx context.Context, err error) error {
 		port    *fleet.PortConflictError
 		place   *scheduler.Refusal
 		regress *eventlog.RegressionError
+		volumes *volumeError
+		held    *fleet.HeldError
+		gone    *fleet.DestroyedError
 	)
 	switch {
 	case errors.As(err, &busy):
@@ -52,6 +55,12 @@ func (s *Server) onWire(ctx context.Context, err error) error {
 			return refuse(connect.CodeUnavailable, "%w. Is `pinnace agent` running there?", place)
 		}
 		return refuse(connect.CodeFailedPrecondition, "%w", place)
+	case errors.As(err, &volumes):
+		return connect.NewError(connect.CodeFailedPrecondition, volumes)
+	case errors.As(err, &held):
+		return refuse(connect.CodeFailedPrecondition, "%w\nhint: stop it first: pinnace stop %s -e %s, or scale it down", held, held.Volume.App, held.Volume.Environment)
+	case errors.As(err, &gone):
+		return connect.NewError(connect.CodeAborted, gone)
 	case errors.As(err, &regress):
 		return refuse(connect.CodeFailedPrecondition, "%w", regress)
 	case errors.Is(err, fleet.ErrNotFound):

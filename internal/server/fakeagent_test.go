@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
@@ -37,6 +38,7 @@ type fakeAgent struct {
 	chatty    bool      // its logs have no end
 	sentAt    time.Time // when the last of those could be sent
 	ended     []string  // how commands ended that nobody waited for any more
+	volumes   map[string]*pb.VolumeReport
 }
 
 type fakeInstance struct {
@@ -51,7 +53,7 @@ type fakeInstance struct {
 func (p *plane) agent(id string, change ...func(*pb.HostFacts)) *fakeAgent {
 	a := &fakeAgent{
 		id: id, client: p.hostClient(id), report: make(chan struct{}, 1),
-		freeze: make(chan struct{}), instances: map[string]*fakeInstance{},
+		freeze: make(chan struct{}), instances: map[string]*fakeInstance{}, volumes: map[string]*pb.VolumeReport{},
 		facts: &pb.HostFacts{Id: id, Name: id, Architecture: "amd64", MemoryBytes: 4 << 30, CpuMilli: 2000, DiskBytes: 64 << 30, Driver: "fake"},
 	}
 	for _, c := range change {
@@ -150,6 +152,7 @@ func (a *fakeAgent) act(ctx context.Context, msg *pb.WatchAssignmentsResponse) {
 		a.problems = append(a.problems, fmt.Sprintf("revision %d after %d", msg.GetRevision(), a.revision))
 	}
 	a.revision = msg.GetRevision()
+	a.keepVolumes(msg)
 	wanted := map[string]bool{}
 	for _, asg := range msg.GetAssignments() {
 		wanted[asg.GetInstance()] = true
@@ -282,6 +285,10 @@ func (a *fakeAgent) reports(ctx context.Context) {
 		req := &pb.ReportRequest{Host: a.id, Revision: a.revision}
 		for _, i := range a.instances {
 			req.Instances = append(req.Instances, i.now)
+		}
+		req.VolumesListed = true
+		for _, v := range a.volumes {
+			req.Volumes = append(req.Volumes, proto.CloneOf(v))
 		}
 		a.mu.Unlock()
 		_, _ = a.client.Report(ctx, connect.NewRequest(req)) // the server may be down

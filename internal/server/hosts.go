@@ -106,6 +106,10 @@ func (c *control) RemoveHost(ctx context.Context, req *connect.Request[pb.Remove
 	if err != nil {
 		return nil, err
 	}
+	if volumes := c.volumesOn(id); len(volumes) > 0 && !req.Msg.GetLose() {
+		return nil, refuse(connect.CodeFailedPrecondition, "host %s has volumes that are nowhere else: %s. Give them up, with all that is in them: --lose",
+			id, strings.Join(volumes[:min(len(volumes), 8)], ", "))
+	}
 	if len(removed.Lost) > 0 && !req.Msg.GetLose() {
 		return nil, refuse(connect.CodeFailedPrecondition, "host %s has instances that nothing has succeeded yet: %s. Wait for their successors, or give the instances up, with their volumes: --lose",
 			id, strings.Join(removed.Lost[:min(len(removed.Lost), 8)], ", "))

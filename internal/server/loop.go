@@ -184,6 +184,13 @@ func (s *Server) forgetFinished(active []*fleet.Deployment) {
 // recordReport appends what a report brings that the log doesn't have. Each instance is a request of its own:
 // one that the fold refuses must not hold up the others.
 func (s *Server) recordReport(ctx context.Context, r *pb.ReportRequest) error {
+	var gone []fleet.Payload
+	s.ledger.read(func(st *fleet.State) { gone = removals(st, r) })
+	for _, p := range gone {
+		if err := s.ledger.append(ctx, "host/"+r.GetHost(), "", p); err != nil && !isRejected(err) {
+			return fmt.Errorf("record what host %s has removed: %w", r.GetHost(), err)
+		}
+	}
 	for _, report := range r.GetInstances() {
 		var i *fleet.Instance
 		s.ledger.read(func(st *fleet.State) { i = st.Instance(report.GetInstance()) })

@@ -82,11 +82,13 @@ func (p *proposal) steps() []*pb.Step {
 		case step.Side == rollout.Task:
 		case step.Kind == rollout.StepStart:
 			where := "a host to be chosen then"
-			if started < len(p.hosts) {
+			if host, ok := p.bound[step.Ordinal]; ok {
+				hosts[step.Ordinal], where = host, host
+			} else if started < len(p.hosts) {
 				hosts[step.Ordinal], where = p.hosts[started], p.hosts[started]
 			}
 			started++
-			add("start", "", step.Ordinal, hosts[step.Ordinal], "start %s of %s on %s", name, p.release.ID.Short(), where)
+			add("start", "", step.Ordinal, hosts[step.Ordinal], "start %s of %s on %s%s", name, p.release.ID.Short(), where, p.volumesOf(step.Ordinal))
 		case step.Kind == rollout.StepReady:
 			add("ready", "", step.Ordinal, hosts[step.Ordinal], "wait until %s is ready, at most %s after its VM started", name, m.Rollout.BootTimeout)
 		case step.Kind == rollout.StepHeld:
@@ -133,6 +135,14 @@ func (p *proposal) view() rollout.View {
 		v.Instances = append(v.Instances, old)
 	}
 	return v
+}
+
+// volumesOf is what to say of the volumes of an instance.
+func (p *proposal) volumesOf(ordinal int) string {
+	if ordinal < len(p.volumes) {
+		return p.volumes[ordinal]
+	}
+	return ""
 }
 
 func (p *proposal) instance(id string) *fleet.Instance {

@@ -33,8 +33,13 @@ type proposal struct {
 	// restored are the settings that go back with a rollback.
 	restored []fleet.Payload
 	ready    map[string]bool // of running
-	now      time.Time
-	token    string
+	// bound has the hosts of ordinals whose volumes are somewhere, volumes what each ordinal gets, and notes what to say of
+	// volumes that are there.
+	bound   map[int]string
+	volumes []string
+	notes   []string
+	now     time.Time
+	token   string
 }
 
 // propose checks everything that can be known before something is started. An error is fit for the wire, or
@@ -64,6 +69,9 @@ func (s *Server) propose(st *fleet.State, environment string, r *fleet.Release, 
 			return nil, &fleet.BusyError{Active: active}
 		}
 	}
+	for o := range p.count {
+		p.volumes = append(p.volumes, volumeText(st, environment, r.Manifest, o))
+	}
 	p.token = p.fingerprint()
 	if p.unchanged = p.isLive(st); p.unchanged {
 		return p, nil
@@ -71,8 +79,15 @@ func (s *Server) propose(st *fleet.State, environment string, r *fleet.Release, 
 	if err := st.PortConflict(environment, r); err != nil {
 		return nil, err
 	}
-	need := p.firstStep()
-	places, err := s.schedule(st, environment, r, firstOrdinals(need), now)
+	if err := s.reachVolumes(st, environment, r.Manifest, p.count, now); err != nil {
+		return nil, err
+	}
+	var err error
+	if p.bound, err = boundHosts(st, environment, r.Manifest, firstOrdinals(p.count)); err != nil {
+		return nil, err
+	}
+	p.notes = volumeWarnings(st, environment, r.Manifest, p.count)
+	places, err := s.schedule(st, environment, r, p.firstStep(), now)
 	if err != nil {
 		return nil, err
 	}
@@ -82,22 +97,26 @@ func (s *Server) propose(st *fleet.State, environment string, r *fleet.Release, 
 	return p, nil
 }
 
-// firstStep is how many instances must have room beside what runs for the deployment to begin, or to go on at all.
-func (p *proposal) firstStep() int {
-	serving := 0
+// firstStep are the ordinals of instances that must have room beside what runs for the deployment to begin, or to go on
+// at all.
+func (p *proposal) firstStep() []int {
+	serving, served := 0, map[int]bool{}
 	for _, i := range p.running {
 		if i.Serves() {
 			serving++
+			served[i.Ordinal] = true
 		}
 	}
 	m := p.release.Manifest
 	switch {
 	case m.Rollout.Strategy == manifest.StrategyBlueGreen:
-		return p.count
+		return firstOrdinals(p.count)
 	case m.Rollout.Strategy == manifest.StrategyRecreate, len(m.Volumes) > 0:
-		return max(p.count-serving, 0) // the others come in the place of those that go
+		// The others come in the place of those that go.
+		missing := slices.DeleteFunc(firstOrdinals(p.count), func(o int) bool { return served[o] })
+		return missing[:min(len(missing), max(p.count-serving, 0))]
 	default:
-		return max(min(p.count, m.Rollout.MaxParallel), p.count-serving)
+		return firstOrdinals(max(min(p.count, m.Rollout.MaxParallel), p.count-serving))
 	}
 }
 
@@ -133,6 +152,9 @@ func (p *proposal) fingerprint() string {
 	for _, name := range slices.Sorted(maps.Keys(p.vars)) {
 		fmt.Fprintf(h, "%d:%s,%d:%s,", len(name), name, len(p.vars[name]), p.vars[name])
 	}
+	for _, text := range p.volumes {
+		fmt.Fprintf(h, "%d:%s,", len(text), text)
+	}
 	if p.app != nil {
 		fmt.Fprintf(h, "%s,%s,%s,", p.app.Live, p.app.Latest, strings.Join(p.app.Instances, ","))
 	}
@@ -160,5 +182,5 @@ func (p *proposal) warnings() []string {
 	for _, w := range problems.Warnings() {
 		out = append(out, fmt.Sprintf("%s %s: %s", w.Code, w.Key, w.Message))
 	}
-	return out
+	return append(out, p.notes...)
 }

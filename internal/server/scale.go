@@ -61,6 +61,9 @@ func (c *control) proposeScale(st *fleet.State, environment, name string, count 
 		return live, nil, nil
 	}
 	r, taken := st.Release(live.Release), map[int]bool{}
+	if problems := r.Manifest.CheckCount(count); problems.HasErrors() {
+		return nil, nil, refuse(connect.CodeInvalidArgument, "%s", list(problems.Errors()))
+	}
 	for _, i := range st.Instances(environment, name) {
 		if i.Serves() && !i.Task {
 			taken[i.Ordinal] = true

@@ -106,7 +106,7 @@ func (c *control) ListInstances(ctx context.Context, req *connect.Request[pb.Lis
 			}
 		}
 		slices.SortFunc(all, byPlace)
-		out.Instances, out.NextPageToken, err = pageOf(req.Msg, all, placeKey, func(i *fleet.Instance) *pb.Instance { return c.instanceProto(i, now) })
+		out.Instances, out.NextPageToken, err = pageOf(req.Msg, all, placeKey, func(i *fleet.Instance) *pb.Instance { return c.instanceProto(st, i, now) })
 	})
 	if err != nil {
 		return nil, c.onWire(ctx, err)
@@ -127,14 +127,19 @@ func placeKey(i *fleet.Instance) string {
 
 func (c *control) GetInstance(ctx context.Context, req *connect.Request[pb.GetInstanceRequest]) (*connect.Response[pb.GetInstanceResponse], error) {
 	var (
-		i   *fleet.Instance
+		out *pb.Instance
 		err error
 	)
-	c.ledger.read(func(st *fleet.State) { i, err = findInstance(st, req.Msg.GetEnvironment(), req.Msg.GetInstance()) })
+	c.ledger.read(func(st *fleet.State) {
+		var i *fleet.Instance
+		if i, err = findInstance(st, req.Msg.GetEnvironment(), req.Msg.GetInstance()); err == nil {
+			out = c.instanceProto(st, i, c.now())
+		}
+	})
 	if err != nil {
 		return nil, c.onWire(ctx, err)
 	}
-	return connect.NewResponse(&pb.GetInstanceResponse{Instance: c.instanceProto(i, c.now())}), nil
+	return connect.NewResponse(&pb.GetInstanceResponse{Instance: out}), nil
 }
 
 // findInstance finds an instance by its id, a beginning of it that only one has, or "app/ordinal", which
@@ -204,7 +209,7 @@ func (s *Server) stateOf(i *fleet.Instance, seen seenInstance, now time.Time) st
 	}
 }
 
-func (s *Server) instanceProto(i *fleet.Instance, now time.Time) *pb.Instance {
+func (s *Server) instanceProto(st *fleet.State, i *fleet.Instance, now time.Time) *pb.Instance {
 	seen := s.observed.instance(i.ID)
 	r := seen.report
 	out := &pb.Instance{
@@ -227,6 +232,9 @@ func (s *Server) instanceProto(i *fleet.Instance, now time.Time) *pb.Instance {
 	}
 	if out.State == stateUnknown {
 		out.Message = fmt.Sprintf("host %s is away; this is what it said last", i.Host)
+		if !i.Task && len(st.Release(i.Release).Manifest.Volumes) > 0 {
+			out.Message = fmt.Sprintf("waits for host %s, where its volumes are, which is away", i.Host)
+		}
 	}
 	return out
 }

@@ -114,6 +114,9 @@ func (c *control) Restart(ctx context.Context, req *connect.Request[pb.RestartRe
 		case live == nil || live.Count == 0:
 			err = refuse(connect.CodeFailedPrecondition, "nothing of %s is live in %s: there is nothing to restart", app.Name, app.Environment)
 		default:
+			if err = c.reachVolumes(st, app.Environment, st.Release(live.Release).Manifest, live.Count, c.now()); err != nil {
+				return
+			}
 			restart = &fleet.DeploymentStarted{
 				Deployment: id, Environment: app.Environment, App: app.Name, Kind: fleet.KindRestart, Release: string(live.Release), Count: live.Count,
 				Vars: maps.Clone(live.Vars), Previous: live.ID,
