@@ -180,7 +180,7 @@ func TestQuotaBoundsPlacement(t *testing.T) {
 	p := newPlane(t)
 	p.agent("h1")
 	p.environment("dev")
-	err := p.ledger.append(t.Context(), actorAdmin, "", &fleet.QuotaSet{Environment: "dev", Quota: fleet.Quota{Instances: 2}})
+	err := p.ledger.append(t.Context(), firstToken, "", &fleet.QuotaSet{Environment: "dev", Quota: fleet.Quota{Instances: 2}})
 	if err != nil {
 		t.Fatal(err)
 	}
