@@ -77,15 +77,16 @@ func (r *routes) elsewhere(netns map[string]string) []*member {
 	if r.agent.Peering == nil {
 		return nil
 	}
-	addresses := map[string]netip.AddrPort{}
+	addresses, names := map[string]netip.AddrPort{}, map[string]string{}
 	for _, p := range r.fleet.peers {
+		names[p.Host] = peerName(p)
 		if at, err := netip.ParseAddrPort(p.Address); err == nil && at.Port() != 0 && at.Addr().Zone() == "" {
 			addresses[p.Host] = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 		}
 	}
 	var out []*member
 	for _, e := range r.fleet.environments {
-		names := r.standIns(e)
+		standIns := r.standIns(e)
 		for _, app := range e.Apps {
 			for _, i := range app.Elsewhere {
 				at, ok := addresses[i.Host]
@@ -94,8 +95,8 @@ func (r *routes) elsewhere(netns map[string]string) []*member {
 				}
 				m := &member{
 					instance: i.Instance, environment: e.Name, app: app.App, ordinal: i.Ordinal, netns: netns[e.Name],
-					address: names[ordinalName(app.App, i.Ordinal)], ports: map[string]manifest.Port{}, state: routeState(i.State),
-					peer: i.Host, peerAddress: at,
+					address: standIns[ordinalName(app.App, i.Ordinal)], ports: map[string]manifest.Port{}, state: routeState(i.State),
+					peer: names[i.Host], peerAddress: at,
 				}
 				for _, p := range i.Ports {
 					// Datagrams do not go from host to host.
@@ -112,6 +113,9 @@ func (r *routes) elsewhere(netns map[string]string) []*member {
 	slices.SortFunc(out, byInstance)
 	return out
 }
+
+// peerName is what a host's certificate says that it is.
+func peerName(p *pinnacev1.Peer) string { return p.Host + "/" + p.Admission }
 
 func ordinalName(app string, ordinal uint32) string {
 	return fmt.Sprintf("%d.%s.%s", ordinal, app, proxy.Zone)
@@ -167,7 +171,7 @@ func (r *routes) peering(cfg *proxy.Config) {
 	l := proxy.Listener{ID: "peers", Address: p.Listen, Protocol: proxy.PEER}
 	for _, other := range r.fleet.peers {
 		if other.Host != r.agent.Host.Id {
-			l.Peers = append(l.Peers, other.Host)
+			l.Peers = append(l.Peers, peerName(other))
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(r.members)) {

@@ -42,7 +42,7 @@ func theFleet(set *pinnacev1.WatchAssignmentsResponse) {
 	}
 	udp := port("dns", 53, 53)
 	udp.Protocol = "udp"
-	set.Peers = []*pinnacev1.Peer{{Host: "h2", Address: "192.0.2.2:7402"}, {Host: "h3", Address: "192.0.2.3:7402"}, {Host: "h4"}}
+	set.Peers = []*pinnacev1.Peer{{Host: "h2", Address: "192.0.2.2:7402", Admission: "a"}, {Host: "h3", Address: "192.0.2.3:7402", Admission: "b"}, {Host: "h4", Admission: "c"}}
 	set.Environments = []*pinnacev1.AssignedEnvironment{
 		{Name: "dev", Apps: []*pinnacev1.AssignedApp{
 			{App: "api", VirtualAddress: "10.101.0.2", Elsewhere: []*pinnacev1.RemoteInstance{
@@ -94,11 +94,11 @@ func TestPortsLeadToOtherHosts(t *testing.T) {
 	}
 	name := l.record("1.api.internal")
 	all := map[string][]string{
-		"public/0.0.0.0:80":                       {"api-1 10.100.0.2:8080 active", "api-2 192.0.2.2:7402 active h2 api-2:8080"},
-		"public/0.0.0.0:90":                       {"far-1 192.0.2.2:7402 active h2 far-1:80"},
-		"internal/dev/api/10.101.0.2:8080":        {"api-1 10.100.0.2:8080 active", "api-2 192.0.2.2:7402 active h2 api-2:8080"},
-		"internal/dev/db/10.101.0.3:5432":         {"db-1 192.0.2.3:7402 draining h3 db-1:5432"},
-		"internal/dev/api/" + name + ":8080":      {"api-2 192.0.2.2:7402 active h2 api-2:8080"},
+		"public/0.0.0.0:80":                       {"api-1 10.100.0.2:8080 active", "api-2 192.0.2.2:7402 active h2/a api-2:8080"},
+		"public/0.0.0.0:90":                       {"far-1 192.0.2.2:7402 active h2/a far-1:80"},
+		"internal/dev/api/10.101.0.2:8080":        {"api-1 10.100.0.2:8080 active", "api-2 192.0.2.2:7402 active h2/a api-2:8080"},
+		"internal/dev/db/10.101.0.3:5432":         {"db-1 192.0.2.3:7402 draining h3/b db-1:5432"},
+		"internal/dev/api/" + name + ":8080":      {"api-2 192.0.2.2:7402 active h2/a api-2:8080"},
 		"internal/prod/far/10.101.0.1:81":         nil,
 		"public/0.0.0.0:53/udp":                   nil,
 		"internal/dev/api/10.100.0.2:8080":        nil,
@@ -112,7 +112,7 @@ func TestPortsLeadToOtherHosts(t *testing.T) {
 		t.Errorf("0.api.internal: got %s", got)
 	}
 	peers, _ := l.proxy.listener("peers")
-	if !slices.Equal(peers.Peers, []string{"h2", "h3", "h4"}) || len(peers.Routes) != 1 || peers.Routes[0].Names[0] != "api-1:8080" ||
+	if !slices.Equal(peers.Peers, []string{"h2/a", "h3/b", "h4/c"}) || len(peers.Routes) != 1 || peers.Routes[0].Names[0] != "api-1:8080" ||
 		peers.Routes[0].Backends[0].Address.String() != "10.100.0.2:8080" || peers.Address.String() != "192.0.2.1:7402" {
 		t.Errorf("for other hosts: %+v", peers)
 	}

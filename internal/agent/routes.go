@@ -38,7 +38,7 @@ type member struct {
 	state                      routeState
 	parked                     bool   // new connections go to others for now
 	joined                     uint64 // orders the members by when they joined
-	// peer is the host that it is on, when it is another one, and peerAddress is where the proxy there waits. Its address
+	// peer is the host that it is on, as its certificate says, when it is another one, and peerAddress is where the proxy there waits. Its address
 	// is the one that stands for it here.
 	peer        string
 	peerAddress netip.AddrPort

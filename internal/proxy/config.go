@@ -84,7 +84,7 @@ type Listener struct {
 	// IdleTimeoutMS is when a client of UDP that has been silent, and was not spoken to, is forgotten. Zero
 	// means the proxy's default.
 	IdleTimeoutMS int `json:"idle_timeout_ms,omitempty"`
-	// Peers are the hosts that PEER lets in. What one has open that is not named any more ends.
+	// Peers are the hosts that PEER lets in, as HostOf names them. What one has open that is not named any more ends.
 	Peers []string `json:"peers,omitempty"`
 }
 
@@ -105,7 +105,7 @@ type Backend struct {
 	Netns   string         `json:"netns,omitempty"`
 	Address netip.AddrPort `json:"address"`
 	State   BackendState   `json:"state"`
-	// Peer is the host that the backend is on, when it is another one. Address is then that of the PEER listener there,
+	// Peer is the host that the backend is on, as HostOf names it, when it is another one. Address is then that of the PEER listener there,
 	// and Target the name of a route of that.
 	Peer   string `json:"peer,omitempty"`
 	Target string `json:"target,omitempty"`

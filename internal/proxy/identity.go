@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"time"
 )
@@ -14,12 +15,16 @@ import (
 // it, so that proxies of two versions understand each other.
 const peerProtocol = "pinnace-peer/1"
 
-// HostOf is the host that a certificate names: its common name.
+// HostOf is the host that a certificate of the fleet names, with the admission by which it joined, as in its URI
+// pinnace://host/ID/ADMISSION: "ID/ADMISSION". The admission makes a host that was revoked and has joined again another one.
 func HostOf(c *x509.Certificate) (string, error) {
-	if c.Subject.CommonName == "" {
-		return "", errors.New("the certificate names no host")
+	if len(c.URIs) == 1 && c.URIs[0].Scheme == "pinnace" && c.URIs[0].Host == "host" {
+		name := strings.TrimPrefix(c.URIs[0].Path, "/")
+		if id, admission, ok := strings.Cut(name, "/"); ok && id != "" && admission != "" {
+			return name, nil
+		}
 	}
-	return c.Subject.CommonName, nil
+	return "", errors.New("the certificate names no host")
 }
 
 // An identity is a Peering in use.

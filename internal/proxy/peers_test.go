@@ -16,6 +16,7 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -64,23 +65,32 @@ func (a *authority) peering(host string, until time.Time) *Peering {
 	check(a.t, err)
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: host}, NotAfter: until,
+		URIs:        []*url.URL{{Scheme: "pinnace", Host: "host", Path: "/" + host}},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, &key.PublicKey, a.key)
 	check(a.t, err)
 	secret, err := x509.MarshalECPrivateKey(key)
 	check(a.t, err)
+	name := strings.ReplaceAll(host, "/", "-")
 	return &Peering{
-		Certificate: a.write(host+".crt", "CERTIFICATE", der), Key: a.write(host+".key", "EC PRIVATE KEY", secret),
+		Certificate: a.write(name+".crt", "CERTIFICATE", der), Key: a.write(name+".key", "EC PRIVATE KEY", secret),
 		Authorities: filepath.Join(a.dir, "ca.crt"),
 	}
 }
 
-func (a *authority) host(name string) *Peering { return a.peering(name, time.Now().Add(time.Hour)) }
+func (a *authority) host(name string) *Peering {
+	return a.peering(name+"/1", time.Now().Add(time.Hour))
+}
+
+// earlier is a host's with an admission that has ended since.
+func (a *authority) earlier(name string) *Peering {
+	return a.peering(name+"/0", time.Now().Add(time.Hour))
+}
 
 // waitingFor is the configuration of host b, which lets a host in to what it has.
 func waitingFor(at netip.AddrPort, peering *Peering, from string, targets map[string]Backend) Config {
-	l := Listener{ID: "peers", Address: at, Protocol: PEER, Peers: []string{from}}
+	l := Listener{ID: "peers", Address: at, Protocol: PEER, Peers: []string{from + "/1"}}
 	for name, b := range targets {
 		l.Routes = append(l.Routes, Route{ID: name, Names: []string{name}, Backends: []Backend{b}})
 	}
@@ -88,7 +98,7 @@ func waitingFor(at netip.AddrPort, peering *Peering, from string, targets map[st
 }
 
 func remote(id string, at netip.AddrPort, host, target string) Backend {
-	return Backend{ID: id, Address: at, State: Active, Peer: host, Target: target}
+	return Backend{ID: id, Address: at, State: Active, Peer: host + "/1", Target: target}
 }
 
 // leadingTo is the configuration of host a, which has a port that leads to other hosts.
@@ -250,9 +260,10 @@ func TestStrangersBetweenHosts(t *testing.T) {
 	h := newTwoHosts(t, server(t, func(*net.TCPConn) { t.Error("somebody came through") }))
 	other := newAuthority(t)
 	for name, p := range map[string]*Peering{
-		"another authority's":  {Certificate: other.host("a").Certificate, Key: filepath.Join(other.dir, "a.key"), Authorities: filepath.Join(h.dir, "ca.crt")},
+		"another authority's":  {Certificate: other.host("a").Certificate, Key: filepath.Join(other.dir, "a-1.key"), Authorities: filepath.Join(h.dir, "ca.crt")},
 		"no host of the fleet": h.host("c"),
-		"expired":              h.peering("a", time.Now().Add(-time.Minute)),
+		"an earlier admission": h.earlier("a"),
+		"expired":              h.peering("a/1", time.Now().Add(-time.Minute)),
 	} {
 		t.Run(name, func(t *testing.T) {
 			i := identity{Peering: *p}
@@ -278,7 +289,7 @@ func TestStrangersBetweenHosts(t *testing.T) {
 		}
 	})
 	l, _ := h.b.status().Listener("peers")
-	if l.TurnedAway == nil || l.TurnedAway.NotHost != 1 || l.TurnedAway.Slow != 1 {
+	if l.TurnedAway == nil || l.TurnedAway.NotHost != 2 || l.TurnedAway.Slow != 1 {
 		t.Errorf("counted %+v", l.TurnedAway)
 	}
 }
@@ -332,7 +343,7 @@ func TestWrongHostAnswers(t *testing.T) {
 		t.Errorf("answered by %q", who)
 	}
 	l, _ := h.a.status().Listener("web")
-	if want := `it is host "c"`; len(l.Backends) != 1 || !strings.Contains(l.Backends[0].LastError, want) {
+	if want := `it is host "c/1"`; len(l.Backends) != 1 || !strings.Contains(l.Backends[0].LastError, want) {
 		t.Errorf("host a says %+v, want %q", l.Backends, want)
 	}
 }
@@ -381,7 +392,7 @@ func TestNoHostTakesAllPlaces(t *testing.T) {
 // A certificate that was renewed is used from then on, without anybody saying so.
 func TestRenewedCertificates(t *testing.T) {
 	h := newTwoHosts(t, named(t, "on b"))
-	h.a.apply(leadingTo(h.peering("a", time.Now().Add(-time.Minute)), h.entry, remote("web", h.peers, "b", "web:80")))
+	h.a.apply(leadingTo(h.peering("a/1", time.Now().Add(-time.Minute)), h.entry, remote("web", h.peers, "b", "web:80")))
 	if who, err := once(h.entry); err == nil {
 		t.Fatalf("with a certificate that has expired, answered by %q", who)
 	}

@@ -55,8 +55,9 @@ func (o *observed) peerAddress(host string) string {
 // runs on them of the environments that it serves. A host that has not said where it is reached itself leads none.
 func (s *Server) addElsewhere(st *fleet.State, host string, out *pb.WatchAssignmentsResponse, now time.Time) {
 	for _, h := range st.Hosts() {
-		if h.ID != host {
-			out.Peers = append(out.Peers, &pb.Peer{Host: h.ID, Address: s.observed.peerAddress(h.ID)})
+		// One that was revoked is nobody's peer.
+		if admission := st.Admission(h.ID); h.ID != host && admission != nil {
+			out.Peers = append(out.Peers, &pb.Peer{Host: h.ID, Address: s.observed.peerAddress(h.ID), Admission: admission.ID})
 		}
 	}
 	out.NoIngress = !bindsPublic(st, host)

@@ -66,6 +66,18 @@ func TestHostsKnowOfEachOther(t *testing.T) {
 		t.Errorf("h2 knows the ports %v", port)
 	}
 
+	// A host that was revoked is nobody's peer.
+	p.agent("h4", reachedAt("192.0.2.4:7402"))
+	if n := len(p.assignments("h2").GetPeers()); n != 3 {
+		t.Errorf("h2 knows %d hosts", n)
+	}
+	if _, err := p.client.RevokeHost(t.Context(), connect.NewRequest(&pb.RevokeHostRequest{Host: "h4"})); err != nil {
+		t.Fatal(err)
+	}
+	if peers := p.assignments("h2").GetPeers(); len(peers) != 2 || peers[0].GetAdmission() == "" || peers[1].GetHost() != "h3" {
+		t.Errorf("h2 knows the hosts %v", peers)
+	}
+
 	// An instance that is to stop keeps what it has, and its successor gets the rest.
 	release := b.hold()
 	if _, err := p.client.DrainHost(t.Context(), connect.NewRequest(&pb.DrainHostRequest{Host: "h1"})); err != nil {

@@ -502,7 +502,9 @@ type Peer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
 	// address is its peer_address; empty while the server has not heard of it, and then what was known before stands.
-	Address       string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// admission is in its certificate, beside its id: one of an earlier admission is no good any more.
+	Admission     string `protobuf:"bytes,3,opt,name=admission,proto3" json:"admission,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -547,6 +549,13 @@ func (x *Peer) GetHost() string {
 func (x *Peer) GetAddress() string {
 	if x != nil {
 		return x.Address
+	}
+	return ""
+}
+
+func (x *Peer) GetAdmission() string {
+	if x != nil {
+		return x.Admission
 	}
 	return ""
 }
@@ -2110,10 +2119,11 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"no_ingress\x18\x15 \x01(\bR\tnoIngress\x123\n" +
 	"\n" +
 	"host_tasks\x18\x1e \x03(\v2\x14.pinnace.v1.HostTaskR\thostTasks\x12'\n" +
-	"\x0fremoved_volumes\x18\x1f \x03(\tR\x0eremovedVolumes\"4\n" +
+	"\x0fremoved_volumes\x18\x1f \x03(\tR\x0eremovedVolumes\"R\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\"\xb7\x04\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1c\n" +
+	"\tadmission\x18\x03 \x01(\tR\tadmission\"\xb7\x04\n" +
 	"\n" +
 	"Assignment\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12 \n" +
