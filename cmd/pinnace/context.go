@@ -26,6 +26,8 @@ type userContext struct {
 	Server      string `toml:"server"`
 	Token       string `toml:"token"`
 	Environment string `toml:"environment,omitempty"`
+	// CA is what the server is known by when the token does not say it: a fingerprint, or the path of a file.
+	CA string `toml:"ca,omitempty"`
 }
 
 // configPath is where the configuration of the user with that home directory is.
@@ -89,6 +91,11 @@ func saveContext(path, name string, entry userContext, owner *user.User) error {
 	}
 	cfg.Current = name
 	cfg.Contexts[name] = entry
+	return writeConfig(path, cfg, owner)
+}
+
+// writeConfig replaces the file at path. The directory and the file belong to owner afterwards, when that is not nil.
+func writeConfig(path string, cfg userConfig, owner *user.User) error {
 	b, err := toml.Marshal(cfg)
 	if err != nil {
 		return err

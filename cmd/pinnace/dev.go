@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
-	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
 )
 
 // devRole is everything on one machine.
@@ -100,7 +99,7 @@ func (c *cli) runDev(ctx context.Context, r *devRole, level slog.Level) (err err
 
 // joinToken lets this host join, at the first start and when the server does not know it any more.
 func (r *devRole) joinToken(ctx context.Context) (string, error) {
-	admin, err := r.server.adminToken()
+	_, _, client, err := r.server.local()
 	if err != nil {
 		return "", err
 	}
@@ -108,7 +107,6 @@ func (r *devRole) joinToken(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	client := pinnacev1connect.NewControlServiceClient(httpClient(), "http://"+r.server.listen, connect.WithInterceptors(bearer(admin)))
 	res, err := client.CreateJoinToken(ctx, connect.NewRequest(&pinnacev1.CreateJoinTokenRequest{Host: facts.Id}))
 	if err != nil {
 		return "", fmt.Errorf("let this host join: %w", err)
@@ -118,12 +116,10 @@ func (r *devRole) joinToken(ctx context.Context) (string, error) {
 
 // firstStart makes the environment "dev" and the contexts, when they are not there.
 func (c *cli) firstStart(ctx context.Context, r *devRole) error {
-	admin, err := r.server.adminToken()
+	url, admin, client, err := r.server.local()
 	if err != nil {
 		return err
 	}
-	url := "http://" + r.server.listen
-	client := pinnacev1connect.NewControlServiceClient(httpClient(), url, connect.WithInterceptors(bearer(admin)))
 	_, err = client.CreateEnvironment(ctx, connect.NewRequest(&pinnacev1.CreateEnvironmentRequest{Name: "dev"}))
 	if err != nil && connect.CodeOf(err) != connect.CodeAlreadyExists {
 		return fmt.Errorf("create the environment dev: %w", err)
@@ -158,7 +154,11 @@ func (c *cli) greet(r *devRole, with *machines) {
 	}
 	_, port, _ := net.SplitHostPort(r.registry.listen)
 	c.say("pinnace %s is up (pid %d)", version, os.Getpid())
-	c.say("  API       http://%s", r.server.listen)
+	url, _, _, err := r.server.local()
+	if err != nil { // it has served before
+		url = r.server.listen
+	}
+	c.say("  API       %s", url)
 	c.say("  registry  %s", r.registry.listen)
 	c.say("  microVMs  %s %s (%s)", can.Driver, can.Version, accel)
 	if with.why != "" {

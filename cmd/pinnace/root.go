@@ -77,7 +77,7 @@ rolling back runs an earlier one again, exactly.
 			c.newStatus(), c.newDeployments(), c.newInstances(), c.newWhy(), c.newLogs(), c.newExec(), c.newEvents(), c.newAudit(),
 		}},
 		{"operate", "Operate the platform:", []*cobra.Command{
-			c.newDev(), c.newServer(), c.newAgent(), c.newHost(), c.newProxy(), c.newRegistry(), c.newImage(), c.newKernel(), c.newDoctor(), c.newVersion(),
+			c.newDev(), c.newServer(), c.newAgent(), c.newHost(), c.newToken(), c.newContext(), c.newProxy(), c.newRegistry(), c.newImage(), c.newKernel(), c.newDoctor(), c.newVersion(),
 		}},
 	}
 	for _, g := range groups {

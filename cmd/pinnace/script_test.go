@@ -51,6 +51,11 @@ func TestScript(t *testing.T) {
 			"status": status,
 			"server": scriptServer,
 			"kernel": scriptKernel,
+			// cut-pin takes the fingerprint of the server's authority out of the token.
+			"cut-pin": func(ts *testscript.TestScript, _ bool, _ []string) {
+				token, _, _ := strings.Cut(ts.Getenv("PINNACE_TOKEN"), ".")
+				ts.Setenv("PINNACE_TOKEN", token)
+			},
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
@@ -86,9 +91,10 @@ func scriptServer(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	role := serverRole{dir: ts.MkAbs("data/server"), log: slog.New(slog.DiscardHandler), agentListen: freePort(ts)}
 	// The same address each time: what is remembered of a server is remembered by its address.
-	if role.listen = strings.TrimPrefix(ts.Getenv("PINNACE_SERVER"), "http://"); role.listen == "" {
+	if _, role.listen, _ = strings.Cut(ts.Getenv("PINNACE_SERVER"), "://"); role.listen == "" {
 		role.listen = freePort(ts)
 	}
+	role.secure.everywhere = ts.Getenv("SERVER_TLS") != ""
 	held, err := lock(role.dir)
 	ts.Check(err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -104,9 +110,9 @@ func scriptServer(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(<-done)
 	})
 	ts.Defer(stop)
-	ts.Setenv("PINNACE_SERVER", "http://"+role.listen)
-	token, err := role.adminToken()
+	url, token, _, err := role.local()
 	ts.Check(err)
+	ts.Setenv("PINNACE_SERVER", url)
 	ts.Setenv("PINNACE_TOKEN", token)
 	key, err := readLogKey(filepath.Join(role.dir, "keys", "log.key"))
 	ts.Check(err)

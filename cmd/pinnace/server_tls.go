@@ -3,16 +3,20 @@ package main
 import (
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
+	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
 	"github.com/pinnacehq/pinnace/internal/identity"
 )
 
@@ -117,6 +121,39 @@ func (p *filePair) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	}
 	p.current, p.read = &next, changed
 	return p.current, nil
+}
+
+// local is how this server is reached from its own machine, with its admin token.
+func (r *serverRole) local() (url, token string, client pinnacev1connect.ControlServiceClient, err error) {
+	text, err := r.adminToken()
+	if err != nil {
+		return "", "", nil, err
+	}
+	secret, _, err := identity.ParseSecret(text)
+	if err != nil {
+		return "", "", nil, fmt.Errorf("the admin token of this server: %w", err)
+	}
+	authority, err := r.authority()
+	if err != nil {
+		return "", "", nil, err
+	}
+	secure, pin, err := r.secure.of(r.listen, authority)
+	if err != nil {
+		return "", "", nil, err
+	}
+	host, port, err := net.SplitHostPort(r.listen)
+	if err != nil {
+		return "", "", nil, err
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	url = urlScheme(secure) + net.JoinHostPort(host, port)
+	over := httpClient()
+	if !pin.IsZero() {
+		over.Transport.(*http.Transport).TLSClientConfig = identity.Pin(pin)
+	}
+	return url, secret.WithPin(pin), pinnacev1connect.NewControlServiceClient(over, url, connect.WithInterceptors(bearer(secret.Text()))), nil
 }
 
 func urlScheme(secure *tls.Config) string {

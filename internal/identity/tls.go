@@ -83,6 +83,36 @@ func Pin(f Fingerprint) *tls.Config {
 	}
 }
 
+// Trust is the configuration of a client that knows authorities by a file (PEM), for a server at a name or address. The
+// server's own authority is known by the name that it alone gives, any other by the name that was dialed.
+func Trust(file []byte, name string) (*tls.Config, error) {
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(file) {
+		return nil, errors.New("it holds no certificate (PEM)")
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12, ServerName: name,
+		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection does it.
+		VerifyConnection: func(c tls.ConnectionState) error {
+			between := x509.NewCertPool()
+			for _, cert := range c.PeerCertificates[1:] {
+				between.AddCert(cert)
+			}
+			verify := func(name string) error {
+				_, err := c.PeerCertificates[0].Verify(x509.VerifyOptions{
+					Roots: roots, Intermediates: between, DNSName: name, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+				})
+				return err
+			}
+			err := verify(name)
+			if err == nil || verify(serverName) == nil {
+				return nil
+			}
+			return fmt.Errorf("%w: %w", ErrOtherAuthority, err)
+		},
+	}, nil
+}
+
 // PinCertificate is Pin for who has the authority's certificate.
 func PinCertificate(authority *x509.Certificate) *tls.Config {
 	return Pin(FingerprintOf(authority.Raw))
