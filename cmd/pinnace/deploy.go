@@ -157,13 +157,17 @@ func (c *cli) printPlan(plan *pinnacev1.PlanResponse) {
 
 func (c *cli) newRollback() *cobra.Command {
 	var to string
+	var secrets secretsOf
 	var wait rolloutWait
 	cmd := &cobra.Command{
 		Use:   "rollback APP",
 		Short: "Run what an earlier deployment ran, exactly",
 		Long: `Rollback starts a deployment with the Release and the variables of an earlier one: the last
 good one before the live one, or the one named by --to. It needs no registry when the image is
-still in the hosts' caches.`,
+still in the hosts' caches.
+
+Secrets are those that the earlier deployment had, or the newest with --secrets=now, which is for when
+those were revoked. The next deployment has the newest in any case.`,
 		Example: "  pinnace rollback hello\n  pinnace rollback hello --to dep-0123456789ab",
 		Args:    cobra.ExactArgs(1),
 
@@ -174,7 +178,7 @@ still in the hosts' caches.`,
 				return err
 			}
 			res, err := client.Rollback(cmd.Context(), connect.NewRequest(&pinnacev1.RollbackRequest{
-				Environment: env, App: args[0], Deployment: to, IdempotencyKey: newKey(),
+				Environment: env, App: args[0], Deployment: to, Secrets: string(secrets), IdempotencyKey: newKey(),
 			}))
 			if err != nil {
 				return err
@@ -183,6 +187,7 @@ still in the hosts' caches.`,
 		},
 	}
 	cmd.Flags().StringVar(&to, "to", "", "the `deployment` to go back to")
+	secrets.add(cmd)
 	wait.add(cmd)
 	return cmd
 }

@@ -180,18 +180,7 @@ func readBundle(path string) (map[string][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if trimmed := bytes.TrimLeft(text, " \t\r\n"); len(trimmed) > 0 && trimmed[0] == '{' {
-		return parseBundleJSON(path, text)
-	}
-	pairs, err := parseDotenv(text)
-	if err != nil {
-		return nil, fmt.Errorf("%s:%w", path, err)
-	}
-	values := map[string][]byte{}
-	for key, value := range pairs {
-		values[key] = []byte(value)
-	}
-	return values, nil
+	return parseBundle(path, text)
 }
 
 // readBundleFolder takes each file as it is, a last line's end included. Names that begin with a dot are left out: they

@@ -19,7 +19,7 @@ func TestMigrateState(t *testing.T) {
 	cluster := pgtest.Start(t)
 	url := cluster.NewDatabase(t, "log")
 	dir := t.TempDir()
-	here, there, back := logPlace{dir: filepath.Join(dir, "here")}, logPlace{url: url}, logPlace{dir: filepath.Join(dir, "back")}
+	here, there, back := logPlace{dir: filepath.Join(dir, "here", "log")}, logPlace{url: url}, logPlace{dir: filepath.Join(dir, "back", "log")}
 	l, err := eventlog.Open(t.Context(), sqlite.New(sqlite.Options{Dir: here.dir}), eventlog.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -35,6 +35,15 @@ func TestMigrateState(t *testing.T) {
 	}
 	want := l.Head()
 	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	kept := []byte("sealed")
+	store, err := here.secrets(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := store.Put(t.Context(), kept)
+	if err != nil {
 		t.Fatal(err)
 	}
 	for _, step := range [][2]logPlace{{here, there}, {there, back}} {
@@ -62,6 +71,12 @@ func TestMigrateState(t *testing.T) {
 	}
 	if !bytes.Equal(exports[0].Bytes(), exports[1].Bytes()) {
 		t.Error("the log that came back is another one")
+	}
+	if store, err = back.readSecrets(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := store.Get(t.Context(), digest); err != nil || !bytes.Equal(got, kept) {
+		t.Errorf("what was sealed came back as %q, %v", got, err)
 	}
 	if epoch := cluster.SQL(t, "log", "SELECT epoch > 1000000 FROM pinnace_lease"); epoch != "t" {
 		t.Error("the lease did not begin above what it had")

@@ -21,6 +21,7 @@ type serverRole struct {
 	listen, agentListen string
 	secure              tlsFlags
 	database            string
+	secretsKey          string
 	log                 *slog.Logger
 }
 
@@ -40,7 +41,10 @@ always use TLS, each with the certificate of its host.
 
 The event log is a file in DATA_DIR, or in a PostgreSQL database (--database; the password is best
 kept in PGPASSFILE). Several servers may use one database: one of them leads, the others answer
-questions, and one of those leads when it is gone.`,
+questions, and one of those leads when it is gone.
+
+Secrets are sealed with a key that is in no database: DATA_DIR/server/keys/secrets.key, or the file of
+--secrets-key. Every server of one database needs the same, and so does whoever restores a backup.`,
 		Example: "  pinnace server\n  pinnace server --listen 10.0.0.1:7400 --agent-listen 10.0.0.1:7401\n  pinnace server --database postgres://pinnace@db/pinnace",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if spec := c.getenv("PINNACE_FAILPOINT"); spec != "" { // for tests that kill the server
@@ -50,6 +54,9 @@ questions, and one of those leads when it is gone.`,
 			}
 			if role.database == "" {
 				role.database = c.getenv("PINNACE_DATABASE")
+			}
+			if role.secretsKey == "" {
+				role.secretsKey = c.getenv("PINNACE_SECRETS_KEY")
 			}
 			role.dir = filepath.Join(dirs.data, "server")
 			role.log = c.logger("server", level.level)
@@ -63,6 +70,7 @@ questions, and one of those leads when it is gone.`,
 	dirs.add(cmd)
 	level.add(cmd, slog.LevelInfo)
 	role.add(cmd)
+	cmd.Flags().StringVar(&role.secretsKey, "secrets-key", "", secretsKeyHelp)
 	cmd.Flags().StringVar(&role.database, "database", "", databaseHelp)
 	cmd.AddCommand(c.newServerBackup(), c.newServerRestore(), c.newServerMigrateState())
 	return cmd
@@ -113,7 +121,16 @@ func (r *serverRole) run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	keys, err := secretKeys(r.secretsKey, filepath.Join(r.dir, "keys", "secrets.key"))
+	if err != nil {
+		return err
+	}
+	store, err := place.secrets(ctx)
+	if err != nil {
+		return err
+	}
 	s, err := server.New(ctx, server.Options{
+		Keys: keys, Secrets: store,
 		Engine: place.engine(), Follow: place.url != "", LogKey: key, DerivedDir: filepath.Join(r.dir, "derived"),
 		Logger: r.log, Version: version, AdminToken: admin, Authority: authority, APIPin: pin,
 	})

@@ -64,7 +64,8 @@ func (c *cli) newServerBackup() *cobra.Command {
 "audit verify --file" read. The chain is verified on the way, and the file ends in a checkpoint that
 is signed by the server's key.
 
-The keys in DATA_DIR/server/keys are not in it; keep a copy of them elsewhere.`,
+What is sealed of secrets goes to FILE.secrets ("-" leaves it out). The keys in DATA_DIR/server/keys, and
+with them the one that opens secrets, are in neither; keep a copy of them elsewhere.`,
 		Example: "  pinnace server backup /backup/pinnace.log\n  pinnace server backup - | zstd > /backup/pinnace.log.zst",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -81,11 +82,32 @@ The keys in DATA_DIR/server/keys are not in it; keep a copy of them elsewhere.`,
 				return err
 			}
 			c.say("backed up %d events, head %s", check.Seq, check.Hash)
-			return nil
+			return c.backUpSealed(cmd.Context(), place, args[0])
 		},
 	}
 	state.add(cmd)
 	return cmd
+}
+
+// backUpSealed writes what is sealed beside the backup of the log. It comes after: all that an event names was stored
+// before it.
+func (c *cli) backUpSealed(ctx context.Context, place logPlace, path string) error {
+	if path == "-" {
+		c.say("sealed secrets are not in it: back up to a file for these")
+		return nil
+	}
+	store, err := place.readSecrets(ctx)
+	if err != nil {
+		return err
+	}
+	n, err := writeSealed(ctx, store, sealedBackup(path))
+	if err = errors.Join(err, store.Close()); err != nil {
+		return err
+	}
+	if n > 0 {
+		c.say("backed up %s to %s; the key that opens them is not in it", plural(n, "sealed secret"), sealedBackup(path))
+	}
+	return nil
 }
 
 // exportStored writes the export of a stored log to a file, whole or not at all; "-" is stdout.
@@ -123,7 +145,10 @@ server which still runs on the old log cannot write to this one.
 
 What was decided after the backup is lost. Agents and users who have seen later events refuse the
 server then, and say so: that is how a restore by mistake is noticed. Where it is meant, they are
-told to forget (pinnace audit forget; the agent's message names its file).`,
+told to forget (pinnace audit forget; the agent's message names its file).
+
+Sealed secrets are read from FILE.secrets, when it is there. The server needs the key that they were
+sealed with: DATA_DIR/server/keys/secrets.key, or that of --secrets-key.`,
 		Example: "  pinnace server restore /backup/pinnace.log --data-dir /var/lib/pinnace",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -137,6 +162,9 @@ told to forget (pinnace audit forget; the agent's message names its file).`,
 			}
 			head, err := c.restore(cmd.Context(), place, args[0])
 			if err == nil {
+				err = c.restoreSealed(cmd.Context(), place, args[0])
+			}
+			if err == nil {
 				err = eventlog.RemoveDerived(filepath.Join(state.dirs.data, "server", "derived"))
 			}
 			if err = errors.Join(err, held.Unlock()); err != nil {
@@ -148,6 +176,21 @@ told to forget (pinnace audit forget; the agent's message names its file).`,
 	}
 	state.add(cmd)
 	return cmd
+}
+
+func (c *cli) restoreSealed(ctx context.Context, place logPlace, path string) error {
+	store, err := place.secrets(ctx)
+	if err != nil {
+		return err
+	}
+	n, err := readSealed(ctx, sealedBackup(path), store)
+	if err = errors.Join(err, store.Close()); err != nil {
+		return err
+	}
+	if n > 0 {
+		c.say("restored %s", plural(n, "sealed secret"))
+	}
+	return nil
 }
 
 // restore reads the file twice: it is verified to its end before anything is made of it.
@@ -267,5 +310,22 @@ func migrate(ctx context.Context, from, to logPlace) (head eventlog.Head, err er
 	if err != nil {
 		return head, err
 	}
-	return putLog(ctx, to, info.ID, check, eventlog.Stored(ctx, source))
+	if head, err = putLog(ctx, to, info.ID, check, eventlog.Stored(ctx, source)); err != nil {
+		return head, err
+	}
+	return head, migrateSealed(ctx, from, to)
+}
+
+// migrateSealed copies what is sealed of secrets after the log that names it.
+func migrateSealed(ctx context.Context, from, to logPlace) error {
+	source, err := from.readSecrets(ctx)
+	if err != nil {
+		return err
+	}
+	target, err := to.secrets(ctx)
+	if err != nil {
+		return errors.Join(err, source.Close())
+	}
+	_, err = copySealed(ctx, source, target)
+	return errors.Join(err, target.Close(), source.Close())
 }

@@ -33,6 +33,9 @@ func (r *routes) config() (proxy.Config, map[string][]netip.Addr) {
 			switch have := listeners[l.ID]; {
 			case have == nil:
 				listeners[l.ID], owners[l.ID] = &l, owner
+			case have.Protocol != l.Protocol:
+			case l.Protocol == proxy.SNI:
+				have.Routes = withRoutes(have.Routes, l.Routes)
 			case owners[l.ID] == owner:
 				have.Backends = append(have.Backends, l.Backends...)
 			}
@@ -183,6 +186,9 @@ func (r *routes) listeners(m *member) []proxy.Listener {
 			break // other hosts lead here
 		}
 		add(listenerID(p.Port, "public", p.at.String()), "", p.at, p.Port)
+		if len(p.names) > 0 {
+			byName(&out[len(out)-1], m.environment+"/"+m.app+"/"+p.name, p.names)
+		}
 	}
 	slices.SortFunc(out, func(a, b proxy.Listener) int { return cmp.Compare(a.ID, b.ID) })
 	return out
@@ -216,7 +222,9 @@ func (m *member) backends(port int) []proxy.Backend {
 // publicPort is a port of a member that is reached from outside.
 type publicPort struct {
 	manifest.Port
-	at netip.AddrPort // of this host
+	name  string
+	at    netip.AddrPort // of this host
+	names []string       // that it is told apart by from others at the same address
 }
 
 // public are the ports of a member that are reached from outside: where its environment says, and those of which it
@@ -230,25 +238,35 @@ func (r *routes) public(m *member) []publicPort {
 		}
 		for _, route := range app.Routes {
 			port, ok := m.ports[route.Port]
-			addr, err := netip.ParseAddr(route.Address)
+			addr, err := r.agent.PublicAddress, error(nil)
+			if route.Address != "" {
+				addr, err = netip.ParseAddr(route.Address)
+			}
 			if !ok || err != nil || route.PublicPort == 0 || route.PublicPort > 65535 {
 				continue // a port of another release, or nowhere
 			}
 			routed[route.Port] = true
-			out = append(out, publicPort{port, addrPort(addr, int(route.PublicPort))})
+			p := publicPort{Port: port, name: route.Port, at: addrPort(addr, int(route.PublicPort))}
+			if port.Edge == manifest.EdgeSNI {
+				p.names = route.Names
+			}
+			out = append(out, p)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.ports)) {
 		if port := m.ports[name]; isRawPublic(port) && !routed[name] {
-			out = append(out, publicPort{port, addrPort(r.agent.PublicAddress, port.PublicPort)})
+			out = append(out, publicPort{Port: port, name: name, at: addrPort(r.agent.PublicAddress, port.PublicPort)})
 		}
 	}
 	return out
 }
 
-// collides tells whether two ports cannot both be listened on.
+// collides tells whether two ports cannot both be listened on, or told apart.
 func (p publicPort) collides(o publicPort) bool {
 	a, b := p.at.Addr(), o.at.Addr()
+	if p.at == o.at && len(p.names) > 0 && len(o.names) > 0 {
+		return slices.ContainsFunc(p.names, func(name string) bool { return slices.Contains(o.names, name) })
+	}
 	return p.Protocol == o.Protocol && p.at.Port() == o.at.Port() && (a == b || a.IsUnspecified() || b.IsUnspecified())
 }
 

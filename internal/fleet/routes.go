@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/pinnacehq/pinnace/internal/manifest"
 )
@@ -130,6 +131,18 @@ func endpointsIn(env *Environment, r *Release) []Endpoint {
 		out = append(out, e)
 	}
 	return out
+}
+
+// String is what people are told of where it is: "public port 443 (tcp) of 192.0.2.1 for shop.example".
+func (e Endpoint) String() string {
+	text := fmt.Sprintf("public port %d (%s)", e.PublicPort, e.Port.Protocol)
+	if e.Address != "" {
+		text += " of " + e.Address
+	}
+	if len(e.Names) > 0 {
+		text += " for " + strings.Join(e.Names, ", ")
+	}
+	return text
 }
 
 func (e *Endpoint) sni() bool { return e.Port.Edge == manifest.EdgeSNI }

@@ -137,7 +137,11 @@ func TestEveryCodeIsInTheCorpus(t *testing.T) {
 			}
 		}
 	}
+	pending := slices.ContainsFunc(table(), func(k Key) bool { return len(k.Pending) > 0 })
 	for _, c := range Codes() {
+		if c.Code == CodeUnsupported && !pending {
+			continue // TestUnsupported causes it
+		}
 		if !seen[c.Code] {
 			t.Errorf("no file of the corpus causes %s", c.Code)
 		}

@@ -211,21 +211,46 @@ func TestCheckCount(t *testing.T) {
 	}
 }
 
-func TestUnsupportedAfterParseCanonical(t *testing.T) {
-	m := mustParse(t, string(corpus(t, "valid")["secrets"]))
-	again, err := ParseCanonical(m.Canonical())
-	if err != nil {
-		t.Fatal(err)
-	}
-	keys := func(p Problems) (out []string) {
-		for _, q := range p {
-			out = append(out, q.Code+" "+q.Key)
+// TestUnsupported: what a version cannot run is named at its place, and by those too who have the canonical form only.
+func TestUnsupported(t *testing.T) {
+	keys := table()
+	for i := range keys {
+		switch keys[i].Path {
+		case "secrets":
+			keys[i].Pending = []string{"*"}
+		case "ports.*.edge":
+			keys[i].Pending = []string{EdgeSNI}
 		}
-		slices.Sort(out)
-		return out
 	}
-	if diff := cmp.Diff(keys(m.Unsupported()), keys(again.Unsupported())); diff != "" {
-		t.Errorf("the same manifest, another answer:\n%s", diff)
+	real, lesser := schemaV1, compile(keys)
+	schemaV1 = func() *spec { return lesser }
+	t.Cleanup(func() { schemaV1 = real })
+	for name, want := range map[string][]string{
+		"secrets":         {"E150 secrets.api", "E150 secrets.legacy", "E150 secrets.plain"},
+		"sni-passthrough": {"E150 ports.https.edge", "E150 ports.mqtts.edge"},
+		"postgres":        {"E150 secrets.superuser"},
+		"minimal":         nil,
+	} {
+		m := mustParse(t, string(corpus(t, "valid")[name]))
+		again, err := ParseCanonical(m.Canonical())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, problems := range []Problems{m.Unsupported(), again.Unsupported()} {
+			var got []string
+			for _, p := range problems {
+				got = append(got, p.Code+" "+p.Key)
+			}
+			slices.Sort(got)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", name, diff)
+			}
+		}
+		for _, p := range m.Unsupported() {
+			if p.Line == 0 {
+				t.Errorf("%s: %s has no place", name, p.Key)
+			}
+		}
 	}
 }
 

@@ -140,7 +140,7 @@ func portKeys() []Key {
 			Doc: "Who can reach it: nobody but health checks, the environment, or everyone.",
 			ref: func(s *scope) any { return &s.port.Expose },
 		}, {
-			Path: "ports.*.edge", decides: true, Type: String, Values: []string{EdgeSNI, EdgeRaw}, Effect: EffectRouting, Pending: []string{EdgeSNI},
+			Path: "ports.*.edge", decides: true, Type: String, Values: []string{EdgeSNI, EdgeRaw}, Effect: EffectRouting,
 			Doc:  "How a public port is shared: `sni` passes TLS through by host name, `raw` is a port of its own. `tls` is reserved.",
 			When: public,
 			DefaultWhen: []Case{

@@ -62,7 +62,7 @@ func secretKeys() []Key {
 	files := Condition{{Key: "path"}}
 	return []Key{
 		{
-			Path: "secrets", Type: Tables, Max: 16, Bounds: "names `[a-z][a-z0-9-]{0,39}`", Effect: EffectReplace, Pending: []string{"*"},
+			Path: "secrets", Type: Tables, Max: 16, Bounds: "names `[a-z][a-z0-9-]{0,39}`", Effect: EffectReplace,
 			Doc:   "Bundles of the environment that this workload gets. Values are never in a manifest.",
 			check: entryName, Pattern: patternName, elements: secretElements(),
 		}, {

@@ -81,6 +81,17 @@ var rules = map[string]rule{
 	rpc.ControlServiceDestroyAppProcedure:         {fleet.Admin, inEnvironment},
 	rpc.ControlServiceDestroyEnvironmentProcedure: {fleet.Admin, inEnvironment},
 
+	rpc.ControlServicePutSecretProcedure:          {fleet.Deployer, inEnvironment},
+	rpc.ControlServiceListSecretsProcedure:        {fleet.Viewer, inEnvironment},
+	rpc.ControlServiceGetSecretProcedure:          {fleet.Viewer, inEnvironment},
+	rpc.ControlServiceRevokeSecretProcedure:       {fleet.Admin, inEnvironment},
+	rpc.ControlServiceLoginRegistryProcedure:      {fleet.Admin, inEnvironment},
+	rpc.ControlServiceLogoutRegistryProcedure:     {fleet.Admin, inEnvironment},
+	rpc.ControlServiceListRegistryLoginsProcedure: {fleet.Viewer, inEnvironment},
+	rpc.ControlServiceSetRouteProcedure:           {fleet.Deployer, inEnvironment},
+	rpc.ControlServiceUnsetRouteProcedure:         {fleet.Deployer, inEnvironment},
+	rpc.ControlServiceListRoutesProcedure:         {fleet.Viewer, inEnvironment},
+
 	rpc.ControlServiceReadEventsProcedure:     {fleet.Viewer, anywhere},
 	rpc.ControlServiceSignCheckpointProcedure: {fleet.Viewer, ofAll},
 

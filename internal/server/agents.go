@@ -128,6 +128,9 @@ func (a *agents) WatchAssignments(ctx context.Context, req *connect.Request[pb.W
 			sent = set
 			full := proto.CloneOf(set)
 			full.LogRequests, full.ExecTasks = requests, tasks
+			if !a.deliver(ctx, full) {
+				sent = nil // so that it is tried again
+			}
 			if err := stream.Send(full); err != nil {
 				return err
 			}

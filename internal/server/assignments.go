@@ -24,6 +24,7 @@ func (s *Server) assignments(host string) *pb.WatchAssignmentsResponse {
 			asg := &pb.Assignment{
 				Instance: i.ID, Environment: i.Environment, App: i.App, Ordinal: uint32(i.Ordinal), Release: string(i.Release),
 				Deployment: i.Deployment, Stop: i.Stop, Vars: st.Deployment(i.Deployment).Vars, Parked: parked(st, i), Volumes: assignedVolumes(st, i),
+				Secrets: assignedSecrets(st, i), Logins: assignedLogins(st, i),
 			}
 			if i.Task {
 				asg.Task = st.Release(i.Release).Manifest.Rollout.Before.Command
@@ -51,7 +52,7 @@ func (s *Server) assignments(host string) *pb.WatchAssignmentsResponse {
 // them. When such a deployment turns back, the previous side has them again, beside what is left of the new one.
 func parked(st *fleet.State, i *fleet.Instance) bool {
 	d := st.Deployment(st.App(i.Environment, i.App).Active)
-	if d == nil || d.Kind == fleet.KindStop || d.Kind == fleet.KindScale || st.Release(d.Release).Manifest.Rollout.Strategy != manifest.StrategyBlueGreen {
+	if d == nil || d.Kind == fleet.KindStop || d.Kind.InPlace() || st.Release(d.Release).Manifest.Rollout.Strategy != manifest.StrategyBlueGreen {
 		return false
 	}
 	if i.Deployment == d.ID {
@@ -86,6 +87,7 @@ func assignedEnvironment(st *fleet.State, name string) *pb.AssignedEnvironment {
 		v4, v6 := app.VirtualAddresses()
 		out.Apps = append(out.Apps, &pb.AssignedApp{
 			App: app.Name, VirtualAddress: v4.String(), VirtualAddressV6: v6.String(), Ports: assignedPorts(st, app),
+			Routes: assignedRoutes(st, app),
 		})
 	}
 	return out

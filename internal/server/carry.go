@@ -47,7 +47,7 @@ func (s *Server) view(id string, now time.Time) *rollout.View {
 // takeOver has the new side of a deployment take over as its manifest says.
 func takeOver(v *rollout.View, m *manifest.Manifest, kind fleet.Kind) {
 	v.StopFirst = len(m.Volumes) > 0
-	if kind == fleet.KindScale {
+	if kind.InPlace() {
 		return // nothing takes over
 	}
 	switch m.Rollout.Strategy {
@@ -82,7 +82,7 @@ func (s *Server) viewInstance(st *fleet.State, d *fleet.Deployment, i *fleet.Ins
 	switch {
 	case i.Task && i.Deployment == d.ID:
 		side = rollout.Task
-	case i.Deployment == d.ID, d.Kind == fleet.KindScale && d.State == fleet.Running && i.Deployment == d.Previous && !i.Task:
+	case i.Deployment == d.ID, d.Kind.InPlace() && d.State == fleet.Running && i.Deployment == d.Previous && !i.Task:
 		side = rollout.New
 	case i.Deployment == d.Previous:
 		side = rollout.Previous

@@ -26,7 +26,7 @@ func (c *control) Deploy(ctx context.Context, req *connect.Request[pb.DeployRequ
 		if r, err = findRelease(ctx, st, req.Msg.GetRelease()); err != nil {
 			return
 		}
-		p, err = c.propose(st, req.Msg.GetEnvironment(), r, nil, c.now())
+		p, err = c.propose(st, req.Msg.GetEnvironment(), r, nil, c.now(), true)
 	})
 	if err != nil {
 		return nil, c.onWire(ctx, err)
@@ -51,7 +51,7 @@ func (c *control) Rollback(ctx context.Context, req *connect.Request[pb.Rollback
 	}
 	var p *proposal
 	c.ledger.read(func(st *fleet.State) {
-		p, err = c.proposeRollback(st, req.Msg.GetEnvironment(), req.Msg.GetApp(), req.Msg.GetDeployment())
+		p, err = c.proposeRollback(st, req.Msg.GetEnvironment(), req.Msg.GetApp(), req.Msg.GetDeployment(), req.Msg.GetSecrets())
 	})
 	if err != nil {
 		return nil, c.onWire(ctx, err)
@@ -66,8 +66,14 @@ func (c *control) Rollback(ctx context.Context, req *connect.Request[pb.Rollback
 	return connect.NewResponse(&pb.RollbackResponse{Deployment: deploymentProto(d)}), nil
 }
 
-// proposeRollback proposes to restore a deployment record: its release and vars, with today's count.
-func (c *control) proposeRollback(st *fleet.State, environment, name, deployment string) (*proposal, error) {
+// Which secrets a rollback takes.
+const (
+	secretsThen = "then"
+	secretsNow  = "now"
+)
+
+// proposeRollback proposes to restore a deployment record: its release, vars and secrets, with today's count.
+func (c *control) proposeRollback(st *fleet.State, environment, name, deployment, secrets string) (*proposal, error) {
 	app, err := appIn(st, environment, name)
 	if err != nil {
 		return nil, err
@@ -79,7 +85,11 @@ func (c *control) proposeRollback(st *fleet.State, environment, name, deployment
 	if err != nil {
 		return nil, connect.NewError(codeOf(err), err)
 	}
-	p, err := c.propose(st, environment, st.Release(target.Release), target, c.now())
+	newest := secrets == secretsNow
+	if !newest && secrets != "" && secrets != secretsThen {
+		return nil, refuse(connect.CodeInvalidArgument, "secrets %q: want %q for those that the deployment had, or %q for the newest", cut(secrets), secretsThen, secretsNow)
+	}
+	p, err := c.propose(st, environment, st.Release(target.Release), target, c.now(), newest)
 	if err == nil {
 		p.restored = restoredVars(st.Environment(environment), target)
 	}

@@ -17,6 +17,13 @@ func refuse(code connect.Code, format string, args ...any) error {
 	return connect.NewError(code, fmt.Errorf(format, args...))
 }
 
+func portAdvice(p *fleet.PortConflictError) string {
+	if p.HostName != "" {
+		return "Choose another name, or take it from that app: pinnace routes set"
+	}
+	return "Choose another public_port, in the manifest or with pinnace routes set, or stop that app"
+}
+
 // onWire gives an error the code that stands for it. What nobody foresaw is logged, and the caller learns
 // only that it happened.
 func (s *Server) onWire(ctx context.Context, err error) error {
@@ -34,6 +41,9 @@ func (s *Server) onWire(ctx context.Context, err error) error {
 		busy    *fleet.BusyError
 		stale   *fleet.StaleError
 		port    *fleet.PortConflictError
+		route   *fleet.NoRouteError
+		used    *fleet.SecretInUseError
+		revoked *fleet.SecretRevokedError
 		place   *scheduler.Refusal
 		regress *eventlog.RegressionError
 		volumes *volumeError
@@ -46,7 +56,15 @@ func (s *Server) onWire(ctx context.Context, err error) error {
 	case errors.As(err, &stale):
 		return refuse(connect.CodeAborted, "somebody else deployed at the same time: %w. Look at what is live and try again", stale)
 	case errors.As(err, &port):
-		return refuse(connect.CodeFailedPrecondition, "%w. Choose another public_port, or stop that app", holderFor(ctx, port))
+		return refuse(connect.CodeFailedPrecondition, "%w. %s", holderFor(ctx, port), portAdvice(port))
+	case errors.As(err, &route):
+		return refuse(connect.CodeFailedPrecondition, "%w. Give it one: pinnace routes set -e %s %s %s --name HOST", route, route.Environment, route.App, route.PortName)
+	case errors.As(err, &used):
+		return refuse(connect.CodeFailedPrecondition, "%w. Put a new version first: pinnace secrets put %s", used, used.Bundle)
+	case errors.As(err, &revoked):
+		return connect.NewError(connect.CodeFailedPrecondition, revoked)
+	case errors.Is(err, fleet.ErrConflict):
+		return refuse(connect.CodeAborted, "%w. Look at it and try again", err)
 	case errors.As(err, &place):
 		if place.Hosts == 0 {
 			return connect.NewError(connect.CodeUnavailable, place)

@@ -33,6 +33,8 @@ type fakeAgent struct {
 	instances map[string]*fakeInstance
 	fate      string
 	revision  uint64
+	assigned  map[string]*pb.Assignment // what came last
+	networks  []*pb.AssignedEnvironment
 	parked    []string // instances that were parked and not any more, or the other way round, as "id true"
 	problems  []string
 	chatty    bool      // its logs have no end
@@ -90,6 +92,27 @@ func (a *fakeAgent) vars(instance string) map[string]string {
 	defer a.mu.Unlock()
 	if i := a.instances[instance]; i != nil {
 		return i.vars
+	}
+	return nil
+}
+
+// assignment is what the agent was told last of an instance.
+func (a *fakeAgent) assignment(instance string) *pb.Assignment {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.assigned[instance]
+}
+
+// routes are those of an app as the agent was told them last.
+func (a *fakeAgent) routes(environment, app string) []*pb.AssignedRoute {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, env := range a.networks {
+		for _, known := range env.GetApps() {
+			if env.GetName() == environment && known.GetApp() == app {
+				return known.GetRoutes()
+			}
+		}
 	}
 	return nil
 }
@@ -153,9 +176,11 @@ func (a *fakeAgent) act(ctx context.Context, msg *pb.WatchAssignmentsResponse) {
 	}
 	a.revision = msg.GetRevision()
 	a.keepVolumes(msg)
+	a.assigned, a.networks = map[string]*pb.Assignment{}, msg.GetEnvironments()
 	wanted := map[string]bool{}
 	for _, asg := range msg.GetAssignments() {
 		wanted[asg.GetInstance()] = true
+		a.assigned[asg.GetInstance()] = asg
 		i := a.instances[asg.GetInstance()]
 		if i == nil {
 			i = a.start(ctx, asg, releases[asg.GetRelease()])

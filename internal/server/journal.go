@@ -232,6 +232,8 @@ func opening(d *fleet.Deployment) string {
 		return fmt.Sprintf("deployment %s: stop %s in %s", d.ID, d.App, d.Environment)
 	case fleet.KindSettings:
 		return fmt.Sprintf("deployment %s: %s in %s gets its changed settings", d.ID, d.App, d.Environment)
+	case fleet.KindSecrets:
+		return fmt.Sprintf("deployment %s: %s in %s gets its changed secrets in place", d.ID, d.App, d.Environment)
 	case fleet.KindRestart:
 		return fmt.Sprintf("deployment %s: restart %s in %s", d.ID, d.App, d.Environment)
 	case fleet.KindScale:
@@ -253,6 +255,8 @@ func closing(d *fleet.Deployment) (level, text string) {
 		return levelInfo, fmt.Sprintf("%s is stopped%s", d.App, because)
 	case d.State == fleet.Succeeded && d.Kind == fleet.KindScale:
 		return levelInfo, fmt.Sprintf("%s: there are %d now%s", d.App, d.Count, because)
+	case d.State == fleet.Succeeded && d.Kind == fleet.KindSecrets:
+		return levelInfo, fmt.Sprintf("%s runs on; its hosts bring it the new secrets", d.App)
 	case d.State == fleet.Succeeded:
 		return levelInfo, fmt.Sprintf("%s of %s serves%s", d.Release.Short(), d.App, because)
 	case d.State == fleet.RolledBack:

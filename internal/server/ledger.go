@@ -268,6 +268,18 @@ func (l *ledger) stream(p fleet.Payload) string {
 		return "instance/" + p.Instance
 	case *fleet.ExecRequested:
 		return "instance/" + p.Instance
+	case *fleet.SecretPut:
+		return "env/" + p.Environment
+	case *fleet.SecretRevoked:
+		return "env/" + p.Environment
+	case *fleet.RouteSet:
+		return "env/" + p.Environment
+	case *fleet.RouteUnset:
+		return "env/" + p.Environment
+	case *fleet.RegistryLoggedIn:
+		return "registry/" + p.Registry
+	case *fleet.RegistryLoggedOut:
+		return "registry/" + p.Registry
 	default:
 		return streamOfSettings(p)
 	}

@@ -44,6 +44,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := s.ensureFirstToken(ctx); err != nil {
 		return fmt.Errorf("let the first administrator in: %w", err)
 	}
+	s.tidySealed(ctx)
 	s.log.InfoContext(ctx, "control plane runs", "version", s.opts.Version, "cluster", s.ledger.log.ID().String(), "head", s.ledger.log.Head().Seq)
 	for {
 		next, err := s.step(ctx)

@@ -62,7 +62,7 @@ func (c *control) CheckManifest(ctx context.Context, req *connect.Request[pb.Che
 		if env, err = environmentIn(st, req.Msg.GetEnvironment()); err != nil {
 			return
 		}
-		out = supplyOf(env).lacks(m)
+		out = supplyOf(st, env).lacks(m)
 		out.Count = 1 // what the first deployment has
 		if app := st.App(env.Name, m.Name); app != nil {
 			out.Count = uint32(app.Count)
@@ -101,15 +101,6 @@ func candidates(st *fleet.State, m *manifest.Manifest, image []string) []string 
 type supply struct {
 	vars    map[string]bool
 	bundles map[string]map[string]bool
-}
-
-// supplyOf is what an environment has. It has no secrets yet, as nothing sets any.
-func supplyOf(env *fleet.Environment) supply {
-	s := supply{vars: map[string]bool{}}
-	for name := range env.Vars {
-		s.vars[name] = true
-	}
-	return s
 }
 
 // lacks compares the supply with what a manifest needs.

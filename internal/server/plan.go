@@ -12,7 +12,6 @@ import (
 
 	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/fleet"
-	"github.com/pinnacehq/pinnace/internal/manifest"
 	"github.com/pinnacehq/pinnace/internal/rollout"
 )
 
@@ -46,16 +45,16 @@ func (c *control) proposeRequest(ctx context.Context, st *fleet.State, req *pb.P
 		if err != nil {
 			return nil, err
 		}
-		return c.propose(st, environment, r, nil, c.now())
+		return c.propose(st, environment, r, nil, c.now(), true)
 	case *pb.PlanRequest_Rollback:
 		// The request names no app: the record does, and without one there must be only one app.
-		id := target.Rollback.GetDeployment()
+		id, secrets := target.Rollback.GetDeployment(), target.Rollback.GetSecrets()
 		if d := st.Deployment(id); d != nil && d.Environment == environment {
-			return c.proposeRollback(st, environment, d.App, id)
+			return c.proposeRollback(st, environment, d.App, id, secrets)
 		}
 		apps := st.Apps(environment)
 		if id == "" && len(apps) == 1 {
-			return c.proposeRollback(st, environment, apps[0].Name, "")
+			return c.proposeRollback(st, environment, apps[0].Name, "", secrets)
 		}
 		if id == "" {
 			return nil, refuse(connect.CodeInvalidArgument, "%s has %d apps: name the deployment to go back to", environment, len(apps))
@@ -74,6 +73,9 @@ func (p *proposal) steps() []*pb.Step {
 	}
 	m, started := p.release.Manifest, 0
 	hosts := map[int]string{} // of ordinals
+	for _, name := range slices.Sorted(maps.Keys(p.secrets)) {
+		add("secrets", "", 0, "", "version %d of the secrets %s", p.secrets[name], name)
+	}
 	for _, step := range rollout.Foresee(p.view()) {
 		name := fmt.Sprintf("%s/%d", p.release.App, step.Ordinal)
 		switch {
@@ -104,10 +106,8 @@ func (p *proposal) steps() []*pb.Step {
 			}
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(m.Ports)) {
-		if port := m.Ports[name]; port.Expose == manifest.ExposePublic {
-			add("route", "", 0, "", "public port %d (%s) leads to ports.%s", port.PublicPort, port.Protocol, name)
-		}
+	for _, e := range p.endpoints {
+		add("route", "", 0, "", "%s leads to ports.%s", e, e.Name)
 	}
 	return steps
 }

@@ -23,6 +23,9 @@ type proposal struct {
 	kind        fleet.Kind
 	count       int
 	vars        map[string]string
+	secrets     map[string]uint64
+	endpoints   []fleet.Endpoint
+	older       []string          // what is said of secrets that go back
 	live        *fleet.Deployment // nil when nothing is
 	target      *fleet.Deployment // of a rollback
 	// unchanged is true when what it would bring is there already.
@@ -43,19 +46,20 @@ type proposal struct {
 }
 
 // propose checks everything that can be known before something is started. An error is fit for the wire, or
-// becomes so in onWire.
-func (s *Server) propose(st *fleet.State, environment string, r *fleet.Release, target *fleet.Deployment, now time.Time) (*proposal, error) {
+// becomes so in onWire. A rollback, which has a target, takes its secrets from there, or the newest ones.
+func (s *Server) propose(st *fleet.State, environment string, r *fleet.Release, target *fleet.Deployment, now time.Time, newest bool) (*proposal, error) {
 	p := &proposal{environment: environment, release: r, kind: fleet.KindDeploy, count: 1, target: target, app: st.App(environment, r.App), ready: map[string]bool{}, now: now}
 	if problems := r.Manifest.Unsupported(); problems.HasErrors() {
 		return nil, refuse(connect.CodeInvalidArgument, "release %s of %s is valid, but this version of Pinnace cannot run it:\n%s", r.ID.Short(), r.App, list(problems.Errors()))
 	}
+	var err error
 	if target != nil {
 		p.kind, p.vars = fleet.KindRollback, target.Vars
-	} else {
-		var err error
-		if p.vars, err = varsFor(st.Environment(environment), r.Manifest); err != nil {
-			return nil, err
-		}
+	} else if p.vars, err = varsFor(st.Environment(environment), r.Manifest); err != nil {
+		return nil, err
+	}
+	if p.secrets, err = proposedSecrets(st, p, newest); err != nil {
+		return nil, err
 	}
 	if p.app != nil {
 		p.count, p.live = p.app.Count, st.Deployment(p.app.Live)
@@ -72,6 +76,7 @@ func (s *Server) propose(st *fleet.State, environment string, r *fleet.Release, 
 	for o := range p.count {
 		p.volumes = append(p.volumes, volumeText(st, environment, r.Manifest, o))
 	}
+	p.endpoints = st.Endpoints(environment, r)
 	p.token = p.fingerprint()
 	if p.unchanged = p.isLive(st); p.unchanged {
 		return p, nil
@@ -82,7 +87,6 @@ func (s *Server) propose(st *fleet.State, environment string, r *fleet.Release, 
 	if err := s.reachVolumes(st, environment, r.Manifest, p.count, now); err != nil {
 		return nil, err
 	}
-	var err error
 	if p.bound, err = boundHosts(st, environment, r.Manifest, firstOrdinals(p.count)); err != nil {
 		return nil, err
 	}
@@ -122,7 +126,7 @@ func (p *proposal) firstStep() []int {
 
 // isLive reports whether the release serves with the settings that a deployment would have.
 func (p *proposal) isLive(st *fleet.State) bool {
-	if p.live == nil || p.live.Release != p.release.ID || p.live.Count != p.count || !maps.Equal(p.live.Vars, p.vars) {
+	if p.live == nil || p.live.Release != p.release.ID || p.live.Count != p.count || !maps.Equal(p.live.Vars, p.vars) || !maps.Equal(p.live.Secrets, p.secrets) {
 		return false
 	}
 	have := 0
@@ -155,6 +159,12 @@ func (p *proposal) fingerprint() string {
 	for _, text := range p.volumes {
 		fmt.Fprintf(h, "%d:%s,", len(text), text)
 	}
+	for _, name := range slices.Sorted(maps.Keys(p.secrets)) {
+		fmt.Fprintf(h, "%d:%s,%d,", len(name), name, p.secrets[name])
+	}
+	for _, e := range p.endpoints {
+		fmt.Fprintf(h, "%s=%s,", e.Name, e)
+	}
 	if p.app != nil {
 		fmt.Fprintf(h, "%s,%s,%s,", p.app.Live, p.app.Latest, strings.Join(p.app.Instances, ","))
 	}
@@ -165,6 +175,7 @@ func (p *proposal) fingerprint() string {
 func (p *proposal) started(id string) *fleet.DeploymentStarted {
 	e := &fleet.DeploymentStarted{
 		Deployment: id, Environment: p.environment, App: p.release.App, Kind: p.kind, Release: string(p.release.ID), Count: p.count, Vars: p.vars,
+		Secrets: p.secrets,
 	}
 	if p.live != nil {
 		e.Previous = p.live.ID
@@ -177,7 +188,7 @@ func (p *proposal) started(id string) *fleet.DeploymentStarted {
 
 // warnings are what the plan says beside its steps.
 func (p *proposal) warnings() []string {
-	var out []string
+	out := p.older
 	_, problems := manifest.Parse([]byte(p.release.Source))
 	for _, w := range problems.Warnings() {
 		out = append(out, fmt.Sprintf("%s %s: %s", w.Code, w.Key, w.Message))

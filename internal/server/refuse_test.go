@@ -181,7 +181,7 @@ path = "/run/db"
 `
 	future := p.release(text("future", 81, later), "v1")
 	for _, err := range []error{deploy("dev", future, ""), second(plan("dev", future))} {
-		wantCode(t, err, connect.CodeInvalidArgument, "E150")
+		wantCode(t, err, connect.CodeFailedPrecondition, "E401 secrets.db")
 		if err != nil && !strings.Contains(err.Error(), "secrets") {
 			t.Errorf("not all of what is missing is named: %v", err)
 		}

@@ -80,6 +80,6 @@ func (c *control) proposeScale(st *fleet.State, environment, name string, count 
 	}
 	return live, &fleet.DeploymentStarted{
 		Environment: environment, App: name, Kind: fleet.KindScale, Release: string(live.Release), Count: count,
-		Vars: maps.Clone(live.Vars), Previous: live.ID,
+		Vars: maps.Clone(live.Vars), Secrets: maps.Clone(live.Secrets), Previous: live.ID,
 	}, nil
 }

@@ -18,10 +18,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/pinnacehq/pinnace/internal/eventlog"
 	"github.com/pinnacehq/pinnace/internal/identity"
+	"github.com/pinnacehq/pinnace/internal/secret"
 )
 
 // Options of a Server. Engine, Logger, AdminToken and Authority are needed.
@@ -42,6 +44,10 @@ type Options struct {
 	Authority *identity.Authority
 	// APIPin may be the fingerprint of the authority of the certificate that the API is served with; tokens carry it.
 	APIPin identity.Fingerprint
+	// Keys seal what nobody may read, and Secrets keeps it; the server owns the store from New on, as it does the engine.
+	// Without both there can be no secrets and no logins at registries.
+	Keys    *secret.Keys
+	Secrets secret.Store
 	// Version is what the server says it is.
 	Version string
 	// HostTimeout is how long a host counts as connected after its last report; 15 s when 0.
@@ -69,6 +75,8 @@ type Server struct {
 	tokenUse *tokenUses
 	// changed fires after every commit, and after reports that say something new.
 	changed *signal
+	// putting is held while a secret or a login is made.
+	putting sync.Mutex
 	// wake asks the loop to look again.
 	wake chan struct{}
 
@@ -79,7 +87,7 @@ type Server struct {
 // New opens the log, folds it and returns a server that answers, and decides once Run is called.
 func New(ctx context.Context, opts Options) (*Server, error) {
 	if err := opts.complete(); err != nil {
-		return nil, errors.Join(err, closeEngine(opts.Engine))
+		return nil, errors.Join(err, closeEngine(opts.Engine), closeStore(opts.Secrets))
 	}
 	s := &Server{
 		opts: opts, log: opts.Logger, now: opts.Now, startedAt: opts.Now(),
@@ -88,7 +96,7 @@ func New(ctx context.Context, opts Options) (*Server, error) {
 	}
 	l, err := openLedger(ctx, opts, s.journals, s.committed)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, closeStore(opts.Secrets))
 	}
 	s.ledger = l
 	if s.leads() {
@@ -128,8 +136,15 @@ func closeEngine(e eventlog.Engine) error {
 	return e.Close()
 }
 
-// Close closes the log. Run and all handlers must have returned.
-func (s *Server) Close() error { return s.ledger.log.Close() }
+func closeStore(s secret.Store) error {
+	if s == nil {
+		return nil
+	}
+	return s.Close()
+}
+
+// Close closes the log and the store of secrets. Run and all handlers must have returned.
+func (s *Server) Close() error { return errors.Join(s.ledger.log.Close(), closeStore(s.opts.Secrets)) }
 
 // committed follows every event that is durable, in order. It is called by the log's writer.
 func (s *Server) committed(entries []entry) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -60,7 +61,7 @@ func (c *control) appStatus(st *fleet.State, app *fleet.App, now time.Time) *pb.
 	}
 	for n, r := range st.ReleasesInForce(app) {
 		if n == 0 {
-			out.Endpoints = endpoints(app, r.Manifest)
+			out.Endpoints = endpoints(st, app, r)
 		}
 	}
 	return out
@@ -68,17 +69,25 @@ func (c *control) appStatus(st *fleet.State, app *fleet.App, now time.Time) *pb.
 
 // endpoints are where the app can be reached: on every host for a public port, within the environment for an
 // internal one.
-func endpoints(app *fleet.App, m *manifest.Manifest) []*pb.Endpoint {
+func endpoints(st *fleet.State, app *fleet.App, r *fleet.Release) []*pb.Endpoint {
 	var out []*pb.Endpoint
-	for name, p := range m.Ports {
-		switch p.Expose {
-		case manifest.ExposePublic:
-			out = append(out, &pb.Endpoint{PortName: name, Protocol: p.Protocol, Expose: p.Expose, Address: ":" + strconv.Itoa(p.PublicPort)})
-		case manifest.ExposeInternal:
+	for _, e := range st.Endpoints(app.Environment, r) {
+		hosts := e.Names
+		if len(hosts) == 0 {
+			hosts = []string{e.Address}
+		}
+		for _, host := range hosts {
+			out = append(out, &pb.Endpoint{
+				PortName: e.Name, Protocol: e.Port.Protocol, Expose: e.Port.Expose, Address: net.JoinHostPort(host, strconv.Itoa(e.PublicPort)),
+			})
+		}
+	}
+	for name, p := range r.Manifest.Ports {
+		if p.Expose == manifest.ExposeInternal {
 			out = append(out, &pb.Endpoint{PortName: name, Protocol: p.Protocol, Expose: p.Expose, Address: fmt.Sprintf("%s.internal:%d", app.Name, p.Port)})
 		}
 	}
-	slices.SortFunc(out, func(a, b *pb.Endpoint) int { return strings.Compare(a.PortName, b.PortName) })
+	slices.SortStableFunc(out, func(a, b *pb.Endpoint) int { return strings.Compare(a.PortName, b.PortName) })
 	return out
 }
 

@@ -119,7 +119,7 @@ func (c *control) Restart(ctx context.Context, req *connect.Request[pb.RestartRe
 			}
 			restart = &fleet.DeploymentStarted{
 				Deployment: id, Environment: app.Environment, App: app.Name, Kind: fleet.KindRestart, Release: string(live.Release), Count: live.Count,
-				Vars: maps.Clone(live.Vars), Previous: live.ID,
+				Vars: maps.Clone(live.Vars), Secrets: maps.Clone(live.Secrets), Previous: live.ID,
 			}
 		}
 	})

@@ -179,7 +179,7 @@ func (c *control) proposeVars(st *fleet.State, req *pb.SetVarsRequest, out *pb.S
 		ids = append(ids, id)
 		events = append(events, &fleet.DeploymentStarted{
 			Deployment: id, Environment: env.Name, App: app.Name, Kind: fleet.KindSettings, Release: string(live.Release), Count: live.Count,
-			Vars: vars, Previous: live.ID,
+			Vars: vars, Secrets: maps.Clone(live.Secrets), Previous: live.ID,
 		})
 	}
 	return events, ids, nil

@@ -117,12 +117,12 @@ hosts = ["a"]
 		l.refuse(5, []string{fmt.Sprint(port), "app"}, "deploy", "-f", l.manifest("thief", web("thief", port)), "--image", good)
 		stillServes(t)
 	})
-	t.Run("what has no effect yet", func(t *testing.T) {
+	t.Run("secrets that are not there", func(t *testing.T) {
 		later := l.manifest("later", web("later", freePort(t))+"secrets.api = { path = \"/run/secrets/api\" }\n")
 		if r := l.pinnace("check", later); r.status != 0 {
 			t.Errorf("check: %s", r)
 		}
-		l.refuse(2, []string{"E150", "secrets"}, "deploy", "-f", later, "--image", good)
+		l.refuse(5, []string{"E401", "secrets.api", "pinnace secrets put"}, "deploy", "-f", later, "--image", good)
 		stillServes(t)
 	})
 	t.Run("archive given as an image", func(t *testing.T) {

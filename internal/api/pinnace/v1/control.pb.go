@@ -5812,7 +5812,7 @@ var File_pinnace_v1_control_proto protoreflect.FileDescriptor
 const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"\x18pinnace/v1/control.proto\x12\n" +
-	"pinnace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19pinnace/v1/identity.proto\x1a\x16pinnace/v1/reach.proto\x1a\x18pinnace/v1/release.proto\x1a\x17pinnace/v1/volume.proto\"1\n" +
+	"pinnace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19pinnace/v1/identity.proto\x1a\x16pinnace/v1/reach.proto\x1a\x18pinnace/v1/release.proto\x1a\x17pinnace/v1/routes.proto\x1a\x18pinnace/v1/secrets.proto\x1a\x17pinnace/v1/volume.proto\"1\n" +
 	"\x14GetServerInfoRequest\x12\x19\n" +
 	"\bseen_seq\x18\x01 \x01(\x04R\aseenSeq\"\x8f\x02\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
@@ -6290,7 +6290,7 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x14STEERING_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTEERING_PAUSE\x10\x01\x12\x13\n" +
 	"\x0fSTEERING_RESUME\x10\x02\x12\x12\n" +
-	"\x0eSTEERING_ABORT\x10\x032\xa5\x1f\n" +
+	"\x0eSTEERING_ABORT\x10\x032\xe5%\n" +
 	"\x0eControlService\x12Y\n" +
 	"\rGetServerInfo\x12 .pinnace.v1.GetServerInfoRequest\x1a!.pinnace.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12`\n" +
 	"\x11CreateEnvironment\x12$.pinnace.v1.CreateEnvironmentRequest\x1a%.pinnace.v1.CreateEnvironmentResponse\x12b\n" +
@@ -6348,7 +6348,19 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\vRevokeToken\x12\x1e.pinnace.v1.RevokeTokenRequest\x1a\x1f.pinnace.v1.RevokeTokenResponse\x12Z\n" +
 	"\x0fCreateJoinToken\x12\".pinnace.v1.CreateJoinTokenRequest\x1a#.pinnace.v1.CreateJoinTokenResponse\x12K\n" +
 	"\n" +
-	"RevokeHost\x12\x1d.pinnace.v1.RevokeHostRequest\x1a\x1e.pinnace.v1.RevokeHostResponseB\xa7\x01\n" +
+	"RevokeHost\x12\x1d.pinnace.v1.RevokeHostRequest\x1a\x1e.pinnace.v1.RevokeHostResponse\x12H\n" +
+	"\tPutSecret\x12\x1c.pinnace.v1.PutSecretRequest\x1a\x1d.pinnace.v1.PutSecretResponse\x12S\n" +
+	"\vListSecrets\x12\x1e.pinnace.v1.ListSecretsRequest\x1a\x1f.pinnace.v1.ListSecretsResponse\"\x03\x90\x02\x01\x12M\n" +
+	"\tGetSecret\x12\x1c.pinnace.v1.GetSecretRequest\x1a\x1d.pinnace.v1.GetSecretResponse\"\x03\x90\x02\x01\x12Q\n" +
+	"\fRevokeSecret\x12\x1f.pinnace.v1.RevokeSecretRequest\x1a .pinnace.v1.RevokeSecretResponse\x12T\n" +
+	"\rLoginRegistry\x12 .pinnace.v1.LoginRegistryRequest\x1a!.pinnace.v1.LoginRegistryResponse\x12W\n" +
+	"\x0eLogoutRegistry\x12!.pinnace.v1.LogoutRegistryRequest\x1a\".pinnace.v1.LogoutRegistryResponse\x12h\n" +
+	"\x12ListRegistryLogins\x12%.pinnace.v1.ListRegistryLoginsRequest\x1a&.pinnace.v1.ListRegistryLoginsResponse\"\x03\x90\x02\x01\x12E\n" +
+	"\bSetRoute\x12\x1b.pinnace.v1.SetRouteRequest\x1a\x1c.pinnace.v1.SetRouteResponse\x12K\n" +
+	"\n" +
+	"UnsetRoute\x12\x1d.pinnace.v1.UnsetRouteRequest\x1a\x1e.pinnace.v1.UnsetRouteResponse\x12P\n" +
+	"\n" +
+	"ListRoutes\x12\x1d.pinnace.v1.ListRoutesRequest\x1a\x1e.pinnace.v1.ListRoutesResponse\"\x03\x90\x02\x01B\xa7\x01\n" +
 	"\x0ecom.pinnace.v1B\fControlProtoP\x01Z>github.com/pinnacehq/pinnace/internal/api/pinnace/v1;pinnacev1\xa2\x02\x03PXX\xaa\x02\n" +
 	"Pinnace.V1\xca\x02\n" +
 	"Pinnace\\V1\xe2\x02\x16Pinnace\\V1\\GPBMetadata\xea\x02\vPinnace::V1b\x06proto3"
@@ -6478,25 +6490,44 @@ var file_pinnace_v1_control_proto_goTypes = []any{
 	(*RevokeTokenRequest)(nil),         // 107: pinnace.v1.RevokeTokenRequest
 	(*CreateJoinTokenRequest)(nil),     // 108: pinnace.v1.CreateJoinTokenRequest
 	(*RevokeHostRequest)(nil),          // 109: pinnace.v1.RevokeHostRequest
-	(*ListUsageResponse)(nil),          // 110: pinnace.v1.ListUsageResponse
-	(*ForwardPortResponse)(nil),        // 111: pinnace.v1.ForwardPortResponse
-	(*ListVolumesResponse)(nil),        // 112: pinnace.v1.ListVolumesResponse
-	(*GrowVolumeResponse)(nil),         // 113: pinnace.v1.GrowVolumeResponse
-	(*DetachVolumeResponse)(nil),       // 114: pinnace.v1.DetachVolumeResponse
-	(*DeleteVolumeResponse)(nil),       // 115: pinnace.v1.DeleteVolumeResponse
-	(*SnapshotVolumeResponse)(nil),     // 116: pinnace.v1.SnapshotVolumeResponse
-	(*DeleteSnapshotResponse)(nil),     // 117: pinnace.v1.DeleteSnapshotResponse
-	(*ExportVolumeResponse)(nil),       // 118: pinnace.v1.ExportVolumeResponse
-	(*ImportVolumeResponse)(nil),       // 119: pinnace.v1.ImportVolumeResponse
-	(*GetQuotaResponse)(nil),           // 120: pinnace.v1.GetQuotaResponse
-	(*SetQuotaResponse)(nil),           // 121: pinnace.v1.SetQuotaResponse
-	(*DestroyAppResponse)(nil),         // 122: pinnace.v1.DestroyAppResponse
-	(*DestroyEnvironmentResponse)(nil), // 123: pinnace.v1.DestroyEnvironmentResponse
-	(*CreateTokenResponse)(nil),        // 124: pinnace.v1.CreateTokenResponse
-	(*ListTokensResponse)(nil),         // 125: pinnace.v1.ListTokensResponse
-	(*RevokeTokenResponse)(nil),        // 126: pinnace.v1.RevokeTokenResponse
-	(*CreateJoinTokenResponse)(nil),    // 127: pinnace.v1.CreateJoinTokenResponse
-	(*RevokeHostResponse)(nil),         // 128: pinnace.v1.RevokeHostResponse
+	(*PutSecretRequest)(nil),           // 110: pinnace.v1.PutSecretRequest
+	(*ListSecretsRequest)(nil),         // 111: pinnace.v1.ListSecretsRequest
+	(*GetSecretRequest)(nil),           // 112: pinnace.v1.GetSecretRequest
+	(*RevokeSecretRequest)(nil),        // 113: pinnace.v1.RevokeSecretRequest
+	(*LoginRegistryRequest)(nil),       // 114: pinnace.v1.LoginRegistryRequest
+	(*LogoutRegistryRequest)(nil),      // 115: pinnace.v1.LogoutRegistryRequest
+	(*ListRegistryLoginsRequest)(nil),  // 116: pinnace.v1.ListRegistryLoginsRequest
+	(*SetRouteRequest)(nil),            // 117: pinnace.v1.SetRouteRequest
+	(*UnsetRouteRequest)(nil),          // 118: pinnace.v1.UnsetRouteRequest
+	(*ListRoutesRequest)(nil),          // 119: pinnace.v1.ListRoutesRequest
+	(*ListUsageResponse)(nil),          // 120: pinnace.v1.ListUsageResponse
+	(*ForwardPortResponse)(nil),        // 121: pinnace.v1.ForwardPortResponse
+	(*ListVolumesResponse)(nil),        // 122: pinnace.v1.ListVolumesResponse
+	(*GrowVolumeResponse)(nil),         // 123: pinnace.v1.GrowVolumeResponse
+	(*DetachVolumeResponse)(nil),       // 124: pinnace.v1.DetachVolumeResponse
+	(*DeleteVolumeResponse)(nil),       // 125: pinnace.v1.DeleteVolumeResponse
+	(*SnapshotVolumeResponse)(nil),     // 126: pinnace.v1.SnapshotVolumeResponse
+	(*DeleteSnapshotResponse)(nil),     // 127: pinnace.v1.DeleteSnapshotResponse
+	(*ExportVolumeResponse)(nil),       // 128: pinnace.v1.ExportVolumeResponse
+	(*ImportVolumeResponse)(nil),       // 129: pinnace.v1.ImportVolumeResponse
+	(*GetQuotaResponse)(nil),           // 130: pinnace.v1.GetQuotaResponse
+	(*SetQuotaResponse)(nil),           // 131: pinnace.v1.SetQuotaResponse
+	(*DestroyAppResponse)(nil),         // 132: pinnace.v1.DestroyAppResponse
+	(*DestroyEnvironmentResponse)(nil), // 133: pinnace.v1.DestroyEnvironmentResponse
+	(*CreateTokenResponse)(nil),        // 134: pinnace.v1.CreateTokenResponse
+	(*ListTokensResponse)(nil),         // 135: pinnace.v1.ListTokensResponse
+	(*RevokeTokenResponse)(nil),        // 136: pinnace.v1.RevokeTokenResponse
+	(*CreateJoinTokenResponse)(nil),    // 137: pinnace.v1.CreateJoinTokenResponse
+	(*RevokeHostResponse)(nil),         // 138: pinnace.v1.RevokeHostResponse
+	(*ListSecretsResponse)(nil),        // 139: pinnace.v1.ListSecretsResponse
+	(*GetSecretResponse)(nil),          // 140: pinnace.v1.GetSecretResponse
+	(*RevokeSecretResponse)(nil),       // 141: pinnace.v1.RevokeSecretResponse
+	(*LoginRegistryResponse)(nil),      // 142: pinnace.v1.LoginRegistryResponse
+	(*LogoutRegistryResponse)(nil),     // 143: pinnace.v1.LogoutRegistryResponse
+	(*ListRegistryLoginsResponse)(nil), // 144: pinnace.v1.ListRegistryLoginsResponse
+	(*SetRouteResponse)(nil),           // 145: pinnace.v1.SetRouteResponse
+	(*UnsetRouteResponse)(nil),         // 146: pinnace.v1.UnsetRouteResponse
+	(*ListRoutesResponse)(nil),         // 147: pinnace.v1.ListRoutesResponse
 }
 var file_pinnace_v1_control_proto_depIdxs = []int32{
 	88,  // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
@@ -6610,57 +6641,77 @@ var file_pinnace_v1_control_proto_depIdxs = []int32{
 	107, // 108: pinnace.v1.ControlService.RevokeToken:input_type -> pinnace.v1.RevokeTokenRequest
 	108, // 109: pinnace.v1.ControlService.CreateJoinToken:input_type -> pinnace.v1.CreateJoinTokenRequest
 	109, // 110: pinnace.v1.ControlService.RevokeHost:input_type -> pinnace.v1.RevokeHostRequest
-	2,   // 111: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
-	7,   // 112: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
-	9,   // 113: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
-	12,  // 114: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
-	14,  // 115: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
-	16,  // 116: pinnace.v1.ControlService.SetPlacement:output_type -> pinnace.v1.SetPlacementResponse
-	19,  // 117: pinnace.v1.ControlService.ListPlacements:output_type -> pinnace.v1.ListPlacementsResponse
-	25,  // 118: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
-	21,  // 119: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
-	23,  // 120: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
-	27,  // 121: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
-	29,  // 122: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
-	31,  // 123: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
-	33,  // 124: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
-	38,  // 125: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
-	40,  // 126: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
-	42,  // 127: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
-	50,  // 128: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
-	44,  // 129: pinnace.v1.ControlService.Restart:output_type -> pinnace.v1.RestartResponse
-	46,  // 130: pinnace.v1.ControlService.Steer:output_type -> pinnace.v1.SteerResponse
-	48,  // 131: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
-	55,  // 132: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
-	53,  // 133: pinnace.v1.ControlService.ListDeployments:output_type -> pinnace.v1.ListDeploymentsResponse
-	59,  // 134: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
-	65,  // 135: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
-	67,  // 136: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
-	70,  // 137: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
-	75,  // 138: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
-	110, // 139: pinnace.v1.ControlService.ListUsage:output_type -> pinnace.v1.ListUsageResponse
-	111, // 140: pinnace.v1.ControlService.ForwardPort:output_type -> pinnace.v1.ForwardPortResponse
-	112, // 141: pinnace.v1.ControlService.ListVolumes:output_type -> pinnace.v1.ListVolumesResponse
-	113, // 142: pinnace.v1.ControlService.GrowVolume:output_type -> pinnace.v1.GrowVolumeResponse
-	114, // 143: pinnace.v1.ControlService.DetachVolume:output_type -> pinnace.v1.DetachVolumeResponse
-	115, // 144: pinnace.v1.ControlService.DeleteVolume:output_type -> pinnace.v1.DeleteVolumeResponse
-	116, // 145: pinnace.v1.ControlService.SnapshotVolume:output_type -> pinnace.v1.SnapshotVolumeResponse
-	117, // 146: pinnace.v1.ControlService.DeleteSnapshot:output_type -> pinnace.v1.DeleteSnapshotResponse
-	118, // 147: pinnace.v1.ControlService.ExportVolume:output_type -> pinnace.v1.ExportVolumeResponse
-	119, // 148: pinnace.v1.ControlService.ImportVolume:output_type -> pinnace.v1.ImportVolumeResponse
-	120, // 149: pinnace.v1.ControlService.GetQuota:output_type -> pinnace.v1.GetQuotaResponse
-	121, // 150: pinnace.v1.ControlService.SetQuota:output_type -> pinnace.v1.SetQuotaResponse
-	122, // 151: pinnace.v1.ControlService.DestroyApp:output_type -> pinnace.v1.DestroyAppResponse
-	123, // 152: pinnace.v1.ControlService.DestroyEnvironment:output_type -> pinnace.v1.DestroyEnvironmentResponse
-	81,  // 153: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
-	4,   // 154: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
-	124, // 155: pinnace.v1.ControlService.CreateToken:output_type -> pinnace.v1.CreateTokenResponse
-	125, // 156: pinnace.v1.ControlService.ListTokens:output_type -> pinnace.v1.ListTokensResponse
-	126, // 157: pinnace.v1.ControlService.RevokeToken:output_type -> pinnace.v1.RevokeTokenResponse
-	127, // 158: pinnace.v1.ControlService.CreateJoinToken:output_type -> pinnace.v1.CreateJoinTokenResponse
-	128, // 159: pinnace.v1.ControlService.RevokeHost:output_type -> pinnace.v1.RevokeHostResponse
-	111, // [111:160] is the sub-list for method output_type
-	62,  // [62:111] is the sub-list for method input_type
+	110, // 111: pinnace.v1.ControlService.PutSecret:input_type -> pinnace.v1.PutSecretRequest
+	111, // 112: pinnace.v1.ControlService.ListSecrets:input_type -> pinnace.v1.ListSecretsRequest
+	112, // 113: pinnace.v1.ControlService.GetSecret:input_type -> pinnace.v1.GetSecretRequest
+	113, // 114: pinnace.v1.ControlService.RevokeSecret:input_type -> pinnace.v1.RevokeSecretRequest
+	114, // 115: pinnace.v1.ControlService.LoginRegistry:input_type -> pinnace.v1.LoginRegistryRequest
+	115, // 116: pinnace.v1.ControlService.LogoutRegistry:input_type -> pinnace.v1.LogoutRegistryRequest
+	116, // 117: pinnace.v1.ControlService.ListRegistryLogins:input_type -> pinnace.v1.ListRegistryLoginsRequest
+	117, // 118: pinnace.v1.ControlService.SetRoute:input_type -> pinnace.v1.SetRouteRequest
+	118, // 119: pinnace.v1.ControlService.UnsetRoute:input_type -> pinnace.v1.UnsetRouteRequest
+	119, // 120: pinnace.v1.ControlService.ListRoutes:input_type -> pinnace.v1.ListRoutesRequest
+	2,   // 121: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
+	7,   // 122: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
+	9,   // 123: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
+	12,  // 124: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
+	14,  // 125: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
+	16,  // 126: pinnace.v1.ControlService.SetPlacement:output_type -> pinnace.v1.SetPlacementResponse
+	19,  // 127: pinnace.v1.ControlService.ListPlacements:output_type -> pinnace.v1.ListPlacementsResponse
+	25,  // 128: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
+	21,  // 129: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
+	23,  // 130: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
+	27,  // 131: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
+	29,  // 132: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
+	31,  // 133: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
+	33,  // 134: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
+	38,  // 135: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
+	40,  // 136: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
+	42,  // 137: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
+	50,  // 138: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
+	44,  // 139: pinnace.v1.ControlService.Restart:output_type -> pinnace.v1.RestartResponse
+	46,  // 140: pinnace.v1.ControlService.Steer:output_type -> pinnace.v1.SteerResponse
+	48,  // 141: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
+	55,  // 142: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
+	53,  // 143: pinnace.v1.ControlService.ListDeployments:output_type -> pinnace.v1.ListDeploymentsResponse
+	59,  // 144: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
+	65,  // 145: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
+	67,  // 146: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
+	70,  // 147: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
+	75,  // 148: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
+	120, // 149: pinnace.v1.ControlService.ListUsage:output_type -> pinnace.v1.ListUsageResponse
+	121, // 150: pinnace.v1.ControlService.ForwardPort:output_type -> pinnace.v1.ForwardPortResponse
+	122, // 151: pinnace.v1.ControlService.ListVolumes:output_type -> pinnace.v1.ListVolumesResponse
+	123, // 152: pinnace.v1.ControlService.GrowVolume:output_type -> pinnace.v1.GrowVolumeResponse
+	124, // 153: pinnace.v1.ControlService.DetachVolume:output_type -> pinnace.v1.DetachVolumeResponse
+	125, // 154: pinnace.v1.ControlService.DeleteVolume:output_type -> pinnace.v1.DeleteVolumeResponse
+	126, // 155: pinnace.v1.ControlService.SnapshotVolume:output_type -> pinnace.v1.SnapshotVolumeResponse
+	127, // 156: pinnace.v1.ControlService.DeleteSnapshot:output_type -> pinnace.v1.DeleteSnapshotResponse
+	128, // 157: pinnace.v1.ControlService.ExportVolume:output_type -> pinnace.v1.ExportVolumeResponse
+	129, // 158: pinnace.v1.ControlService.ImportVolume:output_type -> pinnace.v1.ImportVolumeResponse
+	130, // 159: pinnace.v1.ControlService.GetQuota:output_type -> pinnace.v1.GetQuotaResponse
+	131, // 160: pinnace.v1.ControlService.SetQuota:output_type -> pinnace.v1.SetQuotaResponse
+	132, // 161: pinnace.v1.ControlService.DestroyApp:output_type -> pinnace.v1.DestroyAppResponse
+	133, // 162: pinnace.v1.ControlService.DestroyEnvironment:output_type -> pinnace.v1.DestroyEnvironmentResponse
+	81,  // 163: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
+	4,   // 164: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
+	134, // 165: pinnace.v1.ControlService.CreateToken:output_type -> pinnace.v1.CreateTokenResponse
+	135, // 166: pinnace.v1.ControlService.ListTokens:output_type -> pinnace.v1.ListTokensResponse
+	136, // 167: pinnace.v1.ControlService.RevokeToken:output_type -> pinnace.v1.RevokeTokenResponse
+	137, // 168: pinnace.v1.ControlService.CreateJoinToken:output_type -> pinnace.v1.CreateJoinTokenResponse
+	138, // 169: pinnace.v1.ControlService.RevokeHost:output_type -> pinnace.v1.RevokeHostResponse
+	82,  // 170: pinnace.v1.ControlService.PutSecret:output_type -> pinnace.v1.PutSecretResponse
+	139, // 171: pinnace.v1.ControlService.ListSecrets:output_type -> pinnace.v1.ListSecretsResponse
+	140, // 172: pinnace.v1.ControlService.GetSecret:output_type -> pinnace.v1.GetSecretResponse
+	141, // 173: pinnace.v1.ControlService.RevokeSecret:output_type -> pinnace.v1.RevokeSecretResponse
+	142, // 174: pinnace.v1.ControlService.LoginRegistry:output_type -> pinnace.v1.LoginRegistryResponse
+	143, // 175: pinnace.v1.ControlService.LogoutRegistry:output_type -> pinnace.v1.LogoutRegistryResponse
+	144, // 176: pinnace.v1.ControlService.ListRegistryLogins:output_type -> pinnace.v1.ListRegistryLoginsResponse
+	145, // 177: pinnace.v1.ControlService.SetRoute:output_type -> pinnace.v1.SetRouteResponse
+	146, // 178: pinnace.v1.ControlService.UnsetRoute:output_type -> pinnace.v1.UnsetRouteResponse
+	147, // 179: pinnace.v1.ControlService.ListRoutes:output_type -> pinnace.v1.ListRoutesResponse
+	121, // [121:180] is the sub-list for method output_type
+	62,  // [62:121] is the sub-list for method input_type
 	62,  // [62:62] is the sub-list for extension type_name
 	62,  // [62:62] is the sub-list for extension extendee
 	0,   // [0:62] is the sub-list for field type_name
@@ -6674,6 +6725,8 @@ func file_pinnace_v1_control_proto_init() {
 	file_pinnace_v1_identity_proto_init()
 	file_pinnace_v1_reach_proto_init()
 	file_pinnace_v1_release_proto_init()
+	file_pinnace_v1_routes_proto_init()
+	file_pinnace_v1_secrets_proto_init()
 	file_pinnace_v1_volume_proto_init()
 	file_pinnace_v1_control_proto_msgTypes[35].OneofWrappers = []any{
 		(*PlanRequest_Release)(nil),

@@ -168,6 +168,35 @@ const (
 	// ControlServiceRevokeHostProcedure is the fully-qualified name of the ControlService's RevokeHost
 	// RPC.
 	ControlServiceRevokeHostProcedure = "/pinnace.v1.ControlService/RevokeHost"
+	// ControlServicePutSecretProcedure is the fully-qualified name of the ControlService's PutSecret
+	// RPC.
+	ControlServicePutSecretProcedure = "/pinnace.v1.ControlService/PutSecret"
+	// ControlServiceListSecretsProcedure is the fully-qualified name of the ControlService's
+	// ListSecrets RPC.
+	ControlServiceListSecretsProcedure = "/pinnace.v1.ControlService/ListSecrets"
+	// ControlServiceGetSecretProcedure is the fully-qualified name of the ControlService's GetSecret
+	// RPC.
+	ControlServiceGetSecretProcedure = "/pinnace.v1.ControlService/GetSecret"
+	// ControlServiceRevokeSecretProcedure is the fully-qualified name of the ControlService's
+	// RevokeSecret RPC.
+	ControlServiceRevokeSecretProcedure = "/pinnace.v1.ControlService/RevokeSecret"
+	// ControlServiceLoginRegistryProcedure is the fully-qualified name of the ControlService's
+	// LoginRegistry RPC.
+	ControlServiceLoginRegistryProcedure = "/pinnace.v1.ControlService/LoginRegistry"
+	// ControlServiceLogoutRegistryProcedure is the fully-qualified name of the ControlService's
+	// LogoutRegistry RPC.
+	ControlServiceLogoutRegistryProcedure = "/pinnace.v1.ControlService/LogoutRegistry"
+	// ControlServiceListRegistryLoginsProcedure is the fully-qualified name of the ControlService's
+	// ListRegistryLogins RPC.
+	ControlServiceListRegistryLoginsProcedure = "/pinnace.v1.ControlService/ListRegistryLogins"
+	// ControlServiceSetRouteProcedure is the fully-qualified name of the ControlService's SetRoute RPC.
+	ControlServiceSetRouteProcedure = "/pinnace.v1.ControlService/SetRoute"
+	// ControlServiceUnsetRouteProcedure is the fully-qualified name of the ControlService's UnsetRoute
+	// RPC.
+	ControlServiceUnsetRouteProcedure = "/pinnace.v1.ControlService/UnsetRoute"
+	// ControlServiceListRoutesProcedure is the fully-qualified name of the ControlService's ListRoutes
+	// RPC.
+	ControlServiceListRoutesProcedure = "/pinnace.v1.ControlService/ListRoutes"
 )
 
 // ControlServiceClient is a client for the pinnace.v1.ControlService service.
@@ -250,6 +279,22 @@ type ControlServiceClient interface {
 	CreateJoinToken(context.Context, *connect.Request[v1.CreateJoinTokenRequest]) (*connect.Response[v1.CreateJoinTokenResponse], error)
 	// RevokeHost ends the identity of a host. What it ran is started elsewhere, as when it is away.
 	RevokeHost(context.Context, *connect.Request[v1.RevokeHostRequest]) (*connect.Response[v1.RevokeHostResponse], error)
+	// PutSecret makes a new version of a secret bundle, and brings it to the live apps that use the bundle, as their
+	// manifests say.
+	PutSecret(context.Context, *connect.Request[v1.PutSecretRequest]) (*connect.Response[v1.PutSecretResponse], error)
+	// ListSecrets and GetSecret tell of bundles, their versions and their keys. Values are given to hosts only.
+	ListSecrets(context.Context, *connect.Request[v1.ListSecretsRequest]) (*connect.Response[v1.ListSecretsResponse], error)
+	GetSecret(context.Context, *connect.Request[v1.GetSecretRequest]) (*connect.Response[v1.GetSecretResponse], error)
+	// RevokeSecret destroys the values of versions that nothing runs with. There is no way back.
+	RevokeSecret(context.Context, *connect.Request[v1.RevokeSecretRequest]) (*connect.Response[v1.RevokeSecretResponse], error)
+	// LoginRegistry keeps what hosts pull images of an environment with.
+	LoginRegistry(context.Context, *connect.Request[v1.LoginRegistryRequest]) (*connect.Response[v1.LoginRegistryResponse], error)
+	LogoutRegistry(context.Context, *connect.Request[v1.LogoutRegistryRequest]) (*connect.Response[v1.LogoutRegistryResponse], error)
+	ListRegistryLogins(context.Context, *connect.Request[v1.ListRegistryLoginsRequest]) (*connect.Response[v1.ListRegistryLoginsResponse], error)
+	// SetRoute says where a public port of an app is reached in an environment. What runs is not touched.
+	SetRoute(context.Context, *connect.Request[v1.SetRouteRequest]) (*connect.Response[v1.SetRouteResponse], error)
+	UnsetRoute(context.Context, *connect.Request[v1.UnsetRouteRequest]) (*connect.Response[v1.UnsetRouteResponse], error)
+	ListRoutes(context.Context, *connect.Request[v1.ListRoutesRequest]) (*connect.Response[v1.ListRoutesResponse], error)
 }
 
 // NewControlServiceClient constructs a client for the pinnace.v1.ControlService service. By
@@ -578,6 +623,70 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("RevokeHost")),
 			connect.WithClientOptions(opts...),
 		),
+		putSecret: connect.NewClient[v1.PutSecretRequest, v1.PutSecretResponse](
+			httpClient,
+			baseURL+ControlServicePutSecretProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("PutSecret")),
+			connect.WithClientOptions(opts...),
+		),
+		listSecrets: connect.NewClient[v1.ListSecretsRequest, v1.ListSecretsResponse](
+			httpClient,
+			baseURL+ControlServiceListSecretsProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ListSecrets")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		getSecret: connect.NewClient[v1.GetSecretRequest, v1.GetSecretResponse](
+			httpClient,
+			baseURL+ControlServiceGetSecretProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("GetSecret")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		revokeSecret: connect.NewClient[v1.RevokeSecretRequest, v1.RevokeSecretResponse](
+			httpClient,
+			baseURL+ControlServiceRevokeSecretProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("RevokeSecret")),
+			connect.WithClientOptions(opts...),
+		),
+		loginRegistry: connect.NewClient[v1.LoginRegistryRequest, v1.LoginRegistryResponse](
+			httpClient,
+			baseURL+ControlServiceLoginRegistryProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("LoginRegistry")),
+			connect.WithClientOptions(opts...),
+		),
+		logoutRegistry: connect.NewClient[v1.LogoutRegistryRequest, v1.LogoutRegistryResponse](
+			httpClient,
+			baseURL+ControlServiceLogoutRegistryProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("LogoutRegistry")),
+			connect.WithClientOptions(opts...),
+		),
+		listRegistryLogins: connect.NewClient[v1.ListRegistryLoginsRequest, v1.ListRegistryLoginsResponse](
+			httpClient,
+			baseURL+ControlServiceListRegistryLoginsProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ListRegistryLogins")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		setRoute: connect.NewClient[v1.SetRouteRequest, v1.SetRouteResponse](
+			httpClient,
+			baseURL+ControlServiceSetRouteProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("SetRoute")),
+			connect.WithClientOptions(opts...),
+		),
+		unsetRoute: connect.NewClient[v1.UnsetRouteRequest, v1.UnsetRouteResponse](
+			httpClient,
+			baseURL+ControlServiceUnsetRouteProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("UnsetRoute")),
+			connect.WithClientOptions(opts...),
+		),
+		listRoutes: connect.NewClient[v1.ListRoutesRequest, v1.ListRoutesResponse](
+			httpClient,
+			baseURL+ControlServiceListRoutesProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ListRoutes")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -632,6 +741,16 @@ type controlServiceClient struct {
 	revokeToken        *connect.Client[v1.RevokeTokenRequest, v1.RevokeTokenResponse]
 	createJoinToken    *connect.Client[v1.CreateJoinTokenRequest, v1.CreateJoinTokenResponse]
 	revokeHost         *connect.Client[v1.RevokeHostRequest, v1.RevokeHostResponse]
+	putSecret          *connect.Client[v1.PutSecretRequest, v1.PutSecretResponse]
+	listSecrets        *connect.Client[v1.ListSecretsRequest, v1.ListSecretsResponse]
+	getSecret          *connect.Client[v1.GetSecretRequest, v1.GetSecretResponse]
+	revokeSecret       *connect.Client[v1.RevokeSecretRequest, v1.RevokeSecretResponse]
+	loginRegistry      *connect.Client[v1.LoginRegistryRequest, v1.LoginRegistryResponse]
+	logoutRegistry     *connect.Client[v1.LogoutRegistryRequest, v1.LogoutRegistryResponse]
+	listRegistryLogins *connect.Client[v1.ListRegistryLoginsRequest, v1.ListRegistryLoginsResponse]
+	setRoute           *connect.Client[v1.SetRouteRequest, v1.SetRouteResponse]
+	unsetRoute         *connect.Client[v1.UnsetRouteRequest, v1.UnsetRouteResponse]
+	listRoutes         *connect.Client[v1.ListRoutesRequest, v1.ListRoutesResponse]
 }
 
 // GetServerInfo calls pinnace.v1.ControlService.GetServerInfo.
@@ -879,6 +998,56 @@ func (c *controlServiceClient) RevokeHost(ctx context.Context, req *connect.Requ
 	return c.revokeHost.CallUnary(ctx, req)
 }
 
+// PutSecret calls pinnace.v1.ControlService.PutSecret.
+func (c *controlServiceClient) PutSecret(ctx context.Context, req *connect.Request[v1.PutSecretRequest]) (*connect.Response[v1.PutSecretResponse], error) {
+	return c.putSecret.CallUnary(ctx, req)
+}
+
+// ListSecrets calls pinnace.v1.ControlService.ListSecrets.
+func (c *controlServiceClient) ListSecrets(ctx context.Context, req *connect.Request[v1.ListSecretsRequest]) (*connect.Response[v1.ListSecretsResponse], error) {
+	return c.listSecrets.CallUnary(ctx, req)
+}
+
+// GetSecret calls pinnace.v1.ControlService.GetSecret.
+func (c *controlServiceClient) GetSecret(ctx context.Context, req *connect.Request[v1.GetSecretRequest]) (*connect.Response[v1.GetSecretResponse], error) {
+	return c.getSecret.CallUnary(ctx, req)
+}
+
+// RevokeSecret calls pinnace.v1.ControlService.RevokeSecret.
+func (c *controlServiceClient) RevokeSecret(ctx context.Context, req *connect.Request[v1.RevokeSecretRequest]) (*connect.Response[v1.RevokeSecretResponse], error) {
+	return c.revokeSecret.CallUnary(ctx, req)
+}
+
+// LoginRegistry calls pinnace.v1.ControlService.LoginRegistry.
+func (c *controlServiceClient) LoginRegistry(ctx context.Context, req *connect.Request[v1.LoginRegistryRequest]) (*connect.Response[v1.LoginRegistryResponse], error) {
+	return c.loginRegistry.CallUnary(ctx, req)
+}
+
+// LogoutRegistry calls pinnace.v1.ControlService.LogoutRegistry.
+func (c *controlServiceClient) LogoutRegistry(ctx context.Context, req *connect.Request[v1.LogoutRegistryRequest]) (*connect.Response[v1.LogoutRegistryResponse], error) {
+	return c.logoutRegistry.CallUnary(ctx, req)
+}
+
+// ListRegistryLogins calls pinnace.v1.ControlService.ListRegistryLogins.
+func (c *controlServiceClient) ListRegistryLogins(ctx context.Context, req *connect.Request[v1.ListRegistryLoginsRequest]) (*connect.Response[v1.ListRegistryLoginsResponse], error) {
+	return c.listRegistryLogins.CallUnary(ctx, req)
+}
+
+// SetRoute calls pinnace.v1.ControlService.SetRoute.
+func (c *controlServiceClient) SetRoute(ctx context.Context, req *connect.Request[v1.SetRouteRequest]) (*connect.Response[v1.SetRouteResponse], error) {
+	return c.setRoute.CallUnary(ctx, req)
+}
+
+// UnsetRoute calls pinnace.v1.ControlService.UnsetRoute.
+func (c *controlServiceClient) UnsetRoute(ctx context.Context, req *connect.Request[v1.UnsetRouteRequest]) (*connect.Response[v1.UnsetRouteResponse], error) {
+	return c.unsetRoute.CallUnary(ctx, req)
+}
+
+// ListRoutes calls pinnace.v1.ControlService.ListRoutes.
+func (c *controlServiceClient) ListRoutes(ctx context.Context, req *connect.Request[v1.ListRoutesRequest]) (*connect.Response[v1.ListRoutesResponse], error) {
+	return c.listRoutes.CallUnary(ctx, req)
+}
+
 // ControlServiceHandler is an implementation of the pinnace.v1.ControlService service.
 type ControlServiceHandler interface {
 	GetServerInfo(context.Context, *connect.Request[v1.GetServerInfoRequest]) (*connect.Response[v1.GetServerInfoResponse], error)
@@ -959,6 +1128,22 @@ type ControlServiceHandler interface {
 	CreateJoinToken(context.Context, *connect.Request[v1.CreateJoinTokenRequest]) (*connect.Response[v1.CreateJoinTokenResponse], error)
 	// RevokeHost ends the identity of a host. What it ran is started elsewhere, as when it is away.
 	RevokeHost(context.Context, *connect.Request[v1.RevokeHostRequest]) (*connect.Response[v1.RevokeHostResponse], error)
+	// PutSecret makes a new version of a secret bundle, and brings it to the live apps that use the bundle, as their
+	// manifests say.
+	PutSecret(context.Context, *connect.Request[v1.PutSecretRequest]) (*connect.Response[v1.PutSecretResponse], error)
+	// ListSecrets and GetSecret tell of bundles, their versions and their keys. Values are given to hosts only.
+	ListSecrets(context.Context, *connect.Request[v1.ListSecretsRequest]) (*connect.Response[v1.ListSecretsResponse], error)
+	GetSecret(context.Context, *connect.Request[v1.GetSecretRequest]) (*connect.Response[v1.GetSecretResponse], error)
+	// RevokeSecret destroys the values of versions that nothing runs with. There is no way back.
+	RevokeSecret(context.Context, *connect.Request[v1.RevokeSecretRequest]) (*connect.Response[v1.RevokeSecretResponse], error)
+	// LoginRegistry keeps what hosts pull images of an environment with.
+	LoginRegistry(context.Context, *connect.Request[v1.LoginRegistryRequest]) (*connect.Response[v1.LoginRegistryResponse], error)
+	LogoutRegistry(context.Context, *connect.Request[v1.LogoutRegistryRequest]) (*connect.Response[v1.LogoutRegistryResponse], error)
+	ListRegistryLogins(context.Context, *connect.Request[v1.ListRegistryLoginsRequest]) (*connect.Response[v1.ListRegistryLoginsResponse], error)
+	// SetRoute says where a public port of an app is reached in an environment. What runs is not touched.
+	SetRoute(context.Context, *connect.Request[v1.SetRouteRequest]) (*connect.Response[v1.SetRouteResponse], error)
+	UnsetRoute(context.Context, *connect.Request[v1.UnsetRouteRequest]) (*connect.Response[v1.UnsetRouteResponse], error)
+	ListRoutes(context.Context, *connect.Request[v1.ListRoutesRequest]) (*connect.Response[v1.ListRoutesResponse], error)
 }
 
 // NewControlServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1283,6 +1468,70 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("RevokeHost")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServicePutSecretHandler := connect.NewUnaryHandler(
+		ControlServicePutSecretProcedure,
+		svc.PutSecret,
+		connect.WithSchema(controlServiceMethods.ByName("PutSecret")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceListSecretsHandler := connect.NewUnaryHandler(
+		ControlServiceListSecretsProcedure,
+		svc.ListSecrets,
+		connect.WithSchema(controlServiceMethods.ByName("ListSecrets")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceGetSecretHandler := connect.NewUnaryHandler(
+		ControlServiceGetSecretProcedure,
+		svc.GetSecret,
+		connect.WithSchema(controlServiceMethods.ByName("GetSecret")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceRevokeSecretHandler := connect.NewUnaryHandler(
+		ControlServiceRevokeSecretProcedure,
+		svc.RevokeSecret,
+		connect.WithSchema(controlServiceMethods.ByName("RevokeSecret")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceLoginRegistryHandler := connect.NewUnaryHandler(
+		ControlServiceLoginRegistryProcedure,
+		svc.LoginRegistry,
+		connect.WithSchema(controlServiceMethods.ByName("LoginRegistry")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceLogoutRegistryHandler := connect.NewUnaryHandler(
+		ControlServiceLogoutRegistryProcedure,
+		svc.LogoutRegistry,
+		connect.WithSchema(controlServiceMethods.ByName("LogoutRegistry")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceListRegistryLoginsHandler := connect.NewUnaryHandler(
+		ControlServiceListRegistryLoginsProcedure,
+		svc.ListRegistryLogins,
+		connect.WithSchema(controlServiceMethods.ByName("ListRegistryLogins")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceSetRouteHandler := connect.NewUnaryHandler(
+		ControlServiceSetRouteProcedure,
+		svc.SetRoute,
+		connect.WithSchema(controlServiceMethods.ByName("SetRoute")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceUnsetRouteHandler := connect.NewUnaryHandler(
+		ControlServiceUnsetRouteProcedure,
+		svc.UnsetRoute,
+		connect.WithSchema(controlServiceMethods.ByName("UnsetRoute")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceListRoutesHandler := connect.NewUnaryHandler(
+		ControlServiceListRoutesProcedure,
+		svc.ListRoutes,
+		connect.WithSchema(controlServiceMethods.ByName("ListRoutes")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/pinnace.v1.ControlService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ControlServiceGetServerInfoProcedure:
@@ -1383,6 +1632,26 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceCreateJoinTokenHandler.ServeHTTP(w, r)
 		case ControlServiceRevokeHostProcedure:
 			controlServiceRevokeHostHandler.ServeHTTP(w, r)
+		case ControlServicePutSecretProcedure:
+			controlServicePutSecretHandler.ServeHTTP(w, r)
+		case ControlServiceListSecretsProcedure:
+			controlServiceListSecretsHandler.ServeHTTP(w, r)
+		case ControlServiceGetSecretProcedure:
+			controlServiceGetSecretHandler.ServeHTTP(w, r)
+		case ControlServiceRevokeSecretProcedure:
+			controlServiceRevokeSecretHandler.ServeHTTP(w, r)
+		case ControlServiceLoginRegistryProcedure:
+			controlServiceLoginRegistryHandler.ServeHTTP(w, r)
+		case ControlServiceLogoutRegistryProcedure:
+			controlServiceLogoutRegistryHandler.ServeHTTP(w, r)
+		case ControlServiceListRegistryLoginsProcedure:
+			controlServiceListRegistryLoginsHandler.ServeHTTP(w, r)
+		case ControlServiceSetRouteProcedure:
+			controlServiceSetRouteHandler.ServeHTTP(w, r)
+		case ControlServiceUnsetRouteProcedure:
+			controlServiceUnsetRouteHandler.ServeHTTP(w, r)
+		case ControlServiceListRoutesProcedure:
+			controlServiceListRoutesHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1586,4 +1855,44 @@ func (UnimplementedControlServiceHandler) CreateJoinToken(context.Context, *conn
 
 func (UnimplementedControlServiceHandler) RevokeHost(context.Context, *connect.Request[v1.RevokeHostRequest]) (*connect.Response[v1.RevokeHostResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.RevokeHost is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) PutSecret(context.Context, *connect.Request[v1.PutSecretRequest]) (*connect.Response[v1.PutSecretResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.PutSecret is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ListSecrets(context.Context, *connect.Request[v1.ListSecretsRequest]) (*connect.Response[v1.ListSecretsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ListSecrets is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) GetSecret(context.Context, *connect.Request[v1.GetSecretRequest]) (*connect.Response[v1.GetSecretResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.GetSecret is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) RevokeSecret(context.Context, *connect.Request[v1.RevokeSecretRequest]) (*connect.Response[v1.RevokeSecretResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.RevokeSecret is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) LoginRegistry(context.Context, *connect.Request[v1.LoginRegistryRequest]) (*connect.Response[v1.LoginRegistryResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.LoginRegistry is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) LogoutRegistry(context.Context, *connect.Request[v1.LogoutRegistryRequest]) (*connect.Response[v1.LogoutRegistryResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.LogoutRegistry is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ListRegistryLogins(context.Context, *connect.Request[v1.ListRegistryLoginsRequest]) (*connect.Response[v1.ListRegistryLoginsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ListRegistryLogins is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) SetRoute(context.Context, *connect.Request[v1.SetRouteRequest]) (*connect.Response[v1.SetRouteResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.SetRoute is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) UnsetRoute(context.Context, *connect.Request[v1.UnsetRouteRequest]) (*connect.Response[v1.UnsetRouteResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.UnsetRoute is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ListRoutes(context.Context, *connect.Request[v1.ListRoutesRequest]) (*connect.Response[v1.ListRoutesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ListRoutes is not implemented"))
 }
