@@ -105,7 +105,7 @@ func (c *cli) newSecretsShow() *cobra.Command {
 			if b.Newest == nil {
 				c.say("all versions of %s were revoked", printable(b.Name))
 			} else {
-				c.say("version %d, put by %s on %s", b.Newest.Version, printable(b.Newest.PutBy), day(b.Newest.PutAt))
+				c.say("version %d, put by %s on %s", b.Newest.Version, printable(b.Newest.PutBy), moment(b.Newest.PutAt))
 			}
 			for _, user := range secretUsers(b) {
 				c.say("used by %s", user)
@@ -139,7 +139,7 @@ func (c *cli) newSecretsVersions() *cobra.Command {
 			for _, v := range b.Versions {
 				revoked := "no"
 				if v.RevokedAt != nil {
-					revoked = fmt.Sprintf("%s by %s", day(v.RevokedAt), printable(v.RevokedBy))
+					revoked = fmt.Sprintf("%s by %s", moment(v.RevokedAt), printable(v.RevokedBy))
 				}
 				var users []string
 				for _, u := range b.Users {
@@ -147,7 +147,7 @@ func (c *cli) newSecretsVersions() *cobra.Command {
 						users = append(users, printable(u.App))
 					}
 				}
-				fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", v.Version, day(v.PutAt), printable(v.PutBy), printable(strings.Join(v.Keys, ", ")), revoked, orNone(users))
+				fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", v.Version, moment(v.PutAt), printable(v.PutBy), printable(strings.Join(v.Keys, ", ")), revoked, orNone(users))
 			}
 			return w.Flush()
 		},

@@ -198,5 +198,5 @@ func (c *cli) putSecret(ctx context.Context, req *pinnacev1.PutSecretRequest, wa
 	return err
 }
 
-// day shows when something was, to people.
-func day(t *timestamppb.Timestamp) string { return t.AsTime().Local().Format(time.DateTime) }
+// moment shows when something was, to people.
+func moment(t *timestamppb.Timestamp) string { return t.AsTime().Local().Format(time.DateTime) }
