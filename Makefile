@@ -93,7 +93,7 @@ bench: build ## benchmarks; those with a gate fail when it is not met
 
 .PHONY: bench-control
 bench-control: ## the control plane against the disk's own rate in the same run; fails where a gate is not met
-	PINNACE_BENCH_CONTROL=1 go test -count=1 -p 1 -v -timeout 30m -run 'TestBench(Control|Scheduler)$$' ./internal/eventlog/sqlite ./internal/server
+	PINNACE_BENCH_CONTROL=1 go test -count=1 -p 1 -v -timeout 30m -run 'TestBench(Control|Scheduler|Agents)$$' ./internal/eventlog/sqlite ./internal/eventlog/postgres ./internal/server
 
 ROUNDS ?= 5
 .PHONY: bench-proxy

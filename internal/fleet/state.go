@@ -9,6 +9,7 @@ import (
 	"hash"
 	"maps"
 	"slices"
+	"sync"
 )
 
 // State is the fold of the events up to Seq. It is not safe for use by several goroutines while one of
@@ -131,8 +132,16 @@ func (s *State) Hash() [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
+// Freeze readies the state for many readers at the same time. Nothing may be applied to it afterwards.
+func (s *State) Freeze() {
+	for _, t := range s.tables() {
+		t.freeze()
+	}
+}
+
 type anyTable interface {
 	reset(*State)
+	freeze()
 	hash(hash.Hash)
 }
 
@@ -149,6 +158,8 @@ func (s *State) tables() []anyTable {
 type table[R any] struct {
 	state *State
 	rows  map[string]*R
+	// order are the rows by key, of a state that is frozen; else nil.
+	order func() []*R
 }
 
 func (t *table[R]) reset(s *State) { t.state, t.rows = s, map[string]*R{} }
@@ -179,7 +190,18 @@ func (t *table[R]) change(key string, change func(*R)) *R {
 	return &row
 }
 
+// freeze has the rows put in order once, for all who ask.
+func (t *table[R]) freeze() { t.order = sync.OnceValue(t.inOrder) }
+
+// sorted returns the rows by key, in a slice that is the caller's.
 func (t *table[R]) sorted() []*R {
+	if t.order != nil {
+		return slices.Clone(t.order())
+	}
+	return t.inOrder()
+}
+
+func (t *table[R]) inOrder() []*R {
 	keys := slices.Sorted(maps.Keys(t.rows))
 	rows := make([]*R, len(keys))
 	for i, k := range keys {

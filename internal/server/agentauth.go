@@ -21,7 +21,7 @@ const maxAdmission = 32 << 10
 // that asks for one, as Authority.ServerTLS does.
 func (s *Server) AgentHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(rpc.NewAgentServiceHandler(&agents{s}, connect.WithReadMaxBytes(maxMessage), connect.WithInterceptors(&hostGate{s})))
+	mux.Handle(rpc.NewAgentServiceHandler(&agents{s}, connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(minCompressed), connect.WithInterceptors(&hostGate{s})))
 	return s.withHost(mux)
 }
 

@@ -114,17 +114,24 @@ func (a *agents) WatchAssignments(ctx context.Context, req *connect.Request[pb.W
 	if err := a.knownHost(host); err != nil {
 		return err
 	}
+	a.views.watched(1)
+	defer a.views.watched(-1)
 	var sent *pb.WatchAssignmentsResponse
+	var seen *view
 	asked, given := map[string]bool{}, map[string]bool{}
 	alive := time.NewTicker(keepAlive)
 	defer alive.Stop()
 	quiet := false
 	for {
-		changed := a.changed.next()
-		set := a.assignments(host)
+		changed, wanted := a.changed.next(), a.asked.next()
+		v := a.views.current(a.ledger, a.changed)
+		set := sent
+		if v != seen {
+			seen, set = v, a.assignments(v, host)
+		}
 		requests, tasks := a.logs.waiting(host, asked), a.execs.waiting(host, given)
 		switch {
-		case sent == nil || !sameSet(sent, set):
+		case sent == nil || (set != sent && !sameSet(sent, set)):
 			sent = set
 			full := proto.CloneOf(set)
 			full.LogRequests, full.ExecTasks = requests, tasks
@@ -139,10 +146,19 @@ func (a *agents) WatchAssignments(ctx context.Context, req *connect.Request[pb.W
 				return err
 			}
 		}
+		// What changes while the view is new is looked at when it is not.
+		var old <-chan time.Time
+		if left := a.views.left(v); left > 0 {
+			changed, old = nil, time.After(left)
+		}
 		select {
 		case <-ctx.Done():
 			return a.onWire(ctx, ctx.Err())
 		case <-changed:
+			quiet = false
+		case <-old:
+			quiet = false
+		case <-wanted:
 			quiet = false
 		case <-alive.C:
 			quiet = true

@@ -12,10 +12,10 @@ import (
 // assignments is everything that a host is to run, with what it needs for that: the manifests and images of
 // the releases, by digest, and the names and ports of the environments. Its revision is the position in the
 // log, so that a later set has a larger one, across restarts of the server too.
-func (s *Server) assignments(host string) *pb.WatchAssignmentsResponse {
+func (s *Server) assignments(v *view, host string) *pb.WatchAssignmentsResponse {
 	out := &pb.WatchAssignmentsResponse{Complete: true}
 	now := s.now()
-	s.ledger.read(func(st *fleet.State) {
+	v.read(func(st *fleet.State) {
 		out.Revision = st.Seq()
 		out.RemovedVolumes = removedVolumes(st, host)
 		h := st.Host(host)
@@ -38,10 +38,10 @@ func (s *Server) assignments(host string) *pb.WatchAssignmentsResponse {
 		}
 		for _, env := range st.Environments() {
 			if environments[env.Name] {
-				out.Environments = append(out.Environments, assignedEnvironment(st, env.Name))
+				out.Environments = append(out.Environments, v.environment(env.Name))
 			}
 		}
-		s.addElsewhere(st, host, out, now)
+		s.addElsewhere(v, st, host, out, now)
 	})
 	slices.SortFunc(out.Assignments, func(a, b *pb.Assignment) int { return cmp.Compare(a.GetInstance(), b.GetInstance()) })
 	slices.SortFunc(out.Releases, func(a, b *pb.AssignedRelease) int { return cmp.Compare(a.GetId(), b.GetId()) })

@@ -17,11 +17,15 @@ import (
 // maxMessage is the largest message that is read, in bytes.
 const maxMessage = 16 << 20
 
+// minCompressed is the smallest message that is sent compressed, in bytes: for the answers to reports, of which there is
+// no end, it would cost more than it saves.
+const minCompressed = 1024
+
 // Handler serves ControlService to people and their scripts, and its description to everybody. Whoever has no token that is
 // good gets nothing else; what one may do with it, say the rules.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(pinnacev1connect.NewControlServiceHandler(&control{s}, connect.WithReadMaxBytes(maxMessage),
+	mux.Handle(pinnacev1connect.NewControlServiceHandler(&control{s}, connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(minCompressed),
 		connect.WithInterceptors(s.tellHead(), &gate{s}, checkKeys())))
 	open := http.NewServeMux()
 	openapi.Handle(open)

@@ -53,7 +53,7 @@ func (o *observed) peerAddress(host string) string {
 
 // addElsewhere adds to a host's set what it has to know to lead connections to other hosts: which there are, and what
 // runs on them of the environments that it serves. A host that has not said where it is reached itself leads none.
-func (s *Server) addElsewhere(st *fleet.State, host string, out *pb.WatchAssignmentsResponse, now time.Time) {
+func (s *Server) addElsewhere(v *view, st *fleet.State, host string, out *pb.WatchAssignmentsResponse, now time.Time) {
 	for _, h := range st.Hosts() {
 		// One that was revoked is nobody's peer.
 		if admission := st.Admission(h.ID); h.ID != host && admission != nil {
@@ -74,7 +74,7 @@ func (s *Server) addElsewhere(st *fleet.State, host string, out *pb.WatchAssignm
 			if out.NoIngress {
 				continue
 			}
-			e = assignedEnvironment(st, env.Name)
+			e = v.environment(env.Name)
 		}
 		public := false
 		for _, app := range e.GetApps() {

@@ -38,7 +38,7 @@ func elsewhereOf(set *pb.WatchAssignmentsResponse, env, app string) []string {
 func (p *plane) told(host, app string, want ...string) {
 	p.t.Helper()
 	p.eventually(fmt.Sprintf("%s is told of %s: %q", host, app, want), func() bool {
-		return slices.Equal(elsewhereOf(p.assignments(host), "dev", app), want)
+		return slices.Equal(elsewhereOf(p.assignments(p.freshView(), host), "dev", app), want)
 	})
 }
 
@@ -57,7 +57,7 @@ func TestHostsKnowOfEachOther(t *testing.T) {
 	p.told("h2", "api", "0 h1 active")
 	p.told("h1", "api")
 	p.told("h3", "api")
-	set := p.assignments("h2")
+	set := p.assignments(p.freshView(), "h2")
 	if len(set.GetPeers()) != 2 || set.GetPeers()[0].GetHost() != "h1" || set.GetPeers()[0].GetAddress() != "192.0.2.1:7402" || set.GetPeers()[1].GetAddress() != "" {
 		t.Errorf("h2 knows the hosts %v", set.GetPeers())
 	}
@@ -68,13 +68,13 @@ func TestHostsKnowOfEachOther(t *testing.T) {
 
 	// A host that was revoked is nobody's peer.
 	p.agent("h4", reachedAt("192.0.2.4:7402"))
-	if n := len(p.assignments("h2").GetPeers()); n != 3 {
+	if n := len(p.assignments(p.freshView(), "h2").GetPeers()); n != 3 {
 		t.Errorf("h2 knows %d hosts", n)
 	}
 	if _, err := p.client.RevokeHost(t.Context(), connect.NewRequest(&pb.RevokeHostRequest{Host: "h4"})); err != nil {
 		t.Fatal(err)
 	}
-	if peers := p.assignments("h2").GetPeers(); len(peers) != 2 || peers[0].GetAdmission() == "" || peers[1].GetHost() != "h3" {
+	if peers := p.assignments(p.freshView(), "h2").GetPeers(); len(peers) != 2 || peers[0].GetAdmission() == "" || peers[1].GetHost() != "h3" {
 		t.Errorf("h2 knows the hosts %v", peers)
 	}
 
@@ -92,7 +92,7 @@ func TestHostsKnowOfEachOther(t *testing.T) {
 	}
 	where := successor.GetHost()
 	p.eventually("h1 is told where it went", func() bool {
-		return slices.Equal(elsewhereOf(p.assignments("h1"), "dev", "api"), []string{"0 " + where + " active"})
+		return slices.Equal(elsewhereOf(p.assignments(p.freshView(), "h1"), "dev", "api"), []string{"0 " + where + " active"})
 	})
 }
 
@@ -111,7 +111,7 @@ func TestUnknownIsNotGone(t *testing.T) {
 	p.boot()
 	p.agent("h2", reachedAt("192.0.2.2:7402"))
 	p.told("h2", "api", "0 h1 ")
-	if peers := p.assignments("h2").GetPeers(); len(peers) != 1 || peers[0].GetAddress() != "" {
+	if peers := p.assignments(p.freshView(), "h2").GetPeers(); len(peers) != 1 || peers[0].GetAddress() != "" {
 		t.Errorf("h2 knows the hosts %v", peers)
 	}
 }
@@ -124,13 +124,13 @@ func TestIngress(t *testing.T) {
 	p.watch(p.deploy("dev", one).GetId())
 	p.agent("h2", reachedAt("192.0.2.2:7402"))
 	for _, host := range []string{"h1", "h2"} {
-		if p.assignments(host).GetNoIngress() {
+		if p.assignments(p.freshView(), host).GetNoIngress() {
 			t.Errorf("%s binds no public ports, although no host is labelled", host)
 		}
 	}
 	p.agent("edge", reachedAt("192.0.2.3:7402"), func(h *pb.HostFacts) { h.Labels = map[string]string{"ingress": "true"} })
 	for host, want := range map[string]bool{"h1": true, "h2": true, "edge": false} {
-		if got := p.assignments(host).GetNoIngress(); got != want {
+		if got := p.assignments(p.freshView(), host).GetNoIngress(); got != want {
 			t.Errorf("%s: binds no public ports: %v, want %v", host, got, want)
 		}
 	}

@@ -260,7 +260,7 @@ func (c *control) Exec(ctx context.Context, stream *connect.BidiStream[pb.ExecRe
 	if repeated {
 		return refuse(connect.CodeAlreadyExists, "a command with this idempotency key was started before; what it said is gone")
 	}
-	c.changed.fire()
+	c.asked.fire()
 	go func() { // it ends with the request
 		defer cancel()
 		c.passCaller(ctx, stream, t)

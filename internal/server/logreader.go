@@ -72,7 +72,7 @@ func (r *logReader) ask(ctx context.Context, stream *connect.ServerStream[pb.Str
 		added = true
 	}
 	if added {
-		r.control.changed.fire()
+		r.control.asked.fire()
 	}
 	return nil
 }

@@ -77,6 +77,9 @@ type Server struct {
 	changed *signal
 	// putting is held while a secret or a login is made.
 	putting sync.Mutex
+	// asked fires when somebody wants the logs of an instance, or to run a command there.
+	asked *signal
+	views views
 	// wake asks the loop to look again.
 	wake chan struct{}
 
@@ -92,7 +95,7 @@ func New(ctx context.Context, opts Options) (*Server, error) {
 	s := &Server{
 		opts: opts, log: opts.Logger, now: opts.Now, startedAt: opts.Now(),
 		observed: newObserved(opts.HostTimeout), journals: newJournals(), logs: newLogBroker(), execs: newExecBroker(), tokenUse: newTokenUses(),
-		changed: newSignal(), wake: make(chan struct{}, 1), loop: newLoopState(),
+		changed: newSignal(), asked: newSignal(), wake: make(chan struct{}, 1), loop: newLoopState(),
 	}
 	l, err := openLedger(ctx, opts, s.journals, s.committed)
 	if err != nil {

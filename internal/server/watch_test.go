@@ -162,7 +162,7 @@ func TestPlaneServesStatus(t *testing.T) {
 	if err != nil || hosts.Msg.GetHosts()[0].GetMemoryBookedBytes() != (128+2+64)<<20 {
 		t.Errorf("got %v, %v", hosts, err)
 	}
-	set := p.assignments("h1")
+	set := p.assignments(p.freshView(), "h1")
 	if len(set.GetAssignments()) != 1 || len(set.GetReleases()) != 1 || set.GetReleases()[0].GetPlatform().GetArchitecture() != "amd64" ||
 		len(set.GetEnvironments()) != 1 || len(set.GetEnvironments()[0].GetApps()[0].GetPorts()) != 2 {
 		t.Errorf("got %v", set)
