@@ -28,9 +28,11 @@ func (c *cli) newRegistry() *cobra.Command {
 	role := registryRole{}
 	cmd := &cobra.Command{
 		Use:   "registry",
-		Short: "Run a registry on this machine's loopback address",
+		Short: "Run a registry on loopback; keep logins at others for hosts",
 		Long: `Registry runs an OCI registry that any standard client can push to. It has no access control, so
-it listens on loopback only. Its access log is DATA_DIR/registry/access.log.`,
+it listens on loopback only. Its access log is DATA_DIR/registry/access.log.
+
+Its sub-commands are about other registries: what hosts pull from them with.`,
 		Example: "  pinnace registry\n  buildah push --tls-verify=false hello docker://127.0.0.1:5000/hello:v1",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			role.dir = filepath.Join(dirs.data, "registry")
@@ -45,6 +47,7 @@ it listens on loopback only. Its access log is DATA_DIR/registry/access.log.`,
 	dirs.add(cmd)
 	level.add(cmd, slog.LevelInfo)
 	role.add(cmd, "listen")
+	cmd.AddCommand(c.newRegistryLogin(), c.newRegistryLogout(), c.newRegistryList())
 	return cmd
 }
 
