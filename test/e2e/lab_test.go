@@ -350,8 +350,13 @@ func (l *lab) instances(args ...string) []instance {
 
 func (l *lab) parse(text string, into any) {
 	l.t.Helper()
+	parse(l.t, text, into)
+}
+
+func parse(t *testing.T, text string, into any) {
+	t.Helper()
 	if err := json.Unmarshal([]byte(text), into); err != nil {
-		l.t.Fatalf("%v in %q", err, text)
+		t.Fatalf("%v in %q", err, text)
 	}
 }
 
