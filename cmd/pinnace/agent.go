@@ -270,6 +270,9 @@ func (r *agentRole) options() (agent.Options, error) {
 		Images: r.store, LeaseOwner: r.sharing, ScrubRate: r.scrubRate.bytes,
 		VolumesDir: r.volumes,
 		Source:     func(repository string) image.Source { return repositorySource{client, repository} },
+		SourceAs: func(repository string, as agent.Login) image.Source {
+			return repositorySource{clientAs(registries, as), repository}
+		},
 
 		IO:            cgroup.IORate{Bytes: r.ioRate.bytes, Operations: r.ioOperations},
 		PublicAddress: public,
@@ -278,6 +281,12 @@ func (r *agentRole) options() (agent.Options, error) {
 		LeaveMachines: !r.stopVMs,
 		Log:           r.log,
 	}, nil
+}
+
+// clientAs is a client with a login. It lives as long as what is pulled with it: the next placement may have another one.
+func clientAs(o registry.Options, as agent.Login) *registry.Client {
+	o.Keychain = registry.LoggedIn(as.Registry, as.Username, as.Password, o.Keychain)
+	return registry.New(o)
 }
 
 // repositorySource gives the blobs of one repository.

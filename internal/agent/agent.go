@@ -71,6 +71,8 @@ type Options struct {
 	// Images is the host's store; Source gives the blobs of a repository ("host/name").
 	Images *image.Store
 	Source func(repository string) image.Source
+	// SourceAs is Source for a repository whose registry the server has given a login for; Source when nil.
+	SourceAs func(repository string, as Login) image.Source
 	// LeaseOwner may be set, to one word, for an agent that shares the store with another agent: each gives up
 	// leases of its own only.
 	LeaseOwner string
@@ -118,8 +120,9 @@ type Agent struct {
 
 	mu        sync.Mutex // guards what follows
 	instances map[string]*instance
-	uids      map[uint32]string // uid -> instance
-	acted     uint64            // the last revision that was acted on
+	logins    map[string][]Login // by instance; replaced as a whole
+	uids      map[uint32]string  // uid -> instance
+	acted     uint64             // the last revision that was acted on
 
 	shelf *shelf // what the server is told of the volumes, and what it wants removed
 }

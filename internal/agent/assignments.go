@@ -108,6 +108,13 @@ func (a *Agent) act(ctx context.Context, msg *pinnacev1.WatchAssignmentsResponse
 	}
 	a.routes.setFleet(fleetOf(msg))
 
+	logins := map[string][]Login{}
+	for i, asg := range msg.Assignments {
+		msg.Assignments[i], logins[asg.Instance] = splitLogins(asg)
+	}
+	a.mu.Lock()
+	a.logins = logins
+	a.mu.Unlock()
 	wanted := map[string]bool{}
 	for _, asg := range msg.Assignments {
 		wanted[asg.Instance] = true

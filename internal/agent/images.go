@@ -335,7 +335,7 @@ func (a *Agent) pullAgain(ctx context.Context, manifestDigest string) error {
 			manifest, config, sources = p.ImageManifest, p.ImageConfig, i.workload.release.Sources
 		}
 	}
-	_, err := a.Images.Pull(ctx, a.source(sources), manifestDigest, manifest, config, nil)
+	_, err := a.Images.Pull(ctx, a.source(sources, a.allLogins()), manifestDigest, manifest, config, nil)
 	return err
 }
 

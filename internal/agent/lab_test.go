@@ -56,9 +56,10 @@ type lab struct {
 	mu       sync.Mutex
 	play     map[string]vmtest.Guest // guarded by mu: what the machines of an app do
 	source   image.Source            // guarded by mu
-	running  map[string]int          // guarded by mu: machines, by id
-	overlaps []string                // guarded by mu: instances that had two machines at once
-	peering  *Peering                // of the agent
+	sourceAs func(string, Login) image.Source
+	running  map[string]int // guarded by mu: machines, by id
+	overlaps []string       // guarded by mu: instances that had two machines at once
+	peering  *Peering       // of the agent
 }
 
 func newLab(t testing.TB) *lab {
@@ -176,7 +177,7 @@ func (l *lab) make() error {
 		Kernel: &kernel.Kernel{
 			Release: "6.12", Path: filepath.Join(l.dir, "vmlinuz"), SHA256: l.kernel, Initramfs: filepath.Join(l.dir, "initramfs"), InitramfsSHA256: "bb",
 		},
-		Source: func(string) image.Source { return l }, ScrubRate: l.scrubRate,
+		Source: func(string) image.Source { return l }, SourceAs: l.sourceAs, ScrubRate: l.scrubRate,
 		Scratch: func(_ context.Context, path string, size int64) error {
 			if err := os.WriteFile(path, []byte("ext4"), 0o600); err != nil {
 				return err

@@ -77,7 +77,7 @@ func (t *attempt) pullOnce(ctx context.Context, try int) (*image.Image, error) {
 		}
 		show(p)
 	}
-	return t.agent.Images.Pull(ctx, t.agent.source(beginningAt(release.Sources, try)), release.Platform.ManifestDigest,
+	return t.agent.Images.Pull(ctx, t.agent.source(beginningAt(release.Sources, try), t.agent.loginsOf(t.instance.id)), release.Platform.ManifestDigest,
 		release.Platform.ImageManifest, release.Platform.ImageConfig, watch)
 }
 

@@ -11,10 +11,14 @@ import (
 	"github.com/pinnacehq/pinnace/internal/image"
 )
 
-// source gives blobs from the first of the repositories that has them.
-func (a *Agent) source(repositories []string) image.Source {
+// source gives blobs from the first of the repositories that has them, asked with the logins for their registries.
+func (a *Agent) source(repositories []string, logins []Login) image.Source {
 	s := fallbackSource{stall: a.timing.stall}
 	for _, r := range repositories {
+		if login, ok := loginFor(logins, r); ok && a.SourceAs != nil {
+			s.from = append(s.from, namedSource{r, a.SourceAs(r, login)})
+			continue
+		}
 		s.from = append(s.from, namedSource{r, a.Source(r)})
 	}
 	return s

@@ -30,7 +30,7 @@ func assignedLogins(st *fleet.State, i *fleet.Instance) []*pb.AssignedLogin {
 	for _, source := range st.Release(i.Release).Sources {
 		registry, _, _ := strings.Cut(source, "/")
 		registry = strings.ToLower(registry)
-		if l := st.Login(i.Environment, registry); l != nil && !seen[registry] {
+		if l := st.Login(i.Environment, registryName(registry)); l != nil && !seen[registry] {
 			seen[registry] = true
 			out = append(out, &pb.AssignedLogin{Registry: registry, Username: l.Username, Password: []byte(l.Sealed)})
 		}
@@ -70,11 +70,11 @@ func (s *Server) deliver(ctx context.Context, set *pb.WatchAssignmentsResponse) 
 		asg.Logins = slices.DeleteFunc(asg.GetLogins(), func(a *pb.AssignedLogin) bool {
 			digest := string(a.GetPassword())
 			a.Password = nil
-			environment, ok := s.loginSealedAs(asg.GetEnvironment(), a.GetRegistry(), digest)
+			environment, ok := s.loginSealedAs(asg.GetEnvironment(), registryName(a.GetRegistry()), digest)
 			if !ok {
 				return true // it has changed: another set is on its way
 			}
-			a.Password = open(digest, sealedText{Kind: sealedLogin, Environment: environment, Name: a.GetRegistry()})[loginPassword]
+			a.Password = open(digest, sealedText{Kind: sealedLogin, Environment: environment, Name: registryName(a.GetRegistry())})[loginPassword]
 			return a.Password == nil
 		})
 	}

@@ -14,11 +14,20 @@ import (
 // maxPassword bounds the password of a login, in bytes. Tokens of cloud providers have some thousand.
 const maxPassword = 16 << 10
 
+// registryName makes the ways to write a registry one: case, TLS's own port, and Docker Hub's other names.
+func registryName(text string) string {
+	name := strings.TrimSuffix(strings.ToLower(text), ":443")
+	if name == "docker.io" || name == "registry-1.docker.io" {
+		return "index.docker.io"
+	}
+	return name
+}
+
 func (c *control) LoginRegistry(ctx context.Context, req *connect.Request[pb.LoginRegistryRequest]) (*connect.Response[pb.LoginRegistryResponse], error) {
 	// One at a time, so that of two the later one is what stays.
 	c.putting.Lock()
 	defer c.putting.Unlock()
-	registry, password := strings.ToLower(req.Msg.GetRegistry()), req.Msg.GetPassword()
+	registry, password := registryName(req.Msg.GetRegistry()), req.Msg.GetPassword()
 	event := &fleet.RegistryLoggedIn{Environment: req.Msg.GetEnvironment(), Registry: registry, Username: req.Msg.GetUsername()}
 	if event.Environment != "" {
 		if _, err := c.environment(event.Environment); err != nil {
@@ -68,7 +77,7 @@ func (c *control) LoginRegistry(ctx context.Context, req *connect.Request[pb.Log
 func (c *control) LogoutRegistry(ctx context.Context, req *connect.Request[pb.LogoutRegistryRequest]) (*connect.Response[pb.LogoutRegistryResponse], error) {
 	c.putting.Lock()
 	defer c.putting.Unlock()
-	event := &fleet.RegistryLoggedOut{Environment: req.Msg.GetEnvironment(), Registry: strings.ToLower(req.Msg.GetRegistry())}
+	event := &fleet.RegistryLoggedOut{Environment: req.Msg.GetEnvironment(), Registry: registryName(req.Msg.GetRegistry())}
 	key := requestKey("logout", req.Msg.GetIdempotencyKey())
 	same := func(p *fleet.RegistryLoggedOut) bool { return *p == *event }
 	if _, repeated, err := once(ctx, c, key, same); err != nil || repeated {
