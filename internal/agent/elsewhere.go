@@ -168,6 +168,10 @@ func (r *routes) peering(cfg *proxy.Config) {
 		return
 	}
 	cfg.Peering = &p.Files
+	// No app takes that port away: the proxy would refuse a configuration with both.
+	cfg.Listeners = slices.DeleteFunc(cfg.Listeners, func(l proxy.Listener) bool {
+		return l.Netns == "" && l.Address == p.Listen && l.Protocol != proxy.UDP
+	})
 	l := proxy.Listener{ID: "peers", Address: p.Listen, Protocol: proxy.PEER}
 	for _, other := range r.fleet.peers {
 		if other.Host != r.agent.Host.Id {

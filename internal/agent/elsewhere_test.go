@@ -138,6 +138,20 @@ func TestPortsLeadToOtherHosts(t *testing.T) {
 	l.routed()
 	wants(all)
 
+	// An app that wants the port for other hosts does not get it, and nobody loses anything by that.
+	l.server.assign(func(set *pinnacev1.WatchAssignmentsResponse) {
+		set.Environments[1].Apps[0].Routes = []*pinnacev1.AssignedRoute{{Port: "web", Address: "192.0.2.1", PublicPort: 7402}}
+	})
+	l.routed()
+	l.proxy.do(func() {
+		if err := l.proxy.config.Validate(); err != nil {
+			t.Error(err)
+		}
+	})
+	l.server.assign(func(set *pinnacev1.WatchAssignmentsResponse) { set.Environments[1].Apps[0].Routes = nil })
+	l.routed()
+	wants(all)
+
 	// Where other hosts have the public ports, this one has the rest.
 	l.server.assign(func(set *pinnacev1.WatchAssignmentsResponse) { set.NoIngress = true })
 	l.routed()
