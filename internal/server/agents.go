@@ -121,7 +121,7 @@ func (a *agents) WatchAssignments(ctx context.Context, req *connect.Request[pb.W
 	asked, given := map[string]bool{}, map[string]bool{}
 	alive := time.NewTicker(keepAlive)
 	defer alive.Stop()
-	quiet := false
+	quiet, lacking := false, false
 	for {
 		changed, wanted := a.changed.next(), a.asked.next()
 		v := a.views.current(a.ledger, a.changed)
@@ -135,9 +135,7 @@ func (a *agents) WatchAssignments(ctx context.Context, req *connect.Request[pb.W
 			sent = set
 			full := proto.CloneOf(set)
 			full.LogRequests, full.ExecTasks = requests, tasks
-			if !a.deliver(ctx, full) {
-				sent = nil // so that it is tried again
-			}
+			lacking = !a.deliver(ctx, full)
 			if err := stream.Send(full); err != nil {
 				return err
 			}
@@ -162,6 +160,9 @@ func (a *agents) WatchAssignments(ctx context.Context, req *connect.Request[pb.W
 			quiet = false
 		case <-alive.C:
 			quiet = true
+			if lacking { // what could not be opened is tried again
+				sent, seen = nil, nil
+			}
 		}
 	}
 }

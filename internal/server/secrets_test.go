@@ -522,3 +522,28 @@ func TestNoStore(t *testing.T) {
 	_, err = p.client.LoginRegistry(t.Context(), connect.NewRequest(&pb.LoginRegistryRequest{Registry: "r.example", Username: "u", Password: "p"}))
 	wantCode(t, err, connect.CodeFailedPrecondition, "keeps no secrets")
 }
+
+// TestLackingIsNoPanic: a host whose secret cannot be opened goes on being told of everything else.
+func TestLackingIsNoPanic(t *testing.T) {
+	s := newSafe(t)
+	s.environment("dev")
+	a := s.agent("h1")
+	s.put(&pb.PutSecretRequest{Bundle: "api", Set: values("KEY", "one")})
+	for _, file := range s.sealedFiles() {
+		if err := os.WriteFile(file, []byte("damaged"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := s.deploy("dev", s.release(text("api", 80, `secrets.api = { path = "/s" }`), "v1"))
+	s.watch(first.GetId())
+	other := s.release(text("web", 81, ""), "v1")
+	s.watch(s.deploy("dev", other).GetId())
+	for _, i := range s.instances("dev", false) {
+		if asg := a.assignment(i.GetId()); asg == nil || len(asg.GetSecrets()) != 0 {
+			t.Errorf("%s: the host was told %v", i.GetId(), asg)
+		}
+	}
+	if !strings.Contains(s.said.String(), "a host does not get what it needs") {
+		t.Error("the log does not say so")
+	}
+}
