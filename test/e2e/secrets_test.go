@@ -37,8 +37,12 @@ func TestSecrets(t *testing.T) {
 		t.Helper()
 		l.eventually(30*time.Second, "the workload has its secret", func() error {
 			for _, ask := range []string{"/file?path=/run/secrets/api/KEY", "/env?name=TOKEN"} {
-				if got, err := fetch(port, ask); err != nil || got != value {
-					return fmt.Errorf("%s: it has %d bytes, %v", ask, len(got), err)
+				got, err := fetch(port, ask)
+				if err == nil && got != value {
+					err = fmt.Errorf("%s: it has other %d bytes", ask, len(got))
+				}
+				if err != nil {
+					return err
 				}
 			}
 			return nil
