@@ -155,7 +155,8 @@ func (p *TokenCreated) fold(s *State, e Event) error {
 		case other.ID == p.Token:
 			return fmt.Errorf("token %s: %w", p.Token, ErrExists)
 		case !other.Usable(e.At):
-		case other.Name == p.Name:
+		case other.Name == p.Name && other.All == t.All && slices.Equal(other.Environments, t.Environments):
+			// Among others it may be that who makes the token does not know of that one.
 			return fmt.Errorf("a token named %s: %w", p.Name, ErrExists)
 		default:
 			usable++

@@ -55,7 +55,7 @@ func TestTokens(t *testing.T) {
 	refusedAs(t, l, "a foreign environment", ErrNotFound, change(func(c *TokenCreated) { c.Environments = []string{"prod"} }))
 	refusedAs(t, l, "the hash of another", ErrExists, change(func(c *TokenCreated) { c.Hash = root.Hash }))
 	refusedAs(t, l, "the id of another", ErrExists, change(func(c *TokenCreated) { c.Token = "admin" }))
-	refusedAs(t, l, "the name of another", ErrExists, change(func(c *TokenCreated) { c.Name = "admin" }))
+	refusedAs(t, l, "the name of another", ErrExists, change(func(c *TokenCreated) { c.Name, c.All, c.Environments = "admin", true, nil }))
 	refusedAs(t, l, "the last admin", ErrLastAdmin, &TokenRevoked{Token: "admin"})
 	l.tell(&ci)
 	token := l.state.TokenByHash(ci.Hash)

@@ -173,11 +173,10 @@ func (c *control) ListTokens(ctx context.Context, req *connect.Request[pb.ListTo
 
 func (c *control) RevokeToken(ctx context.Context, req *connect.Request[pb.RevokeTokenRequest]) (*connect.Response[pb.RevokeTokenResponse], error) {
 	var token *fleet.Token
-	find := func() {
-		c.ledger.read(func(st *fleet.State) { token = tokenIn(st, callerOf(ctx), req.Msg.GetToken(), c.now()) })
-	}
-	if find(); token == nil {
-		return nil, refuse(connect.CodeNotFound, "token %q does not exist: pinnace token list shows those that you may revoke", cut(req.Msg.GetToken()))
+	var err error
+	c.ledger.read(func(st *fleet.State) { token, err = tokenIn(st, callerOf(ctx), req.Msg.GetToken(), c.now()) })
+	if err != nil {
+		return nil, err
 	}
 	if token.RevokedAt.IsZero() {
 		err := c.ledger.append(ctx, actorOf(ctx), "", &fleet.TokenRevoked{Token: token.ID})
@@ -192,14 +191,30 @@ func (c *control) RevokeToken(ctx context.Context, req *connect.Request[pb.Revok
 	return connect.NewResponse(&pb.RevokeTokenResponse{Token: c.tokenProto(token)}), nil
 }
 
-// tokenIn finds a token by its id, or by its name among those that are good.
-func tokenIn(st *fleet.State, by *fleet.Token, ref string, now time.Time) *fleet.Token {
+// tokenIn finds a token by its id, or by its name among those that are good. A name may be that of several tokens, which
+// are for different environments.
+func tokenIn(st *fleet.State, by *fleet.Token, ref string, now time.Time) (*fleet.Token, error) {
+	var named []*fleet.Token
 	for _, t := range st.Tokens() {
-		if by.Surrounds(t) && (t.ID == ref && ref != firstToken || t.Name == ref && t.Usable(now)) {
-			return t
+		switch {
+		case !by.Surrounds(t):
+		case t.ID == ref && ref != firstToken:
+			return t, nil
+		case t.Name == ref && t.Usable(now):
+			named = append(named, t)
 		}
 	}
-	return nil
+	switch len(named) {
+	case 0:
+		return nil, refuse(connect.CodeNotFound, "token %q does not exist: pinnace token list shows those that you may revoke", cut(ref))
+	case 1:
+		return named[0], nil
+	}
+	var ids []string
+	for _, t := range named[:min(len(named), 8)] {
+		ids = append(ids, t.ID+" for "+scopeText(t))
+	}
+	return nil, refuse(connect.CodeInvalidArgument, "%d tokens are named %s: %s. Give the id", len(named), cut(ref), strings.Join(ids, "; "))
 }
 
 func (s *Server) tokenProto(t *fleet.Token) *pb.Token {
