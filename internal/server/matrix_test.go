@@ -29,8 +29,8 @@ import (
 var deployersMay = map[protoreflect.Name]bool{
 	"SetVars": true, "SetPlacement": true, "CreateRelease": true, "Plan": true, "Deploy": true, "Rollback": true, "Stop": true,
 	"Restart": true, "Steer": true, "Scale": true, "Exec": true, "ForwardPort": true, "GrowVolume": true, "SnapshotVolume": true,
-	"DeleteSnapshot": true, "ExportVolume": true, "ImportVolume": true, "PutSecret": true, "RevokeSecret": true,
-	"LoginRegistry": true, "LogoutRegistry": true, "SetRoute": true, "UnsetRoute": true,
+	"DeleteSnapshot": true, "ExportVolume": true, "ImportVolume": true, "PutSecret": true,
+	"SetRoute": true, "UnsetRoute": true,
 }
 
 // forAll are the calls that take a token for all environments, because they concern all.
@@ -44,7 +44,7 @@ type world struct {
 	environment, app, release, wholeRelease, deployment, instance, host, token string
 }
 
-// names are the fields of requests, in the order of wordsOf.
+// words are all names of a world, those first that have others in them.
 func (w world) words() []string {
 	return []string{w.wholeRelease, w.release, w.deployment, w.instance, w.app, w.host, w.token, w.environment}
 }
@@ -97,6 +97,9 @@ func (w world) about(m protoreflect.Message) {
 		switch {
 		case f.Name() == "environments" && f.IsList():
 			m.Mutable(f).List().Append(protoreflect.ValueOfString(w.environment))
+		case f.Name() == "labels" && f.IsMap(): // an app that moves to a host of the other world sees that host
+			prefix, _, _ := strings.Cut(w.environment, "-")
+			m.Mutable(f).Map().Set(protoreflect.ValueOfString("of").MapKey(), protoreflect.ValueOfString(prefix))
 		case f.Name() == "argv" && f.IsList():
 			m.Mutable(f).List().Append(protoreflect.ValueOfString("true"))
 		case f.Name() == "start" && f.Message() != nil:
