@@ -191,6 +191,12 @@ func (l *ledger) read(fn func(*fleet.State)) {
 	fn(l.state)
 }
 
+// awaitTold waits until all that a reader can have seen was followed too.
+func (l *ledger) awaitTold() {
+	l.telling.Lock()
+	defer l.telling.Unlock()
+}
+
 // append adds events in one piece; key may be empty. When it returns nil they are durable and folded.
 func (l *ledger) append(ctx context.Context, actor, key string, payloads ...fleet.Payload) error {
 	_, err := l.appendOnce(ctx, actor, key, payloads...)

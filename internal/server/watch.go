@@ -31,6 +31,9 @@ func (c *control) WatchDeployment(ctx context.Context, req *connect.Request[pb.W
 		if d == nil {
 			return noDeployment(id)
 		}
+		if !d.Active() {
+			c.ledger.awaitTold() // the state is there a moment before the line that tells of it
+		}
 		lines := c.journals.since(id, sent)
 		for _, line := range lines {
 			if err := stream.Send(withDeployment(line, d)); err != nil {
