@@ -35,7 +35,8 @@ type site struct {
 	hosts    map[string]*machine
 	env      []string
 	registry string // where images are pushed and pulled
-	leaves   bool   // whether agents that end leave their microVMs to the next
+	images   *http.Server
+	leaves   bool // whether agents that end leave their microVMs to the next
 }
 
 // A machine is a namespace with an address on the bridge and what runs there.
@@ -50,6 +51,8 @@ type machine struct {
 	cmd     *exec.Cmd
 	ended   chan error
 	out     *lockedBuffer
+	root    *namespace // keeps a root of its own; nil for most
+	stops   []string   // commands that end what runs there
 }
 
 // newSite makes a site whose server does not run yet.
@@ -124,8 +127,12 @@ func (s *site) serveImages() {
 	srv := &http.Server{Handler: registry.New(registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug))), ReadHeaderTimeout: 10 * time.Second}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
+	s.images = srv
 	s.t.Cleanup(func() { _ = srv.Close(); <-served })
 }
+
+// closeImages ends the site's registry.
+func (s *site) closeImages() { _ = s.images.Close() }
 
 // push puts an image into the site's registry and returns its reference.
 func (s *site) push(repository, tag string, img v1.Image) string {
@@ -223,6 +230,9 @@ func (s *site) end() {
 	}
 	if s.server != nil {
 		s.server.signal(os.Interrupt)
+	}
+	for _, m := range all {
+		m.endRoot()
 	}
 	for _, m := range all {
 		for _, pid := range m.processes() {
