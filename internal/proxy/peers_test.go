@@ -120,7 +120,7 @@ func newTwoHosts(t *testing.T, server netip.AddrPort) *twoHosts {
 	ca := newAuthority(t)
 	h := &twoHosts{
 		authority: ca, entry: freePort(t), peers: freePort(t),
-		a: start(t, Options{}), b: start(t, Options{helloTimeout: time.Second}),
+		a: start(t, Options{}), b: start(t, Options{helloTimeout: 3 * time.Second}), // long enough for a machine that is busy
 	}
 	h.b.apply(waitingFor(h.peers, ca.host("b"), "a", map[string]Backend{"web:80": active("web", server)}))
 	h.a.apply(leadingTo(ca.host("a"), h.entry, remote("web", h.peers, "b", "web:80")))
