@@ -100,3 +100,40 @@ func (l *lab) live(app string) string {
 	}
 	return status.Apps[0].Live.ID
 }
+
+// TestRegistryLogin: a host that has no credentials of its own pulls with the login of the environment.
+func TestRegistryLogin(t *testing.T) {
+	l := newLab(t)
+	port := freePort(t)
+	l.push("app", "v1", workloadImage(t, "1", nil))
+	closed := l.closedRegistry(t)
+	// Who deploys has docker's credentials, and the host looks elsewhere.
+	l.dockerLogin(t, closed, "user", "right")
+	mine := filepath.Join(l.dir, "mine")
+	if err := os.Rename(filepath.Join(l.dir, "docker"), mine); err != nil {
+		t.Fatal(err)
+	}
+	l.env = append(l.env, "DOCKER_CONFIG="+mine)
+	m, image := l.manifest("app", web("app", port)), closed+"/app:v1"
+	l.refuse(8, []string{"without credentials"}, "deploy", "-f", m, "--image", image)
+
+	password := filepath.Join(l.dir, "password")
+	if err := os.WriteFile(password, []byte("right\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	login := l.command("registry", "login", closed, "--username", "user", "-e", "dev")
+	stdin, err := os.Open(password)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	login.Stdin = stdin
+	if out, err := login.CombinedOutput(); err != nil {
+		t.Fatalf("log in: %v\n%s", err, out)
+	}
+	l.must("deploy", "-f", m, "--image", image)
+	if got := l.get(port, "/"); got != "version 1" {
+		t.Errorf("got %q", got)
+	}
+	l.must("stop", "app")
+}
