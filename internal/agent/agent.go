@@ -115,6 +115,8 @@ type Agent struct {
 	logSlots chan struct{} // holds one for each request for logs that is being answered
 	// execSlots holds one for each command that runs beside a workload.
 	execSlots chan struct{}
+	// taskSlots holds one for each task of the server that is being done.
+	taskSlots chan struct{}
 
 	revision uint64 // owned by the assignment loop: of the newest set in this stream
 
@@ -162,11 +164,15 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 		reportc:   make(chan struct{}, 1),
 		logSlots:  make(chan struct{}, maxLogRequests),
 		execSlots: make(chan struct{}, maxExecs),
+		taskSlots: make(chan struct{}, maxTasks),
 		shelf:     newShelf(),
 		instances: map[string]*instance{},
 		uids:      map[uint32]string{},
 	}
 	a.routes = newRoutes(a)
+	if err := a.removeExports(); err != nil {
+		return nil, fmt.Errorf("remove what exports have left: %w", err)
+	}
 	if err := a.takeOver(ctx); err != nil {
 		return nil, err
 	}

@@ -97,6 +97,9 @@ func (a *Agent) receive(ctx context.Context, msg *pinnacev1.WatchAssignmentsResp
 	for _, task := range msg.ExecTasks {
 		a.running.Go(func() { a.serveExec(ctx, task) })
 	}
+	for _, task := range msg.HostTasks {
+		a.running.Go(func() { a.serveTask(ctx, task) })
+	}
 }
 
 // act makes the set of instances that run follow the assignments. first tells that it is the first set of a

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/guest"
 )
 
@@ -15,6 +18,30 @@ const clockOff = time.Second
 type latestStats struct {
 	at    time.Time // zero while it has said nothing in this attempt
 	stats guest.Stats
+	// cpuMilli is how much of a processor it used between the last two times; -1 before the second.
+	cpuMilli int64
+}
+
+// next is what is known once a guest has said something more.
+func (l latestStats) next(now time.Time, s guest.Stats) latestStats {
+	n := latestStats{at: now, stats: s, cpuMilli: -1}
+	if passed := now.Sub(l.at); !l.at.IsZero() && passed > 0 && s.CPUMicros >= l.stats.CPUMicros {
+		n.cpuMilli = int64(float64(s.CPUMicros-l.stats.CPUMicros) / float64(passed.Microseconds()+1) * 1000)
+	}
+	return n
+}
+
+// usage is what reports say of it; nil while there is nothing to say.
+func (l latestStats) usage() *pinnacev1.Usage {
+	if l.at.IsZero() {
+		return nil
+	}
+	s := l.stats
+	return &pinnacev1.Usage{
+		At: timestamppb.New(l.at), MemoryBytes: s.MemoryBytes, MemoryPeakBytes: s.MemoryPeakBytes, MemoryMaxBytes: s.MemoryMaxBytes,
+		CpuMicros: s.CPUMicros, Pids: s.PIDs, PidsMax: s.PIDsMax, DiskBytes: s.DiskBytes, DiskUsedBytes: s.DiskUsedBytes,
+		Load1Milli: s.Load1Milli, OomKills: s.OOMKills, CpuMilli: l.cpuMilli,
+	}
 }
 
 // beginAttending attends to the guest in the background, until end is called, which returns when that has stopped.
@@ -80,5 +107,5 @@ func (t *attempt) askStats(ctx context.Context) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.stats = latestStats{time.Now(), stats}
+	t.stats = t.stats.next(time.Now(), stats)
 }

@@ -29,6 +29,9 @@ import (
 type fakeServer struct {
 	pinnacev1connect.UnimplementedAgentServiceHandler
 
+	errands map[string]*fakeTask  // guarded by mu; by id
+	handed  []*pinnacev1.HostTask // guarded by mu
+
 	http *httptest.Server
 	away atomic.Bool // answers nothing but 503
 
@@ -121,7 +124,7 @@ func (s *fakeServer) WatchAssignments(ctx context.Context, _ *connect.Request[pi
 	s.change(func() { s.streams++ })
 	defer s.change(func() { s.streams-- })
 	var sent uint64
-	asked, given := 0, 0
+	asked, given, handed := 0, 0, 0
 	for {
 		if s.away.Load() {
 			return connect.NewError(connect.CodeUnavailable, errors.New("going away"))
@@ -137,8 +140,10 @@ func (s *fakeServer) WatchAssignments(ctx context.Context, _ *connect.Request[pi
 		asked = len(s.asks)
 		msg.ExecTasks = s.tasks[given:]
 		given = len(s.tasks)
+		msg.HostTasks = s.handed[handed:]
+		handed = len(s.handed)
 		s.mu.Unlock()
-		if msg.Complete || len(msg.LogRequests) > 0 || len(msg.ExecTasks) > 0 {
+		if msg.Complete || len(msg.LogRequests) > 0 || len(msg.ExecTasks)+len(msg.HostTasks) > 0 {
 			if err := stream.Send(msg); err != nil {
 				return err
 			}

@@ -125,7 +125,7 @@ func (i *instance) report() *pinnacev1.InstanceReport {
 	return &pinnacev1.InstanceReport{
 		Instance: r.Instance, Attempt: r.Attempt, State: r.State, Message: r.Message, Address: r.Address,
 		Stages: append([]*pinnacev1.Stage(nil), r.Stages...), Booted: r.Booted, ReadyAt: r.ReadyAt,
-		End: r.End, Final: r.Final, SecretVersions: r.SecretVersions,
+		End: r.End, Final: r.Final, SecretVersions: r.SecretVersions, Usage: i.stats.usage(),
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -96,7 +97,9 @@ func (a *Agent) volumeReports() (all []*pinnacev1.VolumeReport, listed bool) {
 func volumeReport(v volume.Info) *pinnacev1.VolumeReport {
 	r := &pinnacev1.VolumeReport{Id: v.ID, SizeBytes: v.Size, AllocatedBytes: v.Allocated, UsedBytes: v.Used}
 	for _, s := range v.Snapshots {
-		r.Snapshots = append(r.Snapshots, s.Name)
+		if !strings.HasPrefix(s.Name, exportPrefix) {
+			r.Snapshots = append(r.Snapshots, s.Name)
+		}
 	}
 	return r
 }

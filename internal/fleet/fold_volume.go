@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -22,6 +23,12 @@ var volumeShape = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
 // ValidSnapshot reports whether name may name a snapshot.
 func ValidSnapshot(name string) bool { return volumeShape.MatchString(name) }
+
+// PlatformSnapshots begins the names of snapshots that the platform makes for itself, and removes again.
+const PlatformSnapshots = "export-"
+
+// PlatformSnapshot reports whether a name is one of those.
+func PlatformSnapshot(name string) bool { return strings.HasPrefix(name, PlatformSnapshots) }
 
 var digestShape = regexp.MustCompile(`^[0-9a-f]{64}$`)
 

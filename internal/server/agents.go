@@ -118,7 +118,7 @@ func (a *agents) WatchAssignments(ctx context.Context, req *connect.Request[pb.W
 	defer a.views.watched(-1)
 	var sent *pb.WatchAssignmentsResponse
 	var seen *view
-	asked, given := map[string]bool{}, map[string]bool{}
+	asked, given, handed := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	alive := time.NewTicker(keepAlive)
 	defer alive.Stop()
 	quiet, lacking := false, false
@@ -130,17 +130,18 @@ func (a *agents) WatchAssignments(ctx context.Context, req *connect.Request[pb.W
 			seen, set = v, a.assignments(v, host)
 		}
 		requests, tasks := a.logs.waiting(host, asked), a.execs.waiting(host, given)
+		errands := a.tasks.waiting(host, handed)
 		switch {
 		case sent == nil || (set != sent && !sameSet(sent, set)):
 			sent = set
 			full := proto.CloneOf(set)
-			full.LogRequests, full.ExecTasks = requests, tasks
+			full.LogRequests, full.ExecTasks, full.HostTasks = requests, tasks, errands
 			lacking = !a.deliver(ctx, full)
 			if err := stream.Send(full); err != nil {
 				return err
 			}
-		case len(requests) > 0 || len(tasks) > 0 || quiet:
-			if err := stream.Send(&pb.WatchAssignmentsResponse{Revision: sent.GetRevision(), LogRequests: requests, ExecTasks: tasks}); err != nil {
+		case len(requests) > 0 || len(tasks)+len(errands) > 0 || quiet:
+			if err := stream.Send(&pb.WatchAssignmentsResponse{Revision: sent.GetRevision(), LogRequests: requests, ExecTasks: tasks, HostTasks: errands}); err != nil {
 				return err
 			}
 		}

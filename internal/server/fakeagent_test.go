@@ -159,6 +159,9 @@ func (a *fakeAgent) act(ctx context.Context, msg *pb.WatchAssignmentsResponse) {
 	for _, task := range msg.GetExecTasks() {
 		a.done.Go(func() { a.serveExec(ctx, task) })
 	}
+	for _, task := range msg.GetHostTasks() {
+		a.done.Go(func() { a.serveTask(ctx, task) })
+	}
 	if !msg.GetComplete() {
 		return
 	}

@@ -28,6 +28,8 @@ type seenHost struct {
 	peerAddress string
 	// queued are the reports that the loop has not looked at yet, oldest first.
 	queued []*pb.ReportRequest
+	// volumes are what it has, by id, as it said last.
+	volumes map[string]*pb.VolumeReport
 }
 
 type seenInstance struct {
@@ -70,6 +72,7 @@ func (o *observed) reported(r *pb.ReportRequest, now time.Time) (changed []*pb.I
 	defer o.mu.Unlock()
 	h := o.host(r.GetHost())
 	h.at, h.revision = now, r.GetRevision()
+	h.sawVolumes(r)
 	h.queued = append(h.queued, r)
 	if len(h.queued) > maxQueued {
 		h.queued = slices.Delete(h.queued, 0, len(h.queued)-maxQueued)

@@ -72,6 +72,7 @@ type Server struct {
 	journals *journals
 	logs     *logBroker
 	execs    *execBroker
+	tasks    *taskBroker
 	tokenUse *tokenUses
 	// changed fires after every commit, and after reports that say something new.
 	changed *signal
@@ -94,7 +95,7 @@ func New(ctx context.Context, opts Options) (*Server, error) {
 	}
 	s := &Server{
 		opts: opts, log: opts.Logger, now: opts.Now, startedAt: opts.Now(),
-		observed: newObserved(opts.HostTimeout), journals: newJournals(), logs: newLogBroker(), execs: newExecBroker(), tokenUse: newTokenUses(),
+		observed: newObserved(opts.HostTimeout), journals: newJournals(), logs: newLogBroker(), execs: newExecBroker(), tasks: newTaskBroker(), tokenUse: newTokenUses(),
 		changed: newSignal(), asked: newSignal(), wake: make(chan struct{}, 1), loop: newLoopState(),
 	}
 	l, err := openLedger(ctx, opts, s.journals, s.committed)

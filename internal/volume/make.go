@@ -48,7 +48,7 @@ func (s *Store) Create(ctx context.Context, id string, size int64) error {
 	}
 	size, err := checkSize(size)
 	if err == nil {
-		err = s.create(ctx, id, size)
+		err = s.create(ctx, id, size, func(ctx context.Context, f *os.File) error { return makeFileSystem(ctx, f.Name()) })
 	}
 	if err != nil {
 		return fmt.Errorf("make volume %s: %w", id, err)
@@ -56,7 +56,8 @@ func (s *Store) Create(ctx context.Context, id string, size int64) error {
 	return nil
 }
 
-func (s *Store) create(ctx context.Context, id string, size int64) (err error) {
+// create makes a volume that fill fills: a file of zeros of size bytes.
+func (s *Store) create(ctx context.Context, id string, size int64, fill func(ctx context.Context, f *os.File) error) (err error) {
 	if _, err := os.Stat(s.path(id)); err == nil {
 		return ErrExists
 	}
@@ -84,7 +85,10 @@ func (s *Store) create(ctx context.Context, id string, size int64) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.Truncate(size), makeFileSystem(ctx, f.Name())); err != nil {
+	if err = f.Truncate(size); err == nil {
+		err = fill(ctx, f)
+	}
+	if err != nil {
 		return errors.Join(err, durable.Discard(f))
 	}
 	if err := durable.Commit(f, filepath.Join(dir, imageName)); err != nil {
