@@ -15,7 +15,7 @@ import (
 func (c *cli) named() map[string]func(context.Context) []cobra.Completion {
 	return map[string]func(context.Context) []cobra.Completion{
 		"APP": c.apps, "INSTANCE": c.instances, "RELEASE": c.releases, "ENV": c.environments, "ENVIRONMENT": c.environments, "HOST": c.hosts,
-		"DEPLOYMENT": c.deployments,
+		"DEPLOYMENT": c.deployments, "VOLUME": c.volumes,
 	}
 }
 

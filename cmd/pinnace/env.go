@@ -13,7 +13,7 @@ import (
 func (c *cli) newEnv() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "env",
-		Short: "Create and list environments",
+		Short: "Create, list, bound and destroy environments",
 		Long: `An environment is the isolation domain: its own private network, and settings of its own. No
 microVM, namespace, secret or volume is ever shared between two.`,
 	}
@@ -60,7 +60,7 @@ microVM, namespace, secret or volume is ever shared between two.`,
 			return nil
 		},
 	}
-	cmd.AddCommand(create, list)
+	cmd.AddCommand(create, list, c.newEnvQuota(), c.newEnvDestroy())
 	return cmd
 }
 
