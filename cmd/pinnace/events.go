@@ -123,6 +123,9 @@ func toLogEvent(e *pinnacev1.Event) (eventlog.Event, error) {
 		Seq: e.Seq, Stream: e.Stream, Version: e.Version, Type: e.Type, TypeVersion: uint16(e.TypeVersion),
 		Time: e.TimeUnixNano, Actor: e.Actor, IdempotencyKey: e.IdempotencyKey, Payload: e.Payload,
 	}
+	if len(e.Hash) == 0 {
+		return eventlog.Event{}, fail(exitDenied, "use a token for all environments", "event %d comes without its hash: your token sees the events of some environments only, which prove nothing", e.Seq)
+	}
 	if len(e.Hash) != len(out.Hash) || uint32(out.TypeVersion) != e.TypeVersion {
 		return eventlog.Event{}, fmt.Errorf("event %d is malformed", e.Seq)
 	}
