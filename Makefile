@@ -145,9 +145,10 @@ CYCLES ?= 300
 .PHONY: torture
 torture: deps-test kernel build ## the tests that kill things, N times over, KILLS kills of a pull, CYCLES starts and stops
 	PINNACE_IMAGE_KILLS=$(KILLS) go test -count=1 -timeout 0 -v -run 'Kill|Step|Shared' ./internal/image ./cmd/pinnace
-	$(E2E) go test -count=$(N) -timeout 0 -run 'Kill|Crash' -skip TestKillAgent $(PKGS)
+	$(E2E) go test -count=$(N) -timeout 0 -run 'Kill|Crash' -skip 'TestKillAgent|TestKillServer' $(PKGS)
 	$(E2E) PINNACE_KILLS=$(N) go test -count=1 -timeout 0 -run TestKillAgent -v ./internal/agent ./test/e2e
 	$(E2E) PINNACE_CYCLES=$(CYCLES) go test -count=1 -timeout 0 -run TestCycles -v ./test/e2e
+	PINNACE_SERVER_KILLS=$(N) go test -count=1 -timeout 0 -v -run 'TestKillServer$$' ./internal/server
 	$(E2E) PINNACE_TORTURE=1 go test -count=1 -timeout 0 -v -run 'KillAtPoints|TestTamper$$|TestFight|TestSyncError' ./internal/eventlog/...
 
 .PHONY: bare

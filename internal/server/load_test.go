@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -371,6 +372,7 @@ type loadAgent struct {
 	client pinnacev1connect.AgentServiceClient
 	joined atomic.Bool
 	count  atomic.Int64
+	again  time.Duration // how long it waits for a server that is gone; 1 s when 0
 
 	mu       sync.Mutex
 	running  map[string]bool // guarded by mu; false when it has ended
@@ -402,7 +404,7 @@ func (a *loadAgent) run(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(time.Second):
+		case <-time.After(cmp.Or(a.again, time.Second)):
 		}
 	}
 }

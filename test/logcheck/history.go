@@ -30,10 +30,13 @@ type request struct {
 	open    int // calls that have not ended
 	unknown bool
 	refused bool
+	done    bool // it was acknowledged, without a word of where
 	ok      *historyLine
 }
 
 type history struct {
+	// others is set when the log has events that no client of the histories asked for.
+	others   bool
 	requests map[string]*request
 	seen     map[uint64]string
 
@@ -112,6 +115,8 @@ func (r *request) answer(l historyLine) error {
 			return fmt.Errorf("%s has %d events and was acknowledged as %d to %d", l.End, r.events, l.First, l.Last)
 		}
 		r.ok = &l
+	case "done":
+		r.done = true
 	case "unknown":
 		r.unknown = true
 	case "refused":
@@ -126,6 +131,9 @@ func (r *request) answer(l historyLine) error {
 func (h *history) compare(log []event) error {
 	where := map[string][]uint64{}
 	for i, e := range log {
+		if h.others && h.requests[e.key] == nil {
+			continue
+		}
 		if e.key == "" {
 			return fmt.Errorf("event %d has no key, so no client asked for it", i+1)
 		}
@@ -160,6 +168,11 @@ func (h *history) compareRequest(key string, r *request, at []uint64, log []even
 		}
 		if at[0] != r.ok.First || log[r.ok.Last-1].hash != r.ok.Hash {
 			return fmt.Errorf("%s was acknowledged as event %d to %d %s, and is at %v", key, r.ok.First, r.ok.Last, r.ok.Hash, at)
+		}
+	case r.done:
+		h.acknowledged++
+		if !stored {
+			return fmt.Errorf("LOST: %s was acknowledged, and is not in the log", key)
 		}
 	case r.unknown || r.open > 0:
 		h.unknown++

@@ -1,9 +1,9 @@
 // Logcheck says whether a log kept its word to its clients. It reads an export of the log and what the clients
 // wrote down, and shares no code with the log: it is written from docs/specs/eventlog.md alone.
 //
-//	logcheck EXPORT HISTORY...
+//	logcheck [-others] EXPORT HISTORY...
 //
-// It prints what it found, and exits with 1 when anything is wrong.
+// With -others the log has events, too, that none of these clients asked for, such as a server's own. It prints what it found, and exits with 1 when anything is wrong.
 package main
 
 import (
@@ -12,11 +12,16 @@ import (
 )
 
 func main() {
-	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: logcheck EXPORT HISTORY...")
+	args := os.Args[1:]
+	others := len(args) > 0 && args[0] == "-others"
+	if others {
+		args = args[1:]
+	}
+	if len(args) < 1 {
+		fmt.Fprintln(os.Stderr, "usage: logcheck [-others] EXPORT HISTORY...")
 		os.Exit(2)
 	}
-	report, err := run(os.Args[1], os.Args[2:])
+	report, err := run(args[0], args[1:], others)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "logcheck:", err)
 		os.Exit(1)
@@ -24,12 +29,13 @@ func main() {
 	fmt.Println(report)
 }
 
-func run(exportPath string, historyPaths []string) (string, error) {
+func run(exportPath string, historyPaths []string, others bool) (string, error) {
 	log, err := readExport(exportPath)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", exportPath, err)
 	}
 	h := newHistory()
+	h.others = others
 	for _, path := range historyPaths {
 		if err := h.read(path); err != nil {
 			return "", fmt.Errorf("%s: %w", path, err)

@@ -78,6 +78,11 @@ func TestLogcheck(t *testing.T) {
 		{"back in time", export, c + b + a, "after the client knew"},
 		{"seen and not there", export, a + b + c + saw(9, h[0]), "a reader saw"},
 		{"seen otherwise", export, a + b + c + saw(1, h[1]), "a reader saw"},
+		{"done", export, a + b + call("c", 1) + end("c", "done"), ""},
+		{"done and not there", export, a + b + c + call("d", 1) + end("d", "done"), "LOST"},
+		{"others: well", export, a + call("c", 1) + end("c", "done"), ""},
+		{"others: lost", export, a + call("d", 1) + end("d", "done"), "LOST"},
+		{"others: doubled", export, call("b", 1) + end("b", "done"), "asked for 1 events and has 2"},
 		{"a bit of the chain", strings.Replace(export, h[1], h[2], 1), a + b + c, "chain is broken"},
 		{"a gap", strings.Replace(export, `{"seq":2`, `{"seq":3`, 1), a + b + c, "gap"},
 		{"cut", export[:len(export)-3], a + b + c, "no end"},
@@ -91,7 +96,7 @@ func TestLogcheck(t *testing.T) {
 			}
 			return path
 		}
-		report, err := run(write("export", tc.export), []string{write("history", tc.history)})
+		report, err := run(write("export", tc.export), []string{write("history", tc.history)}, strings.HasPrefix(tc.name, "others: "))
 		if tc.want == "" && (err != nil || !strings.HasPrefix(report, "ok: 4 events")) {
 			t.Errorf("%s: got %q, %v", tc.name, report, err)
 		}

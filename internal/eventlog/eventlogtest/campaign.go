@@ -166,8 +166,8 @@ func (v *run) check(t *testing.T) {
 	}
 }
 
-// CheckHistories exports the log and runs test/logcheck on that and on the histories in dir.
-func CheckHistories(t *testing.T, l *eventlog.Log, dir string) {
+// CheckHistories exports the log and runs test/logcheck, with flags, on that and on the histories in dir.
+func CheckHistories(t *testing.T, l *eventlog.Log, dir string, flags ...string) {
 	t.Helper()
 	c, err := l.Checkpoint(t.Context())
 	if err != nil {
@@ -185,7 +185,7 @@ func CheckHistories(t *testing.T, l *eventlog.Log, dir string) {
 	if err != nil || len(histories) == 0 {
 		t.Fatalf("no histories: %v", err)
 	}
-	out, err := exec.CommandContext(t.Context(), checker(t), append([]string{path}, histories...)...).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), checker(t), slices.Concat(flags, []string{path}, histories)...).CombinedOutput()
 	if err != nil {
 		keep, _ := os.MkdirTemp("", "pinnace-logcheck-") //nolint:usetesting // It has to outlive the test, for whoever looks into it.
 		_ = os.CopyFS(keep, os.DirFS(filepath.Dir(path)))
