@@ -83,7 +83,7 @@ func (c *cli) forward(ctx context.Context, l net.Listener, start *pinnacev1.Forw
 			return fmt.Errorf("accept connections: %w", err)
 		}
 		open.Go(func() {
-			defer conn.Close()
+			defer func() { _ = conn.Close() }() // it has been closed already, or nobody needs it
 			if err := c.forwardOne(ctx, conn, start); err != nil && ctx.Err() == nil {
 				_, message, _ := describe(err)
 				c.say("connection from %s: %s", conn.RemoteAddr(), message)
@@ -118,7 +118,7 @@ func (c *cli) forwardOne(ctx context.Context, conn net.Conn, start *pinnacev1.Fo
 	defer stop()
 	var up sync.WaitGroup
 	defer up.Wait()
-	defer conn.Close() // so that nothing more is read from it
+	defer func() { _ = conn.Close() }() // so that nothing more is read from it
 	up.Go(func() {
 		buf := make([]byte, forwardBuffer)
 		for {

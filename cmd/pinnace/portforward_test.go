@@ -59,7 +59,9 @@ func TestPortForward(t *testing.T) {
 	}
 	ctx, interrupt := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- c.forward(ctx, l, &pinnacev1.ForwardStart{Environment: "dev", Target: "db", Port: "web"}) }()
+	go func() {
+		ended <- c.forward(ctx, l, &pinnacev1.ForwardStart{Environment: "dev", Target: "db", Port: "web"})
+	}()
 	dial := func() *net.TCPConn {
 		conn, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
