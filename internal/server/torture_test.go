@@ -179,7 +179,6 @@ func killServer(t *testing.T, kills int, database string, points ...string) {
 	for n := range kills {
 		ended := make(chan error, 1)
 		go func() { ended <- cmd.Wait() }()
-		//nolint:gosec // Where a kill hits is no secret.
 		after := time.Duration(20+rand.IntN(600)) * time.Millisecond
 		point := ""
 		if env := cmd.Env[len(cmd.Env)-2]; n > 0 && n%2 == 0 {
@@ -200,7 +199,7 @@ func killServer(t *testing.T, kills int, database string, points ...string) {
 		}
 		next := ""
 		if n%2 == 1 { // every second one is killed where it comes by
-			next = fmt.Sprintf("%s=%d", names[(n/2)%len(names)], 1+rand.IntN(20)) //nolint:gosec // As above.
+			next = fmt.Sprintf("%s=%d", names[(n/2)%len(names)], 1+rand.IntN(20))
 		}
 		if n == kills-1 {
 			next = ""
