@@ -54,6 +54,7 @@ func TestKillServer(t *testing.T) {
 	if err != nil {
 		t.Skip("kills servers for minutes; run with make torture")
 	}
+	t.Cleanup(eventlogtest.CleanUp) // so it runs once in a process
 	t.Run("SQLite", func(t *testing.T) { killServer(t, kills, "", "sqlite.", "eventlog.") })
 	t.Run("PostgreSQL", func(t *testing.T) {
 		killServer(t, kills, pgtest.Start(t).NewDatabase(t, "doomed"), "postgres.commit.", "postgres.lead.", "postgres.checkpoint.", "eventlog.")
