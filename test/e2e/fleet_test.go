@@ -135,6 +135,9 @@ func TestFleet(t *testing.T) {
 		var lost, id string
 		for id, lost = range before {
 		}
+		if s.hosts[lost].microVMs()[id+".1"] == nil {
+			t.Fatalf("%s does not run %s: %v", lost, id, s.hosts[lost].microVMs())
+		}
 		began := time.Now()
 		s.hosts[lost].cut()
 		s.eventually(3*time.Minute, "a successor is ready", func() error {
@@ -152,10 +155,8 @@ func TestFleet(t *testing.T) {
 			if now := s.placed("web"); len(now) != 1 || now[id] != "" {
 				return fmt.Errorf("%v", now)
 			}
-			for _, pid := range s.hosts[lost].processes() {
-				if b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); strings.Contains(string(b), id) {
-					return fmt.Errorf("process %d of %s still runs", pid, id)
-				}
+			if pids := s.hosts[lost].microVMs()[id+".1"]; pids != nil {
+				return fmt.Errorf("processes %v of %s still run", pids, id)
 			}
 			return nil
 		})

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -183,8 +184,36 @@ func (m *machine) signal(with os.Signal) {
 func (m *machine) cut()  { m.ip(m.site.t, "link", "set", "eth0", "down") }
 func (m *machine) join() { m.ip(m.site.t, "link", "set", "eth0", "up") }
 
-// processes are those that have the machine's directory in their command line.
+// microVMs are the processes of those that an agent runs here, by the names of their attempts. Nothing of the machine's is
+// in their command lines; their cgroups are named after the agent's run directory.
+func (m *machine) microVMs() map[string][]int {
+	run := filepath.Join(m.dir, "run")
+	if m.root != nil {
+		run = filepath.Join("/run/pinnace", m.name)
+	}
+	parent := fmt.Sprintf("pinnace/%x", sha256.Sum256([]byte(filepath.Join(run, "agent"))))[:len("pinnace/")+12]
+	found := map[string][]int{}
+	for _, hierarchy := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/memory"} {
+		lists, _ := filepath.Glob(filepath.Join(hierarchy, parent, "*", "cgroup.procs"))
+		for _, path := range lists {
+			b, _ := os.ReadFile(path)
+			for word := range strings.FieldsSeq(string(b)) {
+				var pid int
+				if _, err := fmt.Sscan(word, &pid); err == nil {
+					attempt := filepath.Base(filepath.Dir(path))
+					found[attempt] = append(found[attempt], pid)
+				}
+			}
+		}
+	}
+	return found
+}
+
+// processes are those that have the machine's directory in their command line, and its microVMs.
 func (m *machine) processes() (pids []int) {
+	for _, vm := range m.microVMs() {
+		pids = append(pids, vm...)
+	}
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range lines {
 		b, _ := os.ReadFile(path)
