@@ -107,7 +107,7 @@ func TestAuthorityIsKept(t *testing.T) {
 }
 
 func TestHostCertificates(t *testing.T) {
-	a, m, now := authority(t), newMember(t), time.Now()
+	a, m, now := authority(t), newMember(t), time.Now().Truncate(time.Second) // as certificates have it
 	h := Host{ID: "h1", Admission: "adm-1"}
 	parse := func(der []byte) *x509.Certificate {
 		c, err := x509.ParseCertificate(der)
@@ -163,7 +163,7 @@ func serverLeaf(t *testing.T, a *Authority) *x509.Certificate {
 }
 
 func TestMemberKeepsItsIdentity(t *testing.T) {
-	a, m, now := authority(t), newMember(t), time.Now()
+	a, m, now := authority(t), newMember(t), time.Now().Truncate(time.Second) // as certificates have it
 	h := Host{ID: "h1", Admission: "adm-1"}
 	if _, admitted := m.Host(); admitted || m.TLS() != nil || m.Renewed(nil) == nil {
 		t.Error("a member is somebody before it was admitted")
