@@ -14,7 +14,7 @@ HOLDER   := cmd/pinnace/initbin/files/pinnace-holder
 TOOL     := go tool -modfile=tools/go.mod
 PKGS     ?= ./...
 # One package after the other: emulated guests that compete for two cores run into time-outs.
-TIMEOUT  ?= 25m
+TIMEOUT  ?= 45m
 
 # What the tests with real VMs need to know. Some make mount namespaces, which takes a mount at "/".
 E2E      := scripts/with-own-root.sh env PINNACE_E2E=1 PINNACE_KERNELS=$(KERNELS) PINNACE_BIN=$(CURDIR)/bin/pinnace \
