@@ -129,7 +129,9 @@ func (a *agents) WatchAssignments(ctx context.Context, req *connect.Request[pb.W
 		if v != seen {
 			seen, set = v, a.assignments(v, host)
 		}
-		requests, tasks := a.logs.waiting(host, asked), a.execs.waiting(host, given)
+		// An agent knows of an instance by a view that has it. What somebody wants of one waits for that.
+		early := func(instance string) bool { return !v.has(instance) && v.changes != a.changed.count() }
+		requests, tasks := a.logs.waiting(host, asked, early), a.execs.waiting(host, given, early)
 		errands := a.tasks.waiting(host, handed)
 		switch {
 		case sent == nil || (set != sent && !sameSet(sent, set)):

@@ -87,13 +87,14 @@ func (b *execBroker) take(id, host string) *execTask {
 	return t
 }
 
-// waiting returns the tasks for a host that are not in asked, and puts them there.
-func (b *execBroker) waiting(host string, asked map[string]bool) []*pb.ExecTask {
+// waiting returns the tasks for a host that are not in asked nor about an instance for which it is early, and puts them
+// there.
+func (b *execBroker) waiting(host string, asked map[string]bool, early func(instance string) bool) []*pb.ExecTask {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var out []*pb.ExecTask
 	for id, t := range b.tasks {
-		if t.host == host && !asked[id] {
+		if t.host == host && !asked[id] && !early(t.task.GetInstance()) {
 			asked[id] = true
 			out = append(out, t.task)
 		}

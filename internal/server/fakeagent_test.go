@@ -34,6 +34,7 @@ type fakeAgent struct {
 	fate      string
 	revision  uint64
 	assigned  map[string]*pb.Assignment // what came last
+	met       map[string]bool           // instances that it was told of at some time
 	networks  []*pb.AssignedEnvironment
 	parked    []string // instances that were parked and not any more, or the other way round, as "id true"
 	problems  []string
@@ -153,6 +154,7 @@ func (a *fakeAgent) follow(ctx context.Context) {
 }
 
 func (a *fakeAgent) act(ctx context.Context, msg *pb.WatchAssignmentsResponse) {
+	a.meet(msg)
 	for _, r := range msg.GetLogRequests() {
 		a.done.Go(func() { a.sendLogs(ctx, r) })
 	}
@@ -200,6 +202,28 @@ func (a *fakeAgent) act(ctx context.Context, msg *pb.WatchAssignmentsResponse) {
 		if !wanted[id] {
 			i.askToStop()
 			delete(a.instances, id)
+		}
+	}
+}
+
+// meet notes the instances that the agent has been told of. It can't answer what is wanted of others.
+func (a *fakeAgent) meet(msg *pb.WatchAssignmentsResponse) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.met == nil {
+		a.met = map[string]bool{}
+	}
+	for _, asg := range msg.GetAssignments() {
+		a.met[asg.GetInstance()] = true
+	}
+	for _, r := range msg.GetLogRequests() {
+		if !a.met[r.GetInstance()] {
+			a.problems = append(a.problems, "is asked for the logs of "+r.GetInstance()+", which it was not told of")
+		}
+	}
+	for _, task := range msg.GetExecTasks() {
+		if !a.met[task.GetInstance()] {
+			a.problems = append(a.problems, "is to run a command in "+task.GetInstance()+", which it was not told of")
 		}
 	}
 }

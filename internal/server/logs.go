@@ -61,13 +61,14 @@ func (b *logBroker) take(id, host string) *logWant {
 	return w
 }
 
-// waiting returns the requests for a host that are not in asked, and puts them there.
-func (b *logBroker) waiting(host string, asked map[string]bool) []*pb.LogRequest {
+// waiting returns the requests for a host that are not in asked nor about an instance for which it is early, and puts
+// them there.
+func (b *logBroker) waiting(host string, asked map[string]bool, early func(instance string) bool) []*pb.LogRequest {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var out []*pb.LogRequest
 	for id, w := range b.wants {
-		if w.host == host && !w.served && !asked[id] {
+		if w.host == host && !w.served && !asked[id] && !early(w.request.GetInstance()) {
 			asked[id] = true
 			out = append(out, w.request)
 		}

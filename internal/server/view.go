@@ -73,6 +73,9 @@ func (v *views) watched(more int) {
 // read calls fn with the state.
 func (v *view) read(fn func(*fleet.State)) { fn(v.state) }
 
+// has tells whether there was an instance.
+func (v *view) has(instance string) bool { return v.state.Instance(instance) != nil }
+
 // environment is what assignedEnvironment says of one, in a copy that is the caller's.
 func (v *view) environment(name string) *pb.AssignedEnvironment {
 	v.mu.Lock()

@@ -63,6 +63,30 @@ func TestStreamLogs(t *testing.T) {
 	})
 }
 
+// TestLogsOfWhatComesLater: whoever follows the logs of an app gets those of instances that are placed meanwhile, however
+// old the views are that agents are served from. An agent can't answer for what it was not told of.
+func TestLogsOfWhatComesLater(t *testing.T) {
+	p := newPlane(t)
+	p.environment("dev")
+	p.agent("h1")
+	p.watch(p.deploy("dev", p.release(text("api", 80, ""), "v1")).GetId())
+	first := p.instances("dev", false)[0].GetId()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	stream, err := p.client.StreamLogs(ctx, connect.NewRequest(&pb.StreamLogsRequest{Environment: "dev", Target: "api", Follow: true}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.views.watched(int(maxView / viewEach)) // so many that a view serves for long
+	p.deploy("dev", p.release(text("api", 80, ""), "v2"))
+	for stream.Receive() {
+		if stream.Msg().GetInstance() != first {
+			return
+		}
+	}
+	t.Error("nothing came from the next instance: ", stream.Err())
+}
+
 func TestReadEvents(t *testing.T) {
 	p := newPlane(t)
 	p.environment("dev")
