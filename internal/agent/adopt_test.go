@@ -435,7 +435,7 @@ func TestLastSeq(t *testing.T) {
 	s := open(100 << 10)
 	want(s, 1, 0)
 	for seq := uint64(1); seq <= 20; seq++ {
-		if err := s.append("api-1", 1, line(seq)); err != nil {
+		if _, err := s.append("api-1", 1, line(seq)); err != nil {
 			t.Fatal(err)
 		}
 		want(s, 1, seq)

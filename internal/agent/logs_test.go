@@ -3,8 +3,10 @@ package agent
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/pinnacehq/pinnace/internal/guest"
 )
@@ -33,7 +37,7 @@ func newStore(t *testing.T, dir string, segment int64) *logStore {
 func write(t *testing.T, s *logStore, first, last int) {
 	t.Helper()
 	for n := first; n <= last; n++ {
-		if err := s.append("api-1", 1, line(n)); err != nil {
+		if _, err := s.append("api-1", 1, line(n)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -128,7 +132,7 @@ func TestLogsAfterCrash(t *testing.T) {
 		t.Errorf("with a cut line: got %v", got)
 	}
 	// The next attempt counts its lines anew.
-	if err := s.append("api-1", 2, line(1)); err != nil {
+	if _, err := s.append("api-1", 2, line(1)); err != nil {
 		t.Fatal(err)
 	}
 	var got []string
@@ -283,7 +287,7 @@ func TestLogsKeepTheirTime(t *testing.T) {
 	now := time.Now()
 	s.now = func() time.Time { return now }
 	s.begin("api-2")
-	if err := s.append("api-2", 1, line(1)); err != nil {
+	if _, err := s.append("api-2", 1, line(1)); err != nil {
 		t.Fatal(err)
 	}
 	write(t, s, 1, 1)
@@ -320,7 +324,7 @@ func TestLogsOfNobody(t *testing.T) {
 		if err != nil {
 			t.Errorf("%q: %v", name, err)
 		}
-		if err := s.append(name, 1, line(1)); !errors.Is(err, fs.ErrClosed) {
+		if _, err := s.append(name, 1, line(1)); !errors.Is(err, fs.ErrClosed) {
 			t.Errorf("append to %q: %v", name, err)
 		}
 	}
@@ -337,7 +341,7 @@ func TestLogsWithoutRoom(t *testing.T) {
 	}
 	real := l.f
 	l.f = full
-	if err := s.append("api-1", 1, line(3)); err == nil {
+	if _, err := s.append("api-1", 1, line(3)); err == nil {
 		t.Error("a full disk took a line")
 	}
 	l.f = real
@@ -353,5 +357,98 @@ func TestLogsWithoutRoom(t *testing.T) {
 	}
 	if got := s.tail("api-1", 1); len(got) != 4 || got[3] != "line 4" {
 		t.Errorf("tail: got %q", got)
+	}
+}
+
+// TestLogsCutBatch: of lines that were written together and only in part, those that are whole count as kept, and the
+// others can be written again.
+func TestLogsCutBatch(t *testing.T) {
+	s := newStore(t, t.TempDir(), segmentBytes)
+	write(t, s, 1, 2)
+	l := s.of("api-1")
+	r, short, err := os.Pipe() // it takes a page of the lines, and nobody makes room
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer short.Close()
+	const page = 4096
+	conn, err := short.SyscallConn() // Fd would make it wait
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sizeErr error
+	err = conn.Control(func(fd uintptr) { _, sizeErr = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, page) })
+	if err = errors.Join(err, sizeErr); err != nil {
+		t.Fatal(err)
+	}
+	if err := short.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	var lines []guest.Line
+	for n := 3; n <= 102; n++ {
+		lines = append(lines, line(n))
+	}
+	real := l.f
+	l.f = short
+	kept, err := s.append("api-1", 1, lines...)
+	if err == nil || kept == 0 || kept == len(lines) {
+		t.Fatalf("%d lines went into a page, %v", kept, err)
+	}
+	l.f = real
+	if _, err := io.CopyN(real, r, page); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.append("api-1", 1, lines[kept:]...); err != nil || n != len(lines)-kept {
+		t.Fatalf("%d of %d lines were kept, %v", n, len(lines)-kept, err)
+	}
+	if got := numbers(t, s, 0); !slices.Equal(got, sequence(1, 102)) {
+		t.Errorf("got %v", got)
+	}
+	if got := s.tail("api-1", 1); len(got) != tailLines || got[0] != "line 93" {
+		t.Errorf("tail: got %q", got)
+	}
+}
+
+// TestLogsBatchOverFiles: lines that come together go into as many files as they need.
+func TestLogsBatchOverFiles(t *testing.T) {
+	dir := t.TempDir()
+	s := newStore(t, dir, 1000)
+	var lines []guest.Line
+	for n := 1; n <= 15; n++ {
+		lines = append(lines, line(n))
+	}
+	if n, err := s.append("api-1", 1, lines...); err != nil || n != len(lines) {
+		t.Fatalf("%d lines were kept, %v", n, err)
+	}
+	files, err := segments(filepath.Join(dir, "api-1"))
+	if err != nil || len(files) != 2 {
+		t.Fatalf("files %v, %v", files, err)
+	}
+	for _, n := range files {
+		info, err := os.Stat(segmentPath(filepath.Join(dir, "api-1"), n))
+		if err != nil || info.Size() > 1000 {
+			t.Errorf("%v, %v", info, err)
+		}
+	}
+	if got := numbers(t, s, 0); len(got) == 0 || got[len(got)-1] != 15 {
+		t.Errorf("got %v", got)
+	}
+}
+
+// TestRecordJSON: what is written by hand is what package json reads and would write.
+func TestRecordJSON(t *testing.T) {
+	for _, r := range []logRecord{
+		{Attempt: 1, Line: line(1)},
+		{Attempt: 4294967295, Line: guest.Line{Seq: 1 << 63, Time: -5, Stream: guest.StreamStderr, Data: []byte{0, '<', 0xff}, Partial: true}},
+		{Line: guest.Line{Seq: 2, Stream: guest.StreamStdout, Dropped: 9}},
+	} {
+		want, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.appendJSON(nil); string(got) != string(want) {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
 	}
 }

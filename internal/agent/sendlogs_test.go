@@ -124,7 +124,7 @@ func TestLogsSince(t *testing.T) {
 	at := time.Unix(1_000_000, 0)
 	for n := range 4 {
 		line := guest.Line{Seq: uint64(n + 1), Time: at.Add(time.Duration(n) * time.Minute).UnixNano(), Stream: guest.StreamStdout, Data: []byte{byte('a' + n)}}
-		if err := l.agent.logs.append("api-1", 1, line); err != nil {
+		if _, err := l.agent.logs.append("api-1", 1, line); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -132,7 +132,7 @@ func (t *attempt) startMachine(ctx context.Context) (string, error) {
 // converse begins the conversation with the guest. It ends with the attempt, whatever becomes of ctx.
 func (t *attempt) converse(ctx context.Context, control, logs guest.Conn, opts guest.Options) {
 	ctx, end := context.WithCancel(context.WithoutCancel(ctx))
-	opts.Logs = func(l guest.Line) error { return t.keepLine(ctx, l) }
+	opts.Logs = func(lines []guest.Line) error { return t.keepLines(ctx, lines) }
 	t.guest = guest.NewHost(control, logs, opts)
 	t.session = make(chan struct{})
 	go func() {
@@ -151,14 +151,15 @@ func (t *attempt) hangUp() {
 	}
 }
 
-// keepLine stores a line of output. While that cannot be done, because the disk is full for instance, the guest
+// keepLines stores lines of output. While that cannot be done, because the disk is full for instance, the guest
 // keeps its lines and counts those that it must drop: a host that cannot write logs still runs its workloads.
-func (t *attempt) keepLine(ctx context.Context, l guest.Line) error {
+func (t *attempt) keepLines(ctx context.Context, lines []guest.Line) error {
 	for first := true; ; first = false {
-		err := t.agent.logs.append(t.id, t.number, l)
+		kept, err := t.agent.logs.append(t.id, t.number, lines...)
 		if err == nil {
 			return nil
 		}
+		lines = lines[kept:]
 		if first {
 			t.log.Error("keep the output of an instance; trying until it works", "err", err)
 		}

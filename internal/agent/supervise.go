@@ -245,7 +245,7 @@ func (t *attempt) accountForLines(last uint64) {
 	t.hangUp() // nothing comes any more, or it would come behind the marker
 	have, err := t.agent.logs.lastSeq(t.id, t.number)
 	if err == nil && last > have {
-		err = t.agent.logs.append(t.id, t.number, guest.Line{
+		_, err = t.agent.logs.append(t.id, t.number, guest.Line{
 			Seq: last, Time: time.Now().UnixNano(), Stream: guest.StreamStdout, Dropped: last - have,
 		})
 	}

@@ -58,7 +58,7 @@ func (g *fakeGuest) begin(ctx context.Context, h *Host, spec CommandSpec, with C
 // TestCommand follows one command through everything that can happen to it, beside the lines of the workload.
 func TestCommand(t *testing.T) {
 	var lines []string
-	opts := Options{Logs: func(l Line) error { lines = append(lines, string(l.Data)); return nil }}
+	opts := Options{Logs: eachLine(func(l Line) { lines = append(lines, string(l.Data)) })}
 	session(t, opts, io.EOF, func(t *testing.T, h *Host, g *fakeGuest) {
 		g.startAble(t, h)
 		input, keyboard := io.Pipe()

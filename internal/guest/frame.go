@@ -116,6 +116,16 @@ func (r *Reader) next() (Type, []byte, error) {
 	return Type(b[0]), b[1:], nil
 }
 
+// ready tells whether Next has a frame without reading from the stream.
+func (r *Reader) ready() bool {
+	have := r.src.Buffered()
+	if have < lengthBytes {
+		return false
+	}
+	head, err := r.src.Peek(lengthBytes)
+	return err == nil && uint64(have) >= lengthBytes+uint64(binary.BigEndian.Uint32(head))
+}
+
 // fill reads all of b. Where bytes come that no frame holds, it leaves them in the stream at once: whoever waited for
 // the rest of a frame that was cut would take the next ones for it.
 func (r *Reader) fill(b []byte) error {

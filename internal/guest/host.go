@@ -22,10 +22,10 @@ type Conn interface {
 
 // Options of a Host. The zero value is good for everything but Logs.
 type Options struct {
-	// Logs gets every line in the order of its number, from one goroutine. A line is acknowledged to the guest after
-	// Logs returned nil for it, and the guest then forgets it: return nil when the line is safe. An error ends the
-	// session. nil throws lines away.
-	Logs func(Line) error
+	// Logs gets every line in the order of its number, from one goroutine: those together that have come together, at
+	// least one. They are acknowledged to the guest after Logs returned nil, and the guest then forgets them: return nil
+	// when they are safe. An error ends the session. Their data are valid until Logs returns. nil throws lines away.
+	Logs func([]Line) error
 	// Resume goes on with a guest that an earlier session has met or was about to meet, which has ended somewhere,
 	// perhaps within a frame. What the guest says to that session still is not heard; it says again what counts.
 	Resume bool
@@ -38,7 +38,8 @@ type Options struct {
 	HeartbeatTimeout time.Duration
 	// LogBytesPerSecond bounds how fast log frames are read; the guest's writers wait. Default 8 MiB.
 	LogBytesPerSecond int
-	// ControlFramesPerSecond bounds how fast control frames are read. Default 200.
+	// ControlFramesPerSecond bounds how fast control frames are read. Default 50: a heartbeat and the answers to probes
+	// are a few.
 	ControlFramesPerSecond int
 }
 
@@ -114,10 +115,10 @@ func NewHost(control, logs Conn, opts Options) *Host {
 		opts.LogBytesPerSecond = 8 << 20
 	}
 	if opts.ControlFramesPerSecond == 0 {
-		opts.ControlFramesPerSecond = 200
+		opts.ControlFramesPerSecond = 50
 	}
 	if opts.Logs == nil {
-		opts.Logs = func(Line) error { return nil }
+		opts.Logs = func([]Line) error { return nil }
 	}
 	seed := newSeed()
 	return &Host{

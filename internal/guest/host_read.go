@@ -189,6 +189,7 @@ func (h *Host) readLogs(ctx context.Context) error {
 		}
 	}
 	close(h.logsReady)
+	b := lineBatch{last: h.opts.AfterLine}
 	for {
 		t, body, err := r.Next()
 		if err != nil {
@@ -198,40 +199,74 @@ func (h *Host) readLogs(ctx context.Context) error {
 		if err := pace.take(ctx, len(body)+64); err != nil {
 			return err
 		}
-		m, err := Decode(t, body)
-		if errors.Is(err, ErrUnknownType) {
+		if err := h.handleLog(&b, t, body); err != nil {
+			return brokenErr("logs", err)
+		}
+		if r.ready() && len(b.lines) < maxLineBatch {
 			continue
 		}
-		if err == nil {
-			err = h.handleLog(m)
-		}
-		if err != nil {
+		if err := h.keep(&b); err != nil {
 			return brokenErr("logs", err)
 		}
 	}
 }
 
-func (h *Host) handleLog(m Message) error {
-	line, ok := m.(Line)
-	if !ok {
-		return h.handleCommand(m)
+// maxLineBatch is how many lines are handed on together at most.
+const maxLineBatch = 256
+
+// A lineBatch is the lines that have come and are not kept yet.
+type lineBatch struct {
+	lines []Line
+	data  []byte // of the lines
+	last  uint64 // number of the last line, kept or not
+}
+
+// handleLog takes up a frame of the logs channel.
+func (h *Host) handleLog(b *lineBatch, t Type, body []byte) error {
+	if t == TypeLine {
+		if line, data, ok := parseLine(body, b.data); ok {
+			b.data = data
+			return h.handleLine(b, line)
+		}
 	}
-	h.mu.Lock()
-	last := h.lastLine
-	h.mu.Unlock()
+	m, err := Decode(t, body)
+	if errors.Is(err, ErrUnknownType) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if line, ok := m.(Line); ok {
+		return h.handleLine(b, line)
+	}
+	return h.handleCommand(m)
+}
+
+func (h *Host) handleLine(b *lineBatch, line Line) error {
 	switch {
-	case line.Seq <= last:
+	case line.Seq <= b.last:
 		h.wakeAcks()
 		return nil // we have it: its acknowledgement was lost with an earlier session
-	case line.Seq != last+1:
-		return fmt.Errorf("line %d after line %d", line.Seq, last)
+	case line.Seq != b.last+1:
+		return fmt.Errorf("line %d after line %d", line.Seq, b.last)
 	}
-	if err := h.opts.Logs(line); err != nil {
-		return &keepError{line.Seq, err}
+	b.last = line.Seq
+	b.lines = append(b.lines, line)
+	return nil
+}
+
+// keep hands a batch to Options.Logs, and is done with it.
+func (h *Host) keep(b *lineBatch) error {
+	if len(b.lines) == 0 {
+		return nil
 	}
+	if err := h.opts.Logs(b.lines); err != nil {
+		return &keepError{b.lines[0].Seq, err}
+	}
+	b.lines, b.data = b.lines[:0], b.data[:0]
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.lastLine = line.Seq
+	h.lastLine = b.last
 	h.noteDrained()
 	h.wakeAcks()
 	return nil

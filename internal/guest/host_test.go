@@ -116,7 +116,7 @@ func (g *fakeGuest) start(t *testing.T, h *Host) {
 
 func TestSession(t *testing.T) {
 	var lines []string
-	opts := Options{Logs: func(l Line) error { lines = append(lines, string(l.Data)); return nil }}
+	opts := Options{Logs: eachLine(func(l Line) { lines = append(lines, string(l.Data)) })}
 	session(t, opts, io.EOF, func(t *testing.T, h *Host, g *fakeGuest) {
 		go func() {
 			g.hello()
@@ -303,9 +303,19 @@ func TestGuestThatDoesNotRead(t *testing.T) {
 	})
 }
 
+// eachLine is for Options.Logs.
+func eachLine(keep func(Line)) func([]Line) error {
+	return func(lines []Line) error {
+		for _, l := range lines {
+			keep(l)
+		}
+		return nil
+	}
+}
+
 func TestLogsError(t *testing.T) {
 	full := errors.New("disk full")
-	session(t, Options{Logs: func(Line) error { return full }}, full, func(t *testing.T, h *Host, g *fakeGuest) {
+	session(t, Options{Logs: func([]Line) error { return full }}, full, func(t *testing.T, h *Host, g *fakeGuest) {
 		g.line(Line{Seq: 1, Stream: StreamStdout})
 		<-h.Done()
 	})
@@ -313,7 +323,7 @@ func TestLogsError(t *testing.T) {
 
 func TestAfterLine(t *testing.T) {
 	var got []uint64
-	opts := Options{AfterLine: 7, Logs: func(l Line) error { got = append(got, l.Seq); return nil }}
+	opts := Options{AfterLine: 7, Logs: eachLine(func(l Line) { got = append(got, l.Seq) })}
 	session(t, opts, io.EOF, func(t *testing.T, _ *Host, g *fakeGuest) {
 		for seq := uint64(5); seq <= 8; seq++ {
 			g.line(Line{Seq: seq, Stream: StreamStdout})
@@ -394,7 +404,7 @@ func TestFloods(t *testing.T) {
 	})
 	t.Run("logs", func(t *testing.T) {
 		bytesRead := 0
-		opts := Options{LogBytesPerSecond: 1 << 20, Logs: func(l Line) error { bytesRead += len(l.Data); return nil }, HeartbeatTimeout: time.Hour}
+		opts := Options{LogBytesPerSecond: 1 << 20, Logs: eachLine(func(l Line) { bytesRead += len(l.Data) }), HeartbeatTimeout: time.Hour}
 		session(t, opts, nil, func(_ *testing.T, _ *Host, g *fakeGuest) {
 			go func() { _, _ = io.Copy(io.Discard, g.logs) }()
 			data := bytes.Repeat([]byte("x"), MaxLine)
@@ -412,7 +422,7 @@ func TestFloods(t *testing.T) {
 // TestResume goes on with a guest whose earlier session has ended within a frame.
 func TestResume(t *testing.T) {
 	var got []uint64
-	opts := Options{Resume: true, Nonce: testNonce, AfterLine: 7, Logs: func(l Line) error { got = append(got, l.Seq); return nil }}
+	opts := Options{Resume: true, Nonce: testNonce, AfterLine: 7, Logs: eachLine(func(l Line) { got = append(got, l.Seq) })}
 	session(t, opts, io.EOF, func(t *testing.T, h *Host, g *fakeGuest) {
 		attach, resume := g.first(g.control).(Attach), g.first(g.logs).(Resume)
 		if attach.Version != Version || attach.Token == "" || resume != (Resume{Token: attach.Token, After: 7}) {

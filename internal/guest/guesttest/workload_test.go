@@ -15,7 +15,7 @@ import (
 )
 
 // converse starts a machine with the workload and the host's end of the conversation with it.
-func converse(t *testing.T, w guesttest.Workload, logs func(guest.Line) error) (vm.Machine, *guest.Host) {
+func converse(t *testing.T, w guesttest.Workload, logs func([]guest.Line) error) (vm.Machine, *guest.Host) {
 	t.Helper()
 	spec, err := vmtest.FakeSpec(t.TempDir(), "m")
 	if err != nil {
@@ -76,7 +76,12 @@ func TestWorkloadExits(t *testing.T) {
 		return 7
 	}}
 	var got []string
-	m, h := converse(t, w, func(l guest.Line) error { got = append(got, string(l.Data)); return nil })
+	m, h := converse(t, w, func(lines []guest.Line) error {
+		for _, l := range lines {
+			got = append(got, string(l.Data))
+		}
+		return nil
+	})
 	if _, err := h.Configure(t.Context(), guest.Config{Hostname: "ship"}); err != nil {
 		t.Fatal(err)
 	}

@@ -196,10 +196,13 @@ func hostKHz() int {
 	return 2_000_000
 }
 
-func (m *machine) keep(l guest.Line) error {
+func (m *machine) keep(lines []guest.Line) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.lines = append(m.lines, l)
+	for _, l := range lines {
+		l.Data = bytes.Clone(l.Data)
+		m.lines = append(m.lines, l)
+	}
 	return nil
 }
 

@@ -42,8 +42,10 @@ func TestConversation(t *testing.T) {
 		t.Fatal(err)
 	}
 	var lines []string
-	host := guest.NewHost(control, logs, guest.Options{Logs: func(l guest.Line) error {
-		lines = append(lines, string(l.Data))
+	host := guest.NewHost(control, logs, guest.Options{Logs: func(batch []guest.Line) error {
+		for _, l := range batch {
+			lines = append(lines, string(l.Data))
+		}
 		return nil
 	}})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)

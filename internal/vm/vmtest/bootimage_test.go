@@ -141,8 +141,10 @@ func runImage(t *testing.T, driver vm.Driver, spec vm.Spec, config guest.Config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	host := guest.NewHost(control, logs, guest.Options{Logs: func(l guest.Line) error {
-		lines = append(lines, string(l.Data))
+	host := guest.NewHost(control, logs, guest.Options{Logs: func(batch []guest.Line) error {
+		for _, l := range batch {
+			lines = append(lines, string(l.Data))
+		}
 		return nil
 	}})
 	var running sync.WaitGroup
