@@ -165,4 +165,3 @@ func (s *logStore) lastSeq(instance string, attempt uint32) (uint64, error) {
 	}
 	return 0, nil
 }
-
