@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -217,6 +218,7 @@ func (r *agentRole) run(ctx context.Context, ready func(*machines)) (err error) 
 		ready(with)
 	}
 	ran = true
+	debug.FreeOSMemory() // packing an initramfs has taken more than all that follows, and an agent can be idle for long
 	return a.Run(ctx)
 }
 
