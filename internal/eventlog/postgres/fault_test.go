@@ -235,6 +235,29 @@ func TestTwoLeaders(t *testing.T) {
 	}
 }
 
+// TestLostBehindAProxy: a leader whose connection stays, and leads to a database that has the same lease and lacks the last
+// events, leaves no gap there.
+func TestLostBehindAProxy(t *testing.T) {
+	url, name := database(t)
+	l, err := eventlog.Open(t.Context(), postgres.New(postgres.Options{URL: url}), eventlog.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for range 3 {
+		if _, err := l.Append(t.Context(), request("")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shared.cluster.SQL(t, name, `DELETE FROM pinnace_event WHERE seq > 1`)
+	if _, err := l.Append(t.Context(), request("next")); !errors.Is(err, eventlog.ErrFenced) {
+		t.Errorf("got %v, want ErrFenced", err)
+	}
+	if n := shared.cluster.SQL(t, name, `SELECT count(*) FROM pinnace_event`); n != "1" {
+		t.Errorf("%s events are stored, want 1", n)
+	}
+}
+
 // TestFight lets three servers take the lease from each other all the time, under load. What any of them
 // acknowledged is there once.
 func TestFight(t *testing.T) {

@@ -11,6 +11,26 @@ import (
 	"github.com/pinnacehq/pinnace/internal/eventlog"
 )
 
+// A lease is what an engine knows of its own.
+type lease struct {
+	epoch   int64 // 0 while it does not lead
+	unknown bool  // a commit failed, and may still take effect
+}
+
+func (e *Engine) held() lease {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.lease
+}
+
+// hold replaces what is known, and gives what was.
+func (e *Engine) hold(l lease) (was lease) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	was, e.lease = e.lease, l
+	return was
+}
+
 // Lead implements eventlog.Engine. The update waits for a commit of the holder before that is in progress; one
 // that comes later finds another epoch.
 func (e *Engine) Lead(ctx context.Context) (<-chan struct{}, error) {
@@ -18,15 +38,13 @@ func (e *Engine) Lead(ctx context.Context) (<-chan struct{}, error) {
 	err := e.pool.QueryRow(ctx, `UPDATE pinnace_lease SET epoch = epoch + 1, holder = $1, until = clock_timestamp() + $2
 		WHERE one = 1 AND until < clock_timestamp() RETURNING epoch`, e.opts.Holder, e.opts.TTL).Scan(&epoch)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, e.held(ctx)
+		return nil, e.heldBy(ctx)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("PostgreSQL: claim the lease: %w", err)
 	}
 	leaseClaimed.Hit()
-	e.mu.Lock()
-	e.epoch = epoch
-	e.mu.Unlock()
+	e.hold(lease{epoch: epoch})
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := e.cancel
 	e.cancel = func() { cancel(); stop() }
@@ -35,7 +53,7 @@ func (e *Engine) Lead(ctx context.Context) (<-chan struct{}, error) {
 	return e.lost, nil
 }
 
-func (e *Engine) held(ctx context.Context) error {
+func (e *Engine) heldBy(ctx context.Context) error {
 	var holder string
 	var left time.Duration
 	err := e.pool.QueryRow(ctx, `SELECT holder, greatest(until - clock_timestamp(), '0') FROM pinnace_lease`).Scan(&holder, &left)
@@ -55,17 +73,12 @@ func (e *Engine) renew(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		e.mu.Lock()
-		epoch := e.epoch
-		e.mu.Unlock()
+		epoch := e.held().epoch
 		limited, cancel := context.WithTimeout(ctx, e.opts.TTL/3)
 		tag, err := e.pool.Exec(limited, `UPDATE pinnace_lease SET until = clock_timestamp() + $2 WHERE epoch = $1`, epoch, e.opts.TTL)
 		cancel()
-		e.mu.Lock()
-		same := e.epoch == epoch
-		e.mu.Unlock()
 		// A lease that could not be renewed may still be ours: the next commit will tell.
-		if err == nil && same && tag.RowsAffected() == 0 {
+		if err == nil && e.held().epoch == epoch && tag.RowsAffected() == 0 {
 			e.lose()
 			return
 		}
@@ -91,9 +104,7 @@ func (e *Engine) settle(ctx context.Context, epoch int64) error {
 		return err
 	}
 	leaseSettled.Hit()
-	e.mu.Lock()
-	e.epoch, e.unknown = next, false
-	e.mu.Unlock()
+	e.hold(lease{epoch: next})
 	return nil
 }
 

@@ -25,9 +25,6 @@ import (
 	"github.com/pinnacehq/pinnace/internal/eventlog"
 )
 
-// Format is the version of the layout, the same as of the log in SQLite.
-const Format = 1
-
 // channel is what followers LISTEN to.
 const channel = "pinnace_event"
 
@@ -58,11 +55,9 @@ type Engine struct {
 
 	id     eventlog.LogID
 	writer *pgx.Conn // owned by the one who commits; nil when its last commit failed
-	batch  columns
 
-	mu      sync.Mutex
-	epoch   int64 // guarded by mu; 0 while not leading
-	unknown bool  // guarded by mu; a commit failed, and may still take effect
+	mu    sync.Mutex
+	lease lease // guarded by mu
 
 	lost     chan struct{}
 	loseOnce sync.Once
@@ -123,7 +118,7 @@ func (e *Engine) open(ctx context.Context) (eventlog.Info, error) {
 	if e.id, err = e.readID(ctx); err != nil {
 		return eventlog.Info{}, err
 	}
-	head, err := e.readHead(ctx, e.pool)
+	head, err := e.readHead(ctx)
 	if err != nil {
 		return eventlog.Info{}, err
 	}
@@ -135,13 +130,17 @@ func (e *Engine) open(ctx context.Context) (eventlog.Info, error) {
 
 // prepare makes the tables when they are not there, and refuses a database that does not keep its word.
 func (e *Engine) prepare(ctx context.Context) error {
-	for setting, why := range map[string]string{"fsync": "what was committed would be lost with the power", "full_page_writes": "a crash could leave half a page"} {
+	for _, must := range [][3]string{
+		{"fsync", "on", "what was committed would be lost with the power"},
+		{"full_page_writes", "on", "a crash could leave half a page"},
+		{"data_sync_retry", "off", "after a failed sync the next one would succeed without what was lost"},
+	} {
 		var value string
-		if err := e.pool.QueryRow(ctx, `SELECT current_setting($1)`, setting).Scan(&value); err != nil {
+		if err := e.pool.QueryRow(ctx, `SELECT current_setting($1)`, must[0]).Scan(&value); err != nil {
 			return err
 		}
-		if value != "on" {
-			return fmt.Errorf("its setting %s is %q: %s. Set it to on", setting, value, why)
+		if value != must[1] {
+			return fmt.Errorf("its setting %s is %q: %s. Set it to %s", must[0], value, must[2], must[1])
 		}
 	}
 	return pgx.BeginFunc(ctx, e.pool, func(tx pgx.Tx) error {
@@ -165,35 +164,19 @@ func (e *Engine) prepare(ctx context.Context) error {
 			return err
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO pinnace_meta (k, v) VALUES ('format', $1), ('log_id', $2), ('genesis', $3)`,
-			[]byte(strconv.Itoa(Format)), id[:], genesis[:])
+			[]byte(strconv.Itoa(eventlog.StoredFormat)), id[:], genesis[:])
 		return err
 	})
 }
 
 func (e *Engine) readID(ctx context.Context) (id eventlog.LogID, err error) {
-	meta := map[string][]byte{}
-	rows, err := e.pool.Query(ctx, `SELECT k, v FROM pinnace_meta`)
+	var format, logID, genesis []byte
+	err = e.pool.QueryRow(ctx, `SELECT
+		(SELECT v FROM pinnace_meta WHERE k = 'format'), (SELECT v FROM pinnace_meta WHERE k = 'log_id'), (SELECT v FROM pinnace_meta WHERE k = 'genesis')`).Scan(&format, &logID, &genesis)
 	if err != nil {
-		return id, err
-	}
-	var k string
-	var v []byte
-	if _, err := pgx.ForEachRow(rows, []any{&k, &v}, func() error {
-		meta[k] = append([]byte{}, v...)
-		return nil
-	}); err != nil {
 		return id, fmt.Errorf("read meta: %w", err)
 	}
-	if format := string(meta["format"]); format != strconv.Itoa(Format) {
-		return id, fmt.Errorf("the log has format %q, this pinnace knows %d: run the version that wrote it, or a newer one", format, Format)
-	}
-	if copy(id[:], meta["log_id"]) != len(id) || len(meta["log_id"]) != len(id) {
-		return id, fmt.Errorf("meta: log_id has %d bytes, not %d", len(meta["log_id"]), len(id))
-	}
-	if want := eventlog.Genesis(id); string(meta["genesis"]) != string(want[:]) {
-		return id, fmt.Errorf("meta: genesis is %x, but log_id %s gives %s", meta["genesis"], id, want)
-	}
-	return id, nil
+	return eventlog.StoredID(format, logID, genesis)
 }
 
 // Close implements eventlog.Engine. The lease is given back, so that the next server need not wait for it.
@@ -206,13 +189,9 @@ func (e *Engine) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if e.pool != nil {
-		e.mu.Lock()
-		epoch, unknown := e.epoch, e.unknown
-		e.epoch = 0
-		e.mu.Unlock()
-		if epoch != 0 && !unknown {
+		if l := e.hold(lease{}); l.epoch != 0 && !l.unknown {
 			// A lease that can't be given back runs out.
-			_, _ = e.pool.Exec(ctx, `UPDATE pinnace_lease SET until = 'epoch' WHERE epoch = $1`, epoch)
+			_, _ = e.pool.Exec(ctx, `UPDATE pinnace_lease SET until = 'epoch' WHERE epoch = $1`, l.epoch)
 		}
 		e.pool.Close()
 		e.pool = nil

@@ -99,7 +99,7 @@ func TestRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, tc := range []struct{ statement, undo, want string }{
-		{`UPDATE pinnace_meta SET v = '2' WHERE k = 'format'`, `UPDATE pinnace_meta SET v = '1' WHERE k = 'format'`, "a newer one"},
+		{`UPDATE pinnace_meta SET v = '2' WHERE k = 'format'`, `UPDATE pinnace_meta SET v = '1' WHERE k = 'format'`, "a newer pinnace"},
 		{`UPDATE pinnace_meta SET k = 'x' WHERE k = 'genesis'`, `UPDATE pinnace_meta SET k = 'genesis' WHERE k = 'x'`, "genesis"},
 		{`UPDATE pinnace_event SET tv = 65536 WHERE seq = 2`, `UPDATE pinnace_event SET tv = 0 WHERE seq = 2`, "out of range"},
 		{`UPDATE pinnace_event SET data = '{ }' WHERE seq = 2`, `UPDATE pinnace_event SET data = '{}' WHERE seq = 2`, "event 2: hash is"},

@@ -16,6 +16,8 @@ import (
 
 	"github.com/pinnacehq/pinnace/internal/eventlog"
 	"github.com/pinnacehq/pinnace/internal/eventlog/memory"
+	"github.com/pinnacehq/pinnace/internal/eventlog/postgres"
+	"github.com/pinnacehq/pinnace/internal/eventlog/postgres/pgtest"
 	"github.com/pinnacehq/pinnace/internal/eventlog/sqlite"
 )
 
@@ -25,24 +27,73 @@ func TestBenchControl(t *testing.T) {
 	if os.Getenv("PINNACE_BENCH_CONTROL") == "" {
 		t.Skip("takes minutes of a quiet machine; run with make bench-control")
 	}
-	b := &controlBench{T: t}
+	events := 1_000_000
+	if s := os.Getenv("PINNACE_BENCH_EVENTS"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events = n
+	}
+	b := &controlBench{T: t, gated: true}
+	n := 0
+	sqliteIn := t.TempDir()
+	b.newEngine = func() eventlog.Engine {
+		n++
+		return sqlite.New(sqlite.Options{Dir: filepath.Join(sqliteIn, fmt.Sprint(n))})
+	}
 	t.Run("appends", func(t *testing.T) { b.T = t; b.appends() })
 	t.Run("lone append", func(t *testing.T) { b.T = t; b.lone() })
 	t.Run("watchers", func(t *testing.T) { b.T = t; b.watchers() })
-	t.Run("large log", func(t *testing.T) { b.T = t; b.large() })
-	fmt.Printf("\n%-46s %12s %10s %10s\n", "event log on SQLite", "measured", "gate", "goal")
+	t.Run("large log", func(t *testing.T) { b.T = t; b.large(events) })
+	b.print("event log on SQLite")
+
+	t.Run("PostgreSQL", func(t *testing.T) {
+		cluster := pgtest.Start(t)
+		pg := &controlBench{T: t, newEngine: func() eventlog.Engine {
+			n++
+			return postgres.New(postgres.Options{URL: cluster.NewDatabase(t, fmt.Sprint("bench", n))})
+		}}
+		pg.database = func() string { return cluster.NewDatabase(t, "large") }
+		pg.stored = func() float64 {
+			size, err := strconv.ParseFloat(cluster.SQL(t, "large", "SELECT pg_total_relation_size('pinnace_event')"), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return size
+		}
+		pg.appends()
+		pg.lone()
+		pg.large(events / 5)
+		pg.note("CPU is the server's own, without PostgreSQL's. The gates are for SQLite; these figures are from the same run")
+		pg.print("event log on PostgreSQL")
+	})
+}
+
+type controlBench struct {
+	*testing.T
+	newEngine func() eventlog.Engine // with an empty log
+	again     func() eventlog.Engine // with the large log
+	gated     bool                   // it is SQLite
+	rows      []string
+	// Of PostgreSQL: a new database, and how many bytes the events in it take.
+	database func() string
+	stored   func() float64
+}
+
+func (b *controlBench) print(title string) {
+	fmt.Printf("\n%-46s %13s %10s %10s\n", title, "measured", "gate", "goal")
 	for _, row := range b.rows {
 		fmt.Println(row)
 	}
 }
 
-type controlBench struct {
-	*testing.T
-	rows []string
-}
-
 // result notes a figure. more says that it should be at least the gate, else at most.
 func (b *controlBench) result(what string, got, gate, goal float64, unit string, more bool) {
+	if !b.gated {
+		b.rows = append(b.rows, fmt.Sprintf("%-46s %8.3g %-4s", what, got, unit))
+		return
+	}
 	sign, met := "≤", got <= gate
 	if more {
 		sign, met = "≥", got >= gate
@@ -102,8 +153,9 @@ func cpu() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-func (b *controlBench) open(dir string, opts eventlog.Options) *eventlog.Log {
-	l, err := eventlog.Open(b.Context(), sqlite.New(sqlite.Options{Dir: dir}), opts)
+func (b *controlBench) open(e eventlog.Engine, opts eventlog.Options) *eventlog.Log {
+	b.Helper()
+	l, err := eventlog.Open(b.Context(), e, opts)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -131,11 +183,10 @@ const benchRounds = 15
 
 // appends compares 64 writers with the disk and with a transaction for each append, in turns.
 func (b *controlBench) appends() {
-	dir := b.TempDir()
-	f := b.probeFile(dir)
-	l := b.open(filepath.Join(dir, "log"), eventlog.Options{})
+	f := b.probeFile(b.TempDir())
+	l := b.open(b.newEngine(), eventlog.Options{})
 	defer l.Close()
-	single := sqlite.New(sqlite.Options{Dir: filepath.Join(dir, "single")})
+	single := b.newEngine()
 	info, err := single.Open(b.Context())
 	if err == nil {
 		_, err = single.Lead(b.Context())
@@ -184,9 +235,8 @@ func (b *controlBench) appends() {
 }
 
 func (b *controlBench) lone() {
-	dir := b.TempDir()
-	f := b.probeFile(dir)
-	l := b.open(filepath.Join(dir, "log"), eventlog.Options{})
+	f := b.probeFile(b.TempDir())
+	l := b.open(b.newEngine(), eventlog.Options{})
 	defer l.Close()
 	a := eventlog.Append{Stream: "app/a", Expect: eventlog.AnyVersion, Type: "t", Payload: make([]byte, 1024)}
 	var disk, each []time.Duration
@@ -241,20 +291,58 @@ func (b *controlBench) watchers() {
 	b.result("commit to the last of 1,000 watchers, p50", float64(median(each).Microseconds())/1000, 1, 0.5, "ms", false)
 }
 
-// large measures a log of a million events.
-func (b *controlBench) large() {
-	events := 1_000_000
-	if s := os.Getenv("PINNACE_BENCH_EVENTS"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil {
+// large measures a log of many events.
+func (b *controlBench) large(events int) {
+	derived := b.TempDir()
+	b.fill(derived, events)
+	var replayed []float64
+	for range 3 {
+		e := b.again()
+		before, begin := cpu(), time.Now()
+		l := b.open(e, eventlog.Options{}) // reads and verifies all of it
+		used := cpu() - before
+		replayed = append(replayed, float64(events)/used.Seconds()/1e6)
+		b.note("%d events of 1 KiB were read and verified in %.2f s, with %.2f s of CPU", events, time.Since(begin).Seconds(), used.Seconds())
+		if err := l.Close(); err != nil {
 			b.Fatal(err)
 		}
-		events = n
 	}
-	dir := b.TempDir()
-	log, derived := filepath.Join(dir, "log"), filepath.Join(dir, "derived")
-	l := b.open(log, eventlog.Options{})
+	b.result("replay with the chain verified, events/s/core", median(replayed), 0.25, 1, "M", true)
+	var ready []float64
+	for range 5 {
+		e, begin := b.again(), time.Now()
+		l := b.open(e, eventlog.Options{Dir: derived})
+		if _, err := l.Append(b.Context(), eventlog.Append{Stream: "app/new", Expect: eventlog.AnyVersion, Type: "t"}); err != nil {
+			b.Fatal(err)
+		}
+		ready = append(ready, time.Since(begin).Seconds())
+		if err := l.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.result(fmt.Sprintf("ready and the first append done, %d events", events), median(ready), 1.5, 0.1, "s", false)
+}
+
+// fill makes the log that the engines of again have.
+func (b *controlBench) fill(derived string, events int) {
 	const size = 1024
+	var sizeOf func() float64
+	if b.gated {
+		dir := filepath.Join(b.TempDir(), "log")
+		b.again = func() eventlog.Engine { return sqlite.New(sqlite.Options{Dir: dir}) }
+		sizeOf = func() float64 {
+			info, err := os.Stat(filepath.Join(dir, sqlite.FileName))
+			if err != nil {
+				b.Fatal(err)
+			}
+			return float64(info.Size())
+		}
+	} else {
+		url := b.database()
+		b.again = func() eventlog.Engine { return postgres.New(postgres.Options{URL: url}) }
+		sizeOf = func() float64 { return b.stored() }
+	}
+	l := b.open(b.again(), eventlog.Options{Dir: derived})
 	appends := make([]eventlog.Append, 1000)
 	for n := 0; n < events; n += len(appends) {
 		for i := range appends {
@@ -268,31 +356,5 @@ func (b *controlBench) large() {
 	if err := l.Close(); err != nil {
 		b.Fatal(err)
 	}
-	info, err := os.Stat(filepath.Join(log, sqlite.FileName))
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.result("disk / payload", float64(info.Size())/float64(events*size), 1.2, 1.15, "x", false)
-
-	before, begin := cpu(), time.Now()
-	l = b.open(log, eventlog.Options{Dir: derived}) // reads and verifies all of it, and writes the copy when it is closed
-	used := cpu() - before
-	b.note("%d events of 1 KiB were read and verified in %.2f s, with %.2f s of CPU", events, time.Since(begin).Seconds(), used.Seconds())
-	b.result("replay with the chain verified, events/s/core", float64(events)/used.Seconds()/1e6, 0.25, 1, "M", true)
-	if err := l.Close(); err != nil {
-		b.Fatal(err)
-	}
-	var ready []float64
-	for range 5 {
-		begin := time.Now()
-		l := b.open(log, eventlog.Options{Dir: derived})
-		if _, err := l.Append(b.Context(), eventlog.Append{Stream: "app/new", Expect: eventlog.AnyVersion, Type: "t"}); err != nil {
-			b.Fatal(err)
-		}
-		ready = append(ready, time.Since(begin).Seconds())
-		if err := l.Close(); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.result(fmt.Sprintf("ready and the first append done, %d events", events), median(ready), 1.5, 0.1, "s", false)
+	b.result("disk / payload", sizeOf()/float64(events*size), 1.2, 1.15, "x", false)
 }

@@ -13,9 +13,6 @@ import (
 	"github.com/pinnacehq/pinnace/internal/eventlog"
 )
 
-// Format is the version of the file's layout: tables, columns, and how hashes are computed.
-const Format = 1
-
 const (
 	// applicationID marks the file as ours ("Pinn"), so that another program's database is not taken for
 	// a new one.
@@ -118,7 +115,7 @@ func create(ctx context.Context, c *sql.Conn, opts Options) (err error) {
 	if _, err := c.ExecContext(ctx, `UPDATE lease SET epoch = max(epoch, ?)`, opts.FirstEpoch); err != nil {
 		return err
 	}
-	for k, v := range map[string][]byte{"format": []byte(strconv.Itoa(Format)), "log_id": id[:], "genesis": genesis[:]} {
+	for k, v := range map[string][]byte{"format": []byte(strconv.Itoa(eventlog.StoredFormat)), "log_id": id[:], "genesis": genesis[:]} {
 		if _, err := c.ExecContext(ctx, `INSERT INTO meta (k, v) VALUES (?, ?)`, k, v); err != nil {
 			return err
 		}
@@ -140,21 +137,8 @@ func checkFormat(ctx context.Context, c querier) error {
 	if app != applicationID {
 		return errors.New("this is a database of another program")
 	}
-	v, err := readMeta(ctx, c, "format")
-	if err != nil {
-		return err
-	}
-	format, err := strconv.Atoi(string(v))
-	if err != nil {
-		return fmt.Errorf("meta: format %q is not a number", v)
-	}
-	if format > Format {
-		return fmt.Errorf("the log has format %d, written by a newer pinnace; this one knows formats up to %d: run the newer version", format, Format)
-	}
-	if format < 1 {
-		return fmt.Errorf("meta: there never was a format %d", format)
-	}
-	return nil
+	_, err = readID(ctx, c)
+	return err
 }
 
 func pragma(ctx context.Context, c querier, name string) (int64, error) {
@@ -173,24 +157,17 @@ func readMeta(ctx context.Context, c querier, key string) ([]byte, error) {
 	return v, nil
 }
 
-// readID reads the log's ID, and checks that the genesis hash follows from it.
+// readID reads the log's ID, and checks that this program knows its format.
 func readID(ctx context.Context, c querier) (eventlog.LogID, error) {
-	v, err := readMeta(ctx, c, "log_id")
-	if err != nil {
-		return eventlog.LogID{}, err
+	var meta [3][]byte
+	for i, key := range []string{"format", "log_id", "genesis"} {
+		v, err := readMeta(ctx, c, key)
+		if err != nil {
+			return eventlog.LogID{}, err
+		}
+		meta[i] = v
 	}
-	if len(v) != len(eventlog.LogID{}) {
-		return eventlog.LogID{}, fmt.Errorf("meta: log_id has %d bytes, not %d", len(v), len(eventlog.LogID{}))
-	}
-	id := eventlog.LogID(v)
-	genesis, err := readMeta(ctx, c, "genesis")
-	if err != nil {
-		return eventlog.LogID{}, err
-	}
-	if want := eventlog.Genesis(id); string(genesis) != string(want[:]) {
-		return eventlog.LogID{}, fmt.Errorf("meta: genesis is %x, but log_id %s gives %s", genesis, id, want)
-	}
-	return id, nil
+	return eventlog.StoredID(meta[0], meta[1], meta[2])
 }
 
 func readHead(ctx context.Context, c querier, id eventlog.LogID) (eventlog.Head, error) {
@@ -203,8 +180,5 @@ func readHead(ctx context.Context, c querier, id eventlog.LogID) (eventlog.Head,
 	if err != nil {
 		return eventlog.Head{}, fmt.Errorf("read the head: %w", err)
 	}
-	if len(hash) != len(eventlog.Hash{}) {
-		return eventlog.Head{}, fmt.Errorf("event %d: hash of %d bytes", seq, len(hash))
-	}
-	return eventlog.Head{Seq: uint64(seq), Hash: eventlog.Hash(hash)}, nil
+	return eventlog.StoredHead(seq, hash)
 }

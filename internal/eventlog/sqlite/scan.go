@@ -27,7 +27,8 @@ func scan(ctx context.Context, db *sql.DB, after uint64, fn func(eventlog.Event)
 	defer func() { err = errors.Join(err, conn.Close()) }()
 	last := after
 	err = conn.Raw(func(c any) (err error) {
-		rows, err := c.(driver.QueryerContext).QueryContext(ctx, scanSQL, []driver.NamedValue{{Ordinal: 1, Value: int64(after)}})
+		// The driver would look at the context at every row and have a goroutine wait for it; now and then is enough.
+		rows, err := c.(driver.QueryerContext).QueryContext(context.WithoutCancel(ctx), scanSQL, []driver.NamedValue{{Ordinal: 1, Value: int64(after)}})
 		if err != nil {
 			return err
 		}
@@ -43,9 +44,11 @@ func scan(ctx context.Context, db *sql.DB, after uint64, fn func(eventlog.Event)
 			if err != nil {
 				return err
 			}
-			last = ev.Seq
-			if !fn(ev) {
+			if last = ev.Seq; !fn(ev) {
 				return nil
+			}
+			if last%64 == 0 && ctx.Err() != nil {
+				return context.Cause(ctx)
 			}
 		}
 	})
@@ -72,22 +75,7 @@ func eventOf(row *[columns]driver.Value) (ev eventlog.Event, err error) {
 	if !okSeq || !okStream || !okVersion || !okType || !okTypeVersion || !okAt || !okActor || !okIdem || !okData || !okHash {
 		return ev, fmt.Errorf("event %v: a column has another type", row[0])
 	}
-	// What the columns could hold and an event could not must not be cut to fit: it would be read as
-	// something else than what is stored.
-	if seq < 1 || version < 1 || typeVersion < 0 || typeVersion > 0xffff {
-		return ev, fmt.Errorf("seq %d, ver %d or tv %d is out of range", seq, version, typeVersion)
-	}
-	if len(hash) != len(ev.Hash) {
-		return ev, fmt.Errorf("event %d: hash of %d bytes", seq, len(hash))
-	}
-	if len(data) > eventlog.MaxPayload {
-		return ev, fmt.Errorf("event %d: payload of %d bytes, the most is %d", seq, len(data), eventlog.MaxPayload)
-	}
-	if data == nil {
-		data = []byte{}
-	}
-	return eventlog.Event{
-		Seq: uint64(seq), Stream: stream, Version: uint64(version), Type: typ, TypeVersion: uint16(typeVersion), Time: at,
-		Actor: actor, IdempotencyKey: idem, Payload: data, Hash: eventlog.Hash(hash),
-	}, nil
+	return eventlog.StoredEvent(eventlog.Event{
+		Stream: stream, Type: typ, Time: at, Actor: actor, IdempotencyKey: idem, Payload: data,
+	}, seq, version, typeVersion, hash)
 }

@@ -63,21 +63,15 @@ func (e *Engine) LastCheckpoint(ctx context.Context) (eventlog.Checkpoint, error
 }
 
 func lastCheckpoint(ctx context.Context, c querier) (eventlog.Checkpoint, error) {
-	var out eventlog.Checkpoint
-	var seq, version int64
+	var seq, at, version int64
 	var hash, state, key, sig []byte
 	err := c.QueryRowContext(ctx, `SELECT seq, hash, at, state_version, state, key, sig FROM checkpoint ORDER BY seq DESC LIMIT 1`).
-		Scan(&seq, &hash, &out.Time, &version, &state, &key, &sig)
+		Scan(&seq, &hash, &at, &version, &state, &key, &sig)
 	if errors.Is(err, sql.ErrNoRows) {
-		return out, nil
+		return eventlog.Checkpoint{}, nil
 	}
 	if err != nil {
-		return out, fmt.Errorf("read the last checkpoint: %w", err)
+		return eventlog.Checkpoint{}, fmt.Errorf("read the last checkpoint: %w", err)
 	}
-	if seq < 1 || version < 0 || version > 1<<32-1 || len(hash) != len(out.Hash) || len(state) != len(out.State) || len(key) != len(out.Key) || len(sig) != len(out.Signature) {
-		return out, fmt.Errorf("the checkpoint of event %d is damaged", seq)
-	}
-	out.Seq, out.StateVersion = uint64(seq), uint32(version)
-	out.Hash, out.State, out.Key, out.Signature = eventlog.Hash(hash), eventlog.Hash(state), [32]byte(key), [64]byte(sig)
-	return out, nil
+	return eventlog.StoredCheckpoint(seq, at, version, hash, state, key, sig)
 }
