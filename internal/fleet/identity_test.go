@@ -40,15 +40,14 @@ func TestTokens(t *testing.T) {
 	ci := TokenCreated{Token: "tok-1", Name: "ci", Hash: anyHash("1"), Role: Deployer, Environments: []string{"dev"}, ExpiresUnix: at.Add(time.Hour).Unix()}
 	change := func(f func(*TokenCreated)) *TokenCreated { c := ci; f(&c); return &c }
 	for what, bad := range map[string]*TokenCreated{
-		"no role":        change(func(c *TokenCreated) { c.Role = "" }),
-		"unknown role":   change(func(c *TokenCreated) { c.Role = "root" }),
-		"no scope":       change(func(c *TokenCreated) { c.Environments = nil }),
-		"two scopes":     change(func(c *TokenCreated) { c.All = true }),
-		"a short hash":   change(func(c *TokenCreated) { c.Hash = "ab" }),
-		"no name":        change(func(c *TokenCreated) { c.Name = "" }),
-		"a long name":    change(func(c *TokenCreated) { c.Name = strings.Repeat("a", 64) }),
-		"no id":          change(func(c *TokenCreated) { c.Token = "" }),
-		"it has expired": change(func(c *TokenCreated) { c.ExpiresUnix = at.Add(-time.Hour).Unix() }),
+		"no role":      change(func(c *TokenCreated) { c.Role = "" }),
+		"unknown role": change(func(c *TokenCreated) { c.Role = "root" }),
+		"no scope":     change(func(c *TokenCreated) { c.Environments = nil }),
+		"two scopes":   change(func(c *TokenCreated) { c.All = true }),
+		"a short hash": change(func(c *TokenCreated) { c.Hash = "ab" }),
+		"no name":      change(func(c *TokenCreated) { c.Name = "" }),
+		"a long name":  change(func(c *TokenCreated) { c.Name = strings.Repeat("a", 64) }),
+		"no id":        change(func(c *TokenCreated) { c.Token = "" }),
 	} {
 		refusedAs(t, l, what, nil, bad)
 	}
@@ -93,7 +92,6 @@ func TestAdmissions(t *testing.T) {
 		return &HostAdmitted{Host: host, Join: join, Key: anyHash("e"), Admission: "adm-" + join}
 	}
 	refusedAs(t, l, "without leave", ErrNotFound, admit("h9", "join-1"))
-	refusedAs(t, l, "it has expired", nil, &JoinAllowed{Join: "join-1", Hash: anyHash("1"), ExpiresUnix: 1})
 	l.tell(join("join-1", "1", ""), join("join-2", "2", "h2"), join("join-3", "3", testHost.Host))
 	refusedAs(t, l, "the same secret", ErrExists, join("join-4", "1", ""))
 	refusedAs(t, l, "the same id", ErrExists, join("join-1", "4", ""))

@@ -78,6 +78,7 @@ func (a *agents) Report(_ context.Context, req *connect.Request[pb.ReportRequest
 	// What is not placed on the host is none of its business, and would be kept for nothing.
 	req.Msg.Instances = a.placedOn(host, req.Msg.GetInstances())
 	changed := a.observed.reported(req.Msg, now)
+	reportTaken.Hit()
 	a.ledger.read(func(st *fleet.State) {
 		for _, r := range changed {
 			i := st.Instance(r.GetInstance())
@@ -139,9 +140,11 @@ func (a *agents) WatchAssignments(ctx context.Context, req *connect.Request[pb.W
 			full := proto.CloneOf(set)
 			full.LogRequests, full.ExecTasks, full.HostTasks = requests, tasks, errands
 			lacking = !a.deliver(ctx, full)
+			assignBefore.Hit()
 			if err := stream.Send(full); err != nil {
 				return err
 			}
+			assignAfter.Hit()
 		case len(requests) > 0 || len(tasks)+len(errands) > 0 || quiet:
 			if err := stream.Send(&pb.WatchAssignmentsResponse{Revision: sent.GetRevision(), LogRequests: requests, ExecTasks: tasks, HostTasks: errands}); err != nil {
 				return err

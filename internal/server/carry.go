@@ -23,7 +23,7 @@ func (s *Server) view(id string, now time.Time) *rollout.View {
 		v = &rollout.View{
 			Count: d.Count, MaxParallel: settings.MaxParallel, BootTimeout: settings.BootTimeout, Hold: settings.Hold,
 			Deadline: settings.Deadline, Pause: settings.OnFailure == manifest.OnFailurePause, Switched: d.Switched, Paused: !d.PausedAt.IsZero(),
-			Since: s.watchedSince(d, d.StartedAt), Away: s.loop.attended.IsZero(), Blocked: s.loop.blocked[d.ID],
+			Since: s.watchedSince(d, d.StartedAt, now), Away: s.loop.attended.IsZero(), Blocked: s.loop.blocked[d.ID],
 		}
 		takeOver(v, st.Release(d.Release).Manifest, d.Kind)
 		if d.BeforeDone {
@@ -33,7 +33,7 @@ func (s *Server) view(id string, now time.Time) *rollout.View {
 			v.HasPrevious, v.PreviousCount = true, previous.Count
 		}
 		if d.State == fleet.RollingBack {
-			v.Back = &rollout.Back{Reason: d.Reason, Since: s.watchedSince(d, d.TurnedAt)}
+			v.Back = &rollout.Back{Reason: d.Reason, Since: s.watchedSince(d, d.TurnedAt, now)}
 		}
 		for _, i := range slices.Concat(st.Instances(d.Environment, d.App), st.EndedInstances(d.Environment, d.App)) {
 			if !i.Final || i.Deployment == d.ID || (i.Deployment == d.Previous && !i.Task) {
@@ -67,12 +67,19 @@ func takeOver(v *rollout.View, m *manifest.Manifest, kind fleet.Kind) {
 }
 
 // watchedSince is t, or when this server began to watch with a host to carry decisions out, or when somebody resumed the
-// deployment, whatever is latest.
-func (s *Server) watchedSince(d *fleet.Deployment, t time.Time) time.Time {
+// deployment, whatever is latest. Times of the log were read off a clock that may have been years ahead: one that is yet
+// to come says nothing, or nothing would ever be due.
+func (s *Server) watchedSince(d *fleet.Deployment, t, now time.Time) time.Time {
+	if t.After(now) {
+		t = time.Time{}
+	}
 	for _, later := range []time.Time{s.loop.attended, d.ResumedAt} {
-		if later.After(t) {
+		if later.After(t) && !later.After(now) {
 			t = later
 		}
+	}
+	if t.IsZero() {
+		return now
 	}
 	return t
 }
@@ -100,12 +107,12 @@ func (s *Server) viewInstance(st *fleet.State, d *fleet.Deployment, i *fleet.Ins
 		v.AwaySince = s.awaySince(i.Host, now)
 	}
 	if !i.FirstStartedAt.IsZero() {
-		v.StartedAt = s.watchedSince(d, i.FirstStartedAt)
+		v.StartedAt = s.watchedSince(d, i.FirstStartedAt, now)
 	}
 	if v.Reachable && !i.Final && seen.report.GetState() == stateReady {
 		v.Ready, v.ReadySince = true, seen.readySince
 		// Nobody saw it unready since the log says that it became ready.
-		if seen.fromStart && i.ReadyAttempt == seen.report.GetAttempt() && !i.ReadyAt.IsZero() {
+		if seen.fromStart && i.ReadyAttempt == seen.report.GetAttempt() && !i.ReadyAt.IsZero() && i.ReadyAt.Before(v.ReadySince) {
 			v.ReadySince = i.ReadyAt
 		}
 	}

@@ -216,7 +216,9 @@ func (l *ledger) appendOnce(ctx context.Context, actor, key string, payloads ...
 			Actor: actor, IdempotencyKey: key, Payload: b,
 		})
 	}
+	decided(payloads)
 	receipt, err := l.log.Append(ctx, appends...)
+	recorded(payloads)
 	return receipt.Repeated, err
 }
 

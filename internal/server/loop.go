@@ -41,7 +41,8 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := s.awaitLead(ctx); err != nil || ctx.Err() != nil {
 		return err
 	}
-	if err := s.ensureFirstToken(ctx); err != nil {
+	leadsNow.Hit()
+	if err := s.ensureFirstToken(ctx); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("let the first administrator in: %w", err)
 	}
 	s.tidySealed(ctx)
@@ -112,7 +113,13 @@ func (s *Server) step(ctx context.Context) (time.Time, error) {
 		}
 	}
 	for _, report := range s.observed.drain() {
-		if err := s.recordReport(ctx, report); err != nil {
+		reportDrained.Hit()
+		err := s.recordReport(ctx, report)
+		if s.tryLater(ctx, err) { // the host says it again
+			sooner(now.Add(retryAfter))
+			continue
+		}
+		if err != nil {
 			return time.Time{}, err
 		}
 	}
@@ -123,6 +130,9 @@ func (s *Server) step(ctx context.Context) (time.Time, error) {
 		wake, err := do(ctx, deployment)
 		if isRejected(err) {
 			s.log.WarnContext(ctx, "step refused by the state", "deployment", deployment, "error", err)
+			wake, err = now.Add(retryAfter), nil
+		}
+		if s.tryLater(ctx, err) {
 			wake, err = now.Add(retryAfter), nil
 		}
 		sooner(wake)
@@ -155,7 +165,7 @@ func (s *Server) attend(now time.Time) {
 	switch {
 	case !anybody:
 		s.loop.attended = time.Time{}
-	case s.loop.attended.IsZero():
+	case s.loop.attended.IsZero(), s.loop.attended.After(now): // the clock was set back
 		s.loop.attended = now
 	}
 }
@@ -218,6 +228,16 @@ func (s *Server) recordReport(ctx context.Context, r *pb.ReportRequest) error {
 func isRejected(err error) bool {
 	_, ok := errors.AsType[*eventlog.RejectedError](err)
 	return ok
+}
+
+// tryLater reports whether the log could not take an event now and has none of it, because its disk is full, for example.
+// Everything goes on as it is then, and the decision is made again.
+func (s *Server) tryLater(ctx context.Context, err error) bool {
+	if !errors.Is(err, eventlog.ErrNotCommitted) {
+		return false
+	}
+	s.log.ErrorContext(ctx, "the event log takes nothing; trying again", "error", err)
+	return true
 }
 
 // advance brings one deployment as far as it goes now, and returns when to look at it again.

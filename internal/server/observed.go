@@ -156,7 +156,8 @@ func (o *observed) connected(host string, now time.Time) (bool, time.Time) {
 	if h == nil || h.at.IsZero() {
 		return false, time.Time{}
 	}
-	return now.Sub(h.at) < o.timeout, h.at
+	age := now.Sub(h.at) // below zero when the clock was set back
+	return age < o.timeout && age > -o.timeout, h.at
 }
 
 // nextSilence is when the first connected host would count as away; zero when none is connected.

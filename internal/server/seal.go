@@ -52,6 +52,7 @@ func (s *Server) seal(ctx context.Context, what sealedText) (digest string, err 
 	if digest, err = s.opts.Secrets.Put(ctx, sealed); err != nil {
 		return "", fmt.Errorf("store what was sealed: %w", err)
 	}
+	sealedStored.Hit()
 	return digest, nil
 }
 
