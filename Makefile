@@ -148,7 +148,7 @@ torture: deps-test kernel build ## the tests that kill things, N times over, KIL
 	$(E2E) go test -count=$(N) -timeout 0 -run 'Kill|Crash' -skip 'TestKillAgent|TestKillServer' $(PKGS)
 	$(E2E) PINNACE_KILLS=$(N) go test -count=1 -timeout 0 -run TestKillAgent -v ./internal/agent ./test/e2e
 	$(E2E) PINNACE_CYCLES=$(CYCLES) go test -count=1 -timeout 0 -run TestCycles -v ./test/e2e
-	PINNACE_SERVER_KILLS=$(N) go test -count=1 -timeout 0 -v -run 'TestKillServer$$' ./internal/server
+	PINNACE_SERVER_KILLS=$(N) go test -count=1 -timeout 0 -v -run 'TestKillServer$$|TestKillServerAtPoints$$|TestFailOver$$' ./internal/server
 	$(E2E) PINNACE_TORTURE=1 go test -count=1 -timeout 0 -v -run 'KillAtPoints|TestTamper$$|TestFight|TestSyncError' ./internal/eventlog/...
 
 .PHONY: bare

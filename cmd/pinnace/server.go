@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/pinnacehq/pinnace/internal/failpoint"
 	"github.com/pinnacehq/pinnace/internal/server"
 )
 
@@ -47,10 +46,8 @@ Secrets are sealed with a key that is in no database: DATA_DIR/server/keys/secre
 --secrets-key. Every server of one database needs the same, and so does whoever restores a backup.`,
 		Example: "  pinnace server\n  pinnace server --listen 10.0.0.1:7400 --agent-listen 10.0.0.1:7401\n  pinnace server --database postgres://pinnace@db/pinnace",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if spec := c.getenv("PINNACE_FAILPOINT"); spec != "" { // for tests that kill the server
-				if err := failpoint.Arm(spec); err != nil {
-					return fail(exitInvalid, "", "PINNACE_FAILPOINT: %w", err)
-				}
+			if err := c.armFailpoint(); err != nil {
+				return err
 			}
 			if role.database == "" {
 				role.database = c.getenv("PINNACE_DATABASE")

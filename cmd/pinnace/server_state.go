@@ -69,6 +69,9 @@ with them the one that opens secrets, are in neither; keep a copy of them elsewh
 		Example: "  pinnace server backup /backup/pinnace.log\n  pinnace server backup - | zstd > /backup/pinnace.log.zst",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := c.armFailpoint(); err != nil {
+				return err
+			}
 			place, err := state.place(c)
 			if err != nil {
 				return err
@@ -131,7 +134,12 @@ func (c *cli) exportStored(ctx context.Context, place logPlace, key []byte, path
 	if err := write(f); err != nil {
 		return check, errors.Join(err, durable.Discard(f))
 	}
-	return check, durable.Commit(f, path)
+	backupWritten.Hit()
+	if err := durable.Commit(f, path); err != nil {
+		return check, err
+	}
+	backupNamed.Hit()
+	return check, nil
 }
 
 func (c *cli) newServerRestore() *cobra.Command {
@@ -152,6 +160,9 @@ sealed with: DATA_DIR/server/keys/secrets.key, or that of --secrets-key.`,
 		Example: "  pinnace server restore /backup/pinnace.log --data-dir /var/lib/pinnace",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := c.armFailpoint(); err != nil {
+				return err
+			}
 			place, err := state.place(c)
 			if err != nil {
 				return err
@@ -204,6 +215,7 @@ func (c *cli) restore(ctx context.Context, place logPlace, path string) (eventlo
 	if err != nil {
 		return eventlog.Head{}, notExport(path, err)
 	}
+	restoreVerified.Hit()
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
 		return eventlog.Head{}, err
 	}
@@ -236,9 +248,11 @@ func putLog(ctx context.Context, place logPlace, id eventlog.LogID, check eventl
 	}
 	engine := at.create(id, newEpoch())
 	head, err := eventlog.Fill(ctx, engine, id, events)
+	restoreFilled.Hit()
 	if err == nil && check.Seq > 0 {
 		err = engine.SaveCheckpoint(ctx, check)
 	}
+	restoreSigned.Hit()
 	if err = errors.Join(err, engine.Close()); err != nil {
 		if errors.Is(err, eventlog.ErrNotEmpty) {
 			return head, fail(exitConflict, "use another database, or drop the tables that begin with pinnace_", "%s: %w", place, err)
@@ -251,6 +265,7 @@ func putLog(ctx context.Context, place logPlace, id eventlog.LogID, check eventl
 	if err := os.Rename(at.dir, place.dir); err != nil {
 		return head, err
 	}
+	restorePlaced.Hit()
 	return head, durable.SyncDir(filepath.Dir(place.dir))
 }
 

@@ -186,17 +186,24 @@ func serveLoad(t *testing.T, dir string) {
 // admit has a host let in, and gives what it speaks to the server with: a connection of its own.
 func (b *load) admit(id string) pinnacev1connect.AgentServiceClient {
 	b.Helper()
+	return pinnacev1connect.NewAgentServiceClient(&http.Client{Transport: withCertificate{b.certificate(id), httpClient("").Transport}}, b.agentURL)
+}
+
+// certificate is that of a host which is let in.
+func (b *load) certificate(id string) []byte {
+	b.Helper()
 	token, err := b.client.CreateJoinToken(b.Context(), connect.NewRequest(&pb.CreateJoinTokenRequest{Host: id}))
 	if err != nil {
 		b.Fatal(err)
 	}
 	own := httpClient("")
+	defer own.CloseIdleConnections()
 	anonymous := pinnacev1connect.NewAgentServiceClient(own, b.agentURL)
 	res, err := anonymous.Admit(b.Context(), connect.NewRequest(&pb.AdmitRequest{Token: token.Msg.GetSecret(), Host: id, Request: testRequest()}))
 	if err != nil {
 		b.Fatal(err)
 	}
-	return pinnacev1connect.NewAgentServiceClient(&http.Client{Transport: withCertificate{res.Msg.GetCertificate(), own.Transport}}, b.agentURL)
+	return res.Msg.GetCertificate()
 }
 
 // until waits for a number of things that there are to be, and gives up when nothing has come for a minute.
