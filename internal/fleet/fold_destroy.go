@@ -148,9 +148,7 @@ func (s *State) dropEnvironment(name string, e Event) {
 	for _, v := range s.Volumes(name) { // of apps that were never deployed
 		s.discard(v, e)
 	}
-	for _, b := range s.Bundles(name) {
-		s.bundles.put(appKey(name, b.Name), nil)
-	}
+	s.dropBundles(name)
 	for _, l := range s.Logins(name) {
 		s.logins.put(appKey(name, l.Registry), nil)
 	}

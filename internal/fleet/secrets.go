@@ -27,6 +27,9 @@ type SecretPut struct {
 	Keys        []string `json:"keys"`
 	Sealed      string   `json:"sealed"`    // sha256:…
 	Recipient   string   `json:"recipient"` // the public half of the key that opens it
+	// After is on the first version of a bundle where earlier environments of the name had bundles: the highest number that
+	// a version had there. This one goes on behind it, so that a number stands for one content for all time.
+	After uint64 `json:"after,omitempty"`
 }
 
 // SecretRevoked says that the values of versions of a bundle are gone for good.
@@ -39,8 +42,17 @@ type SecretRevoked struct {
 // Bundle is what is known of a secret bundle: everything but its values.
 type Bundle struct {
 	Environment, Name string
-	// Versions are all of them, oldest first; the number of one is its place, from 1.
+	// Before is the number that the first version comes behind; 0 unless the environment was there before.
+	Before uint64
+	// Versions are all of them, oldest first; the number of one is Before and its place, from 1.
 	Versions []BundleVersion
+}
+
+// Past is what is remembered of the environments of a name that were destroyed.
+type Past struct {
+	Environment string
+	// SecretVersions is the highest number that a version of a secret bundle had there.
+	SecretVersions uint64
 }
 
 // BundleVersion is one content of a bundle.
@@ -107,10 +119,45 @@ func (b *Bundle) Newest() *BundleVersion {
 
 // Version is a version by its number, or nil.
 func (b *Bundle) Version(number uint64) *BundleVersion {
-	if number < 1 || number > uint64(len(b.Versions)) {
+	if number <= b.Before || number > b.last() {
 		return nil
 	}
-	return &b.Versions[number-1]
+	return &b.Versions[number-b.Before-1]
+}
+
+// last is the number of the last version.
+func (b *Bundle) last() uint64 { return b.Before + uint64(len(b.Versions)) }
+
+// NextSecret is the next version of a bundle as an event, with nothing in it yet.
+func (s *State) NextSecret(environment, bundle string) *SecretPut {
+	p := &SecretPut{Environment: environment, Bundle: bundle}
+	if b := s.Bundle(environment, bundle); b != nil {
+		p.Version = b.last() + 1
+		return p
+	}
+	p.After = s.secretsBefore(environment)
+	p.Version = p.After + 1
+	return p
+}
+
+// secretsBefore is the highest number of a version in the earlier environments of a name.
+func (s *State) secretsBefore(environment string) uint64 {
+	if past := s.past.get(environment); past != nil {
+		return past.SecretVersions
+	}
+	return 0
+}
+
+// dropBundles forgets the bundles of an environment that goes, but for how far their versions were counted.
+func (s *State) dropBundles(environment string) {
+	last := s.secretsBefore(environment)
+	for _, b := range s.Bundles(environment) {
+		last = max(last, b.last())
+		s.bundles.put(appKey(environment, b.Name), nil)
+	}
+	if last > s.secretsBefore(environment) {
+		s.past.put(environment, &Past{Environment: environment, SecretVersions: last})
+	}
 }
 
 // Has tells whether the version has a key.
@@ -129,13 +176,20 @@ func (p *SecretPut) fold(s *State, e Event) error {
 	if !sealedShape.MatchString(p.Sealed) || p.Recipient == "" || len(p.Recipient) > maxRecipient {
 		return fmt.Errorf("bundle %s: version %d does not say where it is sealed, or for whom", p.Bundle, p.Version)
 	}
-	b := &Bundle{Environment: p.Environment, Name: p.Bundle}
-	if known := s.Bundle(p.Environment, p.Bundle); known != nil {
+	b := &Bundle{Environment: p.Environment, Name: p.Bundle, Before: p.After}
+	known := s.Bundle(p.Environment, p.Bundle)
+	switch n := len(s.Bundles(p.Environment)); {
+	case known != nil && p.After != 0:
+		return fmt.Errorf("bundle %s: version %d is not its first, and is to begin behind %d", p.Bundle, p.Version, p.After)
+	case known != nil:
 		*b = *known
-	} else if n := len(s.Bundles(p.Environment)); n >= MaxBundles {
+	case n >= MaxBundles:
 		return fmt.Errorf("environment %s: it has %d secret bundles, which is the most", p.Environment, n)
+	case p.After != 0 && p.After != s.secretsBefore(p.Environment):
+		// Servers once began at 1 again; what such a log says stays as it was.
+		return fmt.Errorf("bundle %s: it is to begin behind version %d, and the last one was %d: %w", p.Bundle, p.After, s.secretsBefore(p.Environment), ErrConflict)
 	}
-	if next := uint64(len(b.Versions)) + 1; p.Version != next {
+	if next := b.last() + 1; p.Version != next {
 		return fmt.Errorf("bundle %s: version %d was made, and the next one is %d: %w", p.Bundle, p.Version, next, ErrConflict)
 	}
 	kept := 0

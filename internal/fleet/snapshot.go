@@ -10,7 +10,7 @@ import (
 
 // StateVersion is that of the fold and of the records: it goes up whenever the same events may fold into a
 // state with another hash. TestStateVersion fails when that was forgotten.
-const StateVersion = 9
+const StateVersion = 10
 
 // snapshot is a state as bytes. What follows from the rest is not in it.
 type snapshot struct {
@@ -25,6 +25,7 @@ type snapshot struct {
 	Instances    map[string]*Instance
 	Bundles      map[string]*Bundle
 	Logins       map[string]*RegistryLogin
+	Past         map[string]*Past
 	Volumes      map[string]*Volume
 	Tokens       map[string]*Token
 	Joins        map[string]*Join
@@ -38,7 +39,7 @@ func (s *State) Encode() ([]byte, error) {
 	return json.Marshal(snapshot{
 		Seq: s.seq, Hash: hash[:], Environments: s.environments.rows, Apps: s.apps.rows, Hosts: s.hosts.rows, Bookings: s.bookings.rows,
 		Releases: s.releases.rows, Deployments: s.deployments.rows, Instances: s.instances.rows,
-		Bundles: s.bundles.rows, Logins: s.logins.rows,
+		Bundles: s.bundles.rows, Logins: s.logins.rows, Past: s.past.rows,
 		Volumes: s.volumes.rows,
 		Tokens:  s.tokens.rows, Joins: s.joins.rows, Admissions: s.admissions.rows,
 	})
@@ -69,6 +70,7 @@ func DecodeState(b []byte) (*State, error) {
 	fill(&s.instances, snap.Instances)
 	fill(&s.bundles, snap.Bundles)
 	fill(&s.logins, snap.Logins)
+	fill(&s.past, snap.Past)
 	fill(&s.volumes, snap.Volumes)
 	for _, v := range snap.Volumes {
 		if v.Attached() {

@@ -27,6 +27,7 @@ type State struct {
 	active       table[Deployment]    // those that are active
 	bundles      table[Bundle]        // by environment and name
 	logins       table[RegistryLogin] // by environment and registry
+	past         table[Past]          // by the name of the environment
 	volumes      table[Volume]
 	mounts       table[Volume]    // those that are attached, by mountKey
 	tokens       table[Token]     // by hash
@@ -59,7 +60,7 @@ func (s *State) Clone() *State {
 	c.environments.rows, c.apps.rows, c.hosts.rows = maps.Clone(s.environments.rows), maps.Clone(s.apps.rows), maps.Clone(s.hosts.rows)
 	c.bookings.rows, c.releases.rows, c.deployments.rows = maps.Clone(s.bookings.rows), maps.Clone(s.releases.rows), maps.Clone(s.deployments.rows)
 	c.instances.rows, c.active.rows = maps.Clone(s.instances.rows), maps.Clone(s.active.rows)
-	c.bundles.rows, c.logins.rows = maps.Clone(s.bundles.rows), maps.Clone(s.logins.rows)
+	c.bundles.rows, c.logins.rows, c.past.rows = maps.Clone(s.bundles.rows), maps.Clone(s.logins.rows), maps.Clone(s.past.rows)
 	c.volumes.rows, c.mounts.rows = maps.Clone(s.volumes.rows), maps.Clone(s.mounts.rows)
 	c.tokens.rows, c.joins.rows, c.admissions.rows = maps.Clone(s.tokens.rows), maps.Clone(s.joins.rows), maps.Clone(s.admissions.rows)
 	return c
@@ -148,7 +149,7 @@ type anyTable interface {
 func (s *State) tables() []anyTable {
 	return []anyTable{
 		&s.environments, &s.apps, &s.hosts, &s.bookings, &s.releases, &s.deployments, &s.instances, &s.active,
-		&s.bundles, &s.logins,
+		&s.bundles, &s.logins, &s.past,
 		&s.volumes, &s.mounts,
 		&s.tokens, &s.joins, &s.admissions,
 	}

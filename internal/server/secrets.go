@@ -171,12 +171,13 @@ func (c *control) prepareSecret(ctx context.Context, req *pb.PutSecretRequest) (
 		return nil, err
 	}
 	var known *fleet.Bundle
-	c.ledger.read(func(st *fleet.State) { known = st.Bundle(env.Name, req.GetBundle()) })
-	p := &preparedSecret{event: &fleet.SecretPut{Environment: env.Name, Bundle: req.GetBundle(), Version: 1}}
+	p := &preparedSecret{}
+	c.ledger.read(func(st *fleet.State) {
+		known, p.event = st.Bundle(env.Name, req.GetBundle()), st.NextSecret(env.Name, req.GetBundle())
+	})
 	var newest *fleet.BundleVersion
 	have := map[string][]byte{}
 	if known != nil {
-		p.event.Version = uint64(len(known.Versions)) + 1
 		if newest = known.Newest(); newest != nil {
 			if have, err = c.unsealBundle(ctx, known, newest); err != nil && !req.GetReplace() {
 				c.log.ErrorContext(ctx, "a secret cannot be opened", "error", err)
