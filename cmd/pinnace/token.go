@@ -91,8 +91,9 @@ func (c *cli) newTokenList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List tokens",
-		Long: `List shows the tokens for environments that yours is for. When one was used last is what the server
-has seen since it started.`,
+		Long: `List shows the tokens for environments that yours is for. When one was used last is known
+to the minute: a server that is killed forgets what it had not saved yet, and what another server of the
+same database has seen shows within two minutes.`,
 		Example: "  pinnace token list --all",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, _, err := c.client()

@@ -75,9 +75,11 @@ func (l *Log) ends(ctx context.Context, err error) bool {
 
 // takeTurn reads what is new, and tries to lead.
 func (l *Log) takeTurn(ctx context.Context, v *verifier) (lead bool, err error) {
+	looked := time.Now()
 	if err := l.catchUp(ctx, v); err != nil {
 		return false, err
 	}
+	l.saw(looked)
 	lost, err := l.engine.Lead(ctx)
 	if errors.Is(err, ErrHeld) {
 		return false, nil

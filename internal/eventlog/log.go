@@ -87,6 +87,8 @@ type Log struct {
 
 	tail tail
 
+	caughtUp atomic.Pointer[time.Time] // of a log that follows
+
 	failed  chan struct{} // closed after failure is set
 	failure atomic.Pointer[error]
 
@@ -142,6 +144,7 @@ func Open(ctx context.Context, engine Engine, opts Options) (*Log, error) {
 // begin takes the ownership, unless this log is to follow, and learns what is stored.
 func (l *Log) begin(ctx context.Context, head Head) error {
 	if l.opts.Follow {
+		l.saw(time.Now())
 		return l.load(ctx, head)
 	}
 	lost, err := l.engine.Lead(ctx)

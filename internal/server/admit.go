@@ -9,6 +9,7 @@ import (
 	"connectrpc.com/connect"
 
 	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/eventlog"
 	"github.com/pinnacehq/pinnace/internal/fleet"
 	"github.com/pinnacehq/pinnace/internal/identity"
 )
@@ -64,6 +65,10 @@ func (c *control) RevokeHost(ctx context.Context, req *connect.Request[pb.Revoke
 const badJoin = "the join token is not known, was used, has expired, or is for another host: ask for a new one (pinnace host join-token)"
 
 func (a *agents) Admit(ctx context.Context, req *connect.Request[pb.AdmitRequest]) (*connect.Response[pb.AdmitResponse], error) {
+	// Who follows may not know of a join token yet, and must not send a host away for good.
+	if !a.leads() {
+		return nil, a.onWire(ctx, eventlog.ErrFollowing)
+	}
 	m := req.Msg
 	secret, _, err := identity.ParseSecret(m.GetToken())
 	if err != nil {

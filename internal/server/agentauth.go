@@ -52,18 +52,16 @@ func (s *Server) withHost(next http.Handler) http.Handler {
 		}
 		host, err := s.authenticateHost(r)
 		if err != nil {
-			refused := connect.NewError(connect.CodeUnauthenticated, err)
-			if !refusal.IsSupported(r) || refusal.Write(w, r, refused) != nil {
-				http.Error(w, err.Error(), http.StatusUnauthorized)
-			}
+			turnAway(refusal, w, r, err)
 			return
 		}
 		r = r.WithContext(context.WithValue(r.Context(), hostKey{}, host))
 		whileGood(w, r, func() error {
-			if _, err := s.authenticateHost(r); err != nil {
-				return connect.NewError(connect.CodeUnauthenticated, err)
+			_, err := s.authenticateHost(r)
+			if _, coded := errors.AsType[*connect.Error](err); err == nil || coded {
+				return err
 			}
-			return nil
+			return connect.NewError(connect.CodeUnauthenticated, err)
 		}, next)
 	})
 }
@@ -71,6 +69,9 @@ func (s *Server) withHost(next http.Handler) http.Handler {
 func (s *Server) authenticateHost(r *http.Request) (identity.Host, error) {
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
 		return identity.Host{}, errors.New("the certificate of a host is needed: let this one join (pinnace host join-token)")
+	}
+	if err := s.informed(); err != nil {
+		return identity.Host{}, err
 	}
 	now := s.now()
 	host, err := s.opts.Authority.VerifyHost(r.TLS.PeerCertificates[0], now)

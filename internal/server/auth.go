@@ -62,10 +62,7 @@ func (s *Server) withToken(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		token, err := s.authenticate(r)
 		if err != nil {
-			refused := connect.NewError(connect.CodeUnauthenticated, err)
-			if !refusal.IsSupported(r) || refusal.Write(w, r, refused) != nil {
-				http.Error(w, err.Error(), http.StatusUnauthorized)
-			}
+			turnAway(refusal, w, r, err)
 			return
 		}
 		s.tokenUse.used(token.ID, s.now())
@@ -74,7 +71,22 @@ func (s *Server) withToken(next http.Handler) http.Handler {
 	})
 }
 
+// turnAway answers a request of somebody who is not let in. An error without a code is about who asks.
+func turnAway(refusal *connect.ErrorWriter, w http.ResponseWriter, r *http.Request, err error) {
+	refused, ok := errors.AsType[*connect.Error](err)
+	status := http.StatusServiceUnavailable
+	if !ok {
+		refused, status = connect.NewError(connect.CodeUnauthenticated, err), http.StatusUnauthorized
+	}
+	if !refusal.IsSupported(r) || refusal.Write(w, r, refused) != nil {
+		http.Error(w, err.Error(), status)
+	}
+}
+
 func (s *Server) authenticate(r *http.Request) (*fleet.Token, error) {
+	if err := s.informed(); err != nil {
+		return nil, err
+	}
 	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok {
 		return nil, errors.New(noToken)
@@ -98,6 +110,9 @@ func (s *Server) authenticate(r *http.Request) (*fleet.Token, error) {
 
 // stillGood says why a token that was good is not any more.
 func (s *Server) stillGood(t *fleet.Token) error {
+	if err := s.informed(); err != nil {
+		return err
+	}
 	var now *fleet.Token
 	s.ledger.read(func(st *fleet.State) { now = st.TokenByHash(t.Hash) })
 	if now == nil || !now.Usable(s.now()) {

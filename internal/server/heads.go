@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -40,6 +41,18 @@ func (s *Server) leads() bool {
 	default:
 		return false
 	}
+}
+
+// informed says why this server cannot tell who may do what: it follows another one, and does not hear what was decided
+// there. Whoever was put out meanwhile would still be let in here.
+func (s *Server) informed() error {
+	if s.leads() {
+		return nil
+	}
+	if age := time.Since(s.ledger.log.CaughtUp()); age > s.opts.StaleAfter {
+		return refuse(connect.CodeUnavailable, "this server follows another one and has not reached the event log for %s: ask another server", age.Round(time.Second))
+	}
+	return nil
 }
 
 // seenHash is the hash of an event that somebody saw before, or none when the log does not reach it.

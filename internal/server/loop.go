@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
@@ -38,6 +39,11 @@ func newLoopState() loopState { return loopState{blocked: map[string]*rollout.Bl
 // Run decides, until ctx ends or the log cannot be written anymore; then nothing can be trusted that was not
 // read from the disk again, and the process is to end. Active deployments go on where they were.
 func (s *Server) Run(ctx context.Context) error {
+	beside, end := context.WithCancel(ctx)
+	var uses sync.WaitGroup
+	uses.Go(func() { s.keepUses(beside) })
+	defer uses.Wait()
+	defer end()
 	if err := s.awaitLead(ctx); err != nil || ctx.Err() != nil {
 		return err
 	}

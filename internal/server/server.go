@@ -23,6 +23,7 @@ import (
 
 	"github.com/pinnacehq/pinnace/internal/eventlog"
 	"github.com/pinnacehq/pinnace/internal/identity"
+	"github.com/pinnacehq/pinnace/internal/identity/lastuse"
 	"github.com/pinnacehq/pinnace/internal/secret"
 )
 
@@ -48,6 +49,8 @@ type Options struct {
 	// Without both there can be no secrets and no logins at registries.
 	Keys    *secret.Keys
 	Secrets secret.Store
+	// TokenUses may keep when tokens were used last; the server owns it from New on. Without it they are forgotten at its end.
+	TokenUses lastuse.Store
 	// Version is what the server says it is.
 	Version string
 	// HostTimeout is how long a host counts as connected after its last report; 15 s when 0.
@@ -55,6 +58,9 @@ type Options struct {
 	// LostAfter is for how long a host may be away, once it counts as that, before its instances are started elsewhere;
 	// 10 s when 0. With the default of HostTimeout, a successor starts within 30 s.
 	LostAfter time.Duration
+	// StaleAfter is for how long a server that follows lets people and hosts in without hearing of the one that leads; 30 s
+	// when 0. With what a call may still last, whoever is put out is out everywhere within a minute.
+	StaleAfter time.Duration
 	// Now is the clock and Random the source of ids; time.Now and crypto/rand when nil.
 	Now    func() time.Time
 	Random io.Reader
@@ -91,7 +97,7 @@ type Server struct {
 // New opens the log, folds it and returns a server that answers, and decides once Run is called.
 func New(ctx context.Context, opts Options) (*Server, error) {
 	if err := opts.complete(); err != nil {
-		return nil, errors.Join(err, closeEngine(opts.Engine), closeStore(opts.Secrets))
+		return nil, errors.Join(err, closeEngine(opts.Engine), opts.closeStores())
 	}
 	s := &Server{
 		opts: opts, log: opts.Logger, now: opts.Now, startedAt: opts.Now(),
@@ -100,7 +106,7 @@ func New(ctx context.Context, opts Options) (*Server, error) {
 	}
 	l, err := openLedger(ctx, opts, s.journals, s.committed)
 	if err != nil {
-		return nil, errors.Join(err, closeStore(opts.Secrets))
+		return nil, errors.Join(err, opts.closeStores())
 	}
 	s.ledger = l
 	if s.leads() {
@@ -124,6 +130,9 @@ func (o *Options) complete() error {
 	if o.LostAfter <= 0 {
 		o.LostAfter = 10 * time.Second
 	}
+	if o.StaleAfter <= 0 {
+		o.StaleAfter = 30 * time.Second
+	}
 	switch {
 	case o.Engine == nil || o.Logger == nil:
 		return errors.New("start server: an engine and a logger are needed")
@@ -140,15 +149,18 @@ func closeEngine(e eventlog.Engine) error {
 	return e.Close()
 }
 
-func closeStore(s secret.Store) error {
-	if s == nil {
-		return nil
+func (o *Options) closeStores() (err error) {
+	if o.Secrets != nil {
+		err = o.Secrets.Close()
 	}
-	return s.Close()
+	if o.TokenUses != nil {
+		err = errors.Join(err, o.TokenUses.Close())
+	}
+	return err
 }
 
-// Close closes the log and the store of secrets. Run and all handlers must have returned.
-func (s *Server) Close() error { return errors.Join(s.ledger.log.Close(), closeStore(s.opts.Secrets)) }
+// Close closes the log and what is stored beside it. Run and all handlers must have returned.
+func (s *Server) Close() error { return errors.Join(s.ledger.log.Close(), s.opts.closeStores()) }
 
 // committed follows every event that is durable, in order. It is called by the log's writer.
 func (s *Server) committed(entries []entry) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -17,26 +16,6 @@ import (
 
 // firstToken is the id of the token that a server makes for itself when the log has none.
 const firstToken = "admin"
-
-// tokenUses remembers when tokens were used last. It is of this server alone, from its start on.
-type tokenUses struct {
-	mu   sync.Mutex
-	last map[string]time.Time // guarded by mu; by id
-}
-
-func newTokenUses() *tokenUses { return &tokenUses{last: map[string]time.Time{}} }
-
-func (u *tokenUses) used(id string, now time.Time) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.last[id] = now
-}
-
-func (u *tokenUses) of(id string) time.Time {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.last[id]
-}
 
 // ensureFirstToken lets whoever has Options.AdminToken in, when the log has never had a token. It is called once the
 // server leads.
