@@ -24,7 +24,7 @@ var layers = []struct {
 	{"mechanisms", []string{
 		"internal/eventlog", "internal/registry", "internal/inflate", "internal/erofs", "internal/sandbox", "internal/image", "internal/kernel",
 		"internal/vm", "internal/guest", "internal/network", "internal/proxy",
-		"internal/volume", "internal/identity", "internal/secret",
+		"internal/volume", "internal/identity", "internal/secret", "internal/keyring",
 	}},
 	{"values", []string{
 		"internal/manifest", "internal/release", "internal/importer", "internal/fleet", "internal/scheduler", "internal/rollout",
@@ -52,6 +52,8 @@ var forbidden = []struct {
 	{"internal/server", "internal/eventlog/sqlite", "only cmd names a concrete engine"},
 	{"internal/server", "internal/eventlog/postgres", "only cmd names a concrete engine"},
 	{"internal/server", "internal/secret/postgres", "only cmd names a concrete store"},
+	{"internal/server", "internal/identity/lastuse/postgres", "only cmd names a concrete store"},
+	{"internal/server", "internal/keyring", "where keys lie is cmd's to know; the server is given what it needs"},
 	{"internal/agent", "internal/secret", "an agent gets what it needs opened, and has no key"},
 	{"internal/agent", "internal/vm/qemu", "only cmd names a concrete driver"},
 	{"internal/vm", "internal/volume", "a machine has disks; what is on them is not its business"},

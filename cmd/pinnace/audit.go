@@ -253,7 +253,7 @@ last checkpoint that the server has signed.`,
 			if err != nil {
 				return err
 			}
-			key, err := state.key()
+			key, err := state.key(c)
 			if err != nil {
 				return err
 			}

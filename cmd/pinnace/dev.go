@@ -57,6 +57,7 @@ over.`,
 
 func (c *cli) runDev(ctx context.Context, r *devRole, level slog.Level) (err error) {
 	r.server.dir = filepath.Join(r.dirs.data, "server")
+	r.server.keys = c.keyPlaceOf(r.server.dir, "")
 	r.registry.dir = filepath.Join(r.dirs.data, "registry")
 	r.agent.dirs = r.dirs
 	r.agent.servers = []string{"https://" + r.server.agentListen}

@@ -3,18 +3,13 @@ package main
 import (
 	"context"
 	"crypto/ed25519"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
-	"fmt"
 	"io/fs"
 	"iter"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
-	"github.com/pinnacehq/pinnace/internal/durable"
 	"github.com/pinnacehq/pinnace/internal/eventlog"
 	"github.com/pinnacehq/pinnace/internal/eventlog/postgres"
 	"github.com/pinnacehq/pinnace/internal/eventlog/sqlite"
@@ -108,51 +103,11 @@ func (s *storedLog) sign(ctx context.Context, key ed25519.PrivateKey) (eventlog.
 	}
 	if key == nil {
 		if s.last.Seq == 0 {
-			return eventlog.Checkpoint{}, fail(exitNotFound, "run this as a user that can read DATA_DIR/server/keys/log.key", "the log has no signed checkpoint yet, and there is no key to sign one with")
+			return eventlog.Checkpoint{}, fail(exitNotFound, "run this as a user that can read DATA_DIR/server/keys and the master key", "the log has no signed checkpoint yet, and there is no key to sign one with")
 		}
 		return s.last, nil
 	}
 	c := eventlog.Checkpoint{Seq: head.Seq, Hash: head.Hash, Time: time.Now().UnixNano()}
 	c.Sign(s.id, key)
 	return c, nil
-}
-
-// ensureLogKey reads the key that checkpoints are signed with, and makes it first when there is none.
-func ensureLogKey(path string) (ed25519.PrivateKey, error) {
-	key, err := readLogKey(path)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return key, err
-	}
-	_, key, err = ed25519.GenerateKey(nil)
-	if err != nil {
-		return nil, err
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, err
-	}
-	if err := durable.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, err
-	}
-	return key, durable.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
-}
-
-func readLogKey(path string) (ed25519.PrivateKey, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(b)
-	if block == nil {
-		return nil, fmt.Errorf("%s holds no key", path)
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	signing, ok := key.(ed25519.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("%s holds a key of another kind than ed25519", path)
-	}
-	return signing, nil
 }

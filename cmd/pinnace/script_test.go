@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -114,9 +113,7 @@ func scriptServer(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Setenv("PINNACE_SERVER", url)
 	ts.Setenv("PINNACE_TOKEN", token)
-	key, err := readLogKey(filepath.Join(role.dir, "keys", "log.key"))
-	ts.Check(err)
-	ts.Setenv("LOG_KEY", fmt.Sprintf("%x", key.Public()))
+	ts.Setenv("LOG_KEY", fmt.Sprintf("%x", role.loaded.log.Public()))
 	scriptServers.Store(ts.Getenv("WORK"), stop)
 }
 

@@ -13,30 +13,19 @@ import (
 	"strings"
 
 	"github.com/pinnacehq/pinnace/internal/durable"
+	"github.com/pinnacehq/pinnace/internal/identity/lastuse"
+	lastusepostgres "github.com/pinnacehq/pinnace/internal/identity/lastuse/postgres"
 	"github.com/pinnacehq/pinnace/internal/secret"
 	secretpostgres "github.com/pinnacehq/pinnace/internal/secret/postgres"
 )
 
 // secretsKeyHelp is that of --secrets-key.
-const secretsKeyHelp = "file with the keys of age that secrets are sealed with (PINNACE_SECRETS_KEY; default: DATA_DIR/server/keys/secrets.key, made at the first start)"
+const secretsKeyHelp = "file with the keys of age that secrets are sealed with, instead of the server's own (PINNACE_SECRETS_KEY)"
 
-// secretKeys reads the keys that secrets are sealed with. One that was not named is made when it is not there; one that
-// was named has to be there, or a mistyped path would seal secrets with a key that nobody expects.
-func secretKeys(named, usual string) (*secret.Keys, error) {
-	path := named
-	if path == "" {
-		path = usual
-	}
+// secretKeys reads the keys of age that an operator has named. They have to be there, or a mistyped path would seal
+// secrets with a key that nobody expects.
+func secretKeys(path string) (*secret.Keys, error) {
 	text, err := readSmall(path)
-	if errors.Is(err, fs.ErrNotExist) && named == "" {
-		if text, err = secret.GenerateKey(); err != nil {
-			return nil, err
-		}
-		if err := durable.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			return nil, err
-		}
-		err = durable.WriteFile(path, text, 0o600)
-	}
 	if err != nil {
 		return nil, fail(inputStatus(err), "age-keygen -o FILE makes one", "the key of secrets: %w", err)
 	}
@@ -59,6 +48,18 @@ func (p logPlace) secrets(ctx context.Context) (secret.Store, error) {
 		return secret.OpenDir(p.secretsDir())
 	}
 	s, err := secretpostgres.Open(ctx, p.url)
+	if err != nil {
+		return nil, fail(exitUnreachable, "", "%w", err)
+	}
+	return s, nil
+}
+
+// tokenUses opens what remembers when tokens were used last, for a server whose directory is dir.
+func (p logPlace) tokenUses(ctx context.Context, dir string) (lastuse.Store, error) {
+	if p.url == "" {
+		return lastuse.InFile(filepath.Join(dir, "uses", "tokens.json")), nil
+	}
+	s, err := lastusepostgres.Open(ctx, p.url)
 	if err != nil {
 		return nil, fail(exitUnreachable, "", "%w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,6 +22,9 @@ type serverRole struct {
 	secure              tlsFlags
 	database            string
 	secretsKey          string
+	keys                keyPlace // zero: where they usually are
+	loading             sync.Mutex
+	loaded              *serverKeys // guarded by loading; once they were
 	log                 *slog.Logger
 }
 
@@ -28,11 +32,12 @@ func (c *cli) newServer() *cobra.Command {
 	var dirs directories
 	var level logFlag
 	role := serverRole{}
+	var masterKey string
 	cmd := &cobra.Command{
 		Use:   "server",
 		Short: "Run the control plane",
 		Long: `Server runs the control plane: the event log, the scheduler and the API. At the first
-start it makes an admin token, its signing key and a certificate authority, in DATA_DIR/server/keys.
+start it makes an admin token and its keys, in DATA_DIR/server/keys.
 
 The API is served with TLS, and without only on loopback. The certificate is the server's own, which
 clients know by the fingerprint in their token, or an operator's (--tls-cert, --tls-key). Agents
@@ -42,8 +47,9 @@ The event log is a file in DATA_DIR, or in a PostgreSQL database (--database; th
 kept in PGPASSFILE). Several servers may use one database: one of them leads, the others answer
 questions, and one of those leads when it is gone.
 
-Secrets are sealed with a key that is in no database: DATA_DIR/server/keys/secrets.key, or the file of
---secrets-key. Every server of one database needs the same, and so does whoever restores a backup.`,
+The server's own keys (of the authority, of the log's signatures and of secrets) are in no database.
+They lie in DATA_DIR/server/keys, sealed for a master key: the file of --master-key, a systemd
+credential, or DATA_DIR/server/master.key. See pinnace server keys --help.`,
 		Example: "  pinnace server\n  pinnace server --listen 10.0.0.1:7400 --agent-listen 10.0.0.1:7401\n  pinnace server --database postgres://pinnace@db/pinnace",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := c.armFailpoint(); err != nil {
@@ -56,6 +62,7 @@ Secrets are sealed with a key that is in no database: DATA_DIR/server/keys/secre
 				role.secretsKey = c.getenv("PINNACE_SECRETS_KEY")
 			}
 			role.dir = filepath.Join(dirs.data, "server")
+			role.keys = c.keyPlaceOf(role.dir, masterKey)
 			role.log = c.logger("server", level.level)
 			held, err := lock(role.dir)
 			if err != nil {
@@ -68,8 +75,9 @@ Secrets are sealed with a key that is in no database: DATA_DIR/server/keys/secre
 	level.add(cmd, slog.LevelInfo)
 	role.add(cmd)
 	cmd.Flags().StringVar(&role.secretsKey, "secrets-key", "", secretsKeyHelp)
+	cmd.Flags().StringVar(&masterKey, "master-key", "", masterKeyHelp)
 	cmd.Flags().StringVar(&role.database, "database", "", databaseHelp)
-	cmd.AddCommand(c.newServerBackup(), c.newServerRestore(), c.newServerMigrateState())
+	cmd.AddCommand(c.newServerBackup(), c.newServerRestore(), c.newServerMigrateState(), c.newServerKeys())
 	return cmd
 }
 
@@ -89,11 +97,11 @@ func (r *serverRole) run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	authority, err := r.authority()
+	keys, err := r.loadKeys()
 	if err != nil {
 		return err
 	}
-	apiTLS, pin, err := r.secure.of(r.listen, authority)
+	apiTLS, pin, err := r.secure.of(r.listen, keys.authority)
 	if err != nil {
 		return err
 	}
@@ -114,22 +122,18 @@ func (r *serverRole) run(ctx context.Context, ready func()) error {
 		}
 		place = logPlace{url: r.database}
 	}
-	key, err := ensureLogKey(filepath.Join(r.dir, "keys", "log.key"))
-	if err != nil {
-		return err
-	}
-	keys, err := secretKeys(r.secretsKey, filepath.Join(r.dir, "keys", "secrets.key"))
-	if err != nil {
-		return err
-	}
 	store, err := place.secrets(ctx)
 	if err != nil {
 		return err
 	}
+	uses, err := place.tokenUses(ctx, r.dir)
+	if err != nil {
+		return errors.Join(err, store.Close())
+	}
 	s, err := server.New(ctx, server.Options{
-		Keys: keys, Secrets: store,
-		Engine: place.engine(), Follow: place.url != "", LogKey: key, DerivedDir: filepath.Join(r.dir, "derived"),
-		Logger: r.log, Version: version, AdminToken: admin, Authority: authority, APIPin: pin,
+		Keys: keys.secrets, Secrets: store, TokenUses: uses,
+		Engine: place.engine(), Follow: place.url != "", LogKey: keys.log, DerivedDir: filepath.Join(r.dir, "derived"),
+		Logger: r.log, Version: version, AdminToken: admin, Authority: keys.authority, APIPin: pin,
 	})
 	if err != nil {
 		return err
@@ -139,7 +143,7 @@ func (r *serverRole) run(ctx context.Context, ready func()) error {
 	// A caller that is gone must not keep its command, and neither must an agent.
 	group.Go(func() error { return serveHTTP(ctx, api, s.Handler(), lively(&http.HTTP2Config{}), apiTLS, r.log) })
 	group.Go(func() error {
-		return serveHTTP(ctx, agents, s.AgentHandler(), lively(server.AgentHTTP2()), authority.ServerTLS(r.secure.allNames(r.agentListen), time.Now), r.log)
+		return serveHTTP(ctx, agents, s.AgentHandler(), lively(server.AgentHTTP2()), keys.authority.ServerTLS(r.secure.allNames(r.agentListen), time.Now), r.log)
 	})
 	r.log.Info("the server is up", "api", urlScheme(apiTLS)+api.Addr().String(), "agents", agents.Addr().String())
 	if ready != nil {

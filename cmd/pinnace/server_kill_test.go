@@ -53,7 +53,11 @@ func headOf(t *testing.T, data string) eventlog.Head {
 func TestKillRestore(t *testing.T) {
 	dir := t.TempDir()
 	data, backup := filepath.Join(dir, "data"), filepath.Join(dir, "backup")
-	key, err := ensureLogKey(filepath.Join(data, "server", "keys", "log.key"))
+	keys, err := usualKeys(filepath.Join(data, "server")).load(keyLog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := parseLogKey([]byte(keys[keyLog]))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,10 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -17,14 +17,16 @@ import (
 
 // statePlace are the flags that say which server's state a command is about.
 type statePlace struct {
-	dirs     directories
-	database string
+	dirs      directories
+	database  string
+	masterKey string
 }
 
 func (s *statePlace) add(cmd *cobra.Command) {
 	s.dirs.data = "/var/lib/pinnace"
 	cmd.Flags().Var((*dirFlag)(&s.dirs.data), "data-dir", "where the server keeps its data")
 	cmd.Flags().StringVar(&s.database, "database", "", databaseHelp)
+	cmd.Flags().StringVar(&s.masterKey, "master-key", "", masterKeyHelp)
 }
 
 const databaseHelp = "PostgreSQL database with the event log, postgres://… (PINNACE_DATABASE; default: a file in DATA_DIR)"
@@ -44,15 +46,18 @@ func (s *statePlace) place(c *cli) (logPlace, error) {
 	return logPlace{url: url}, nil
 }
 
-func (s *statePlace) keyFile() string { return filepath.Join(s.dirs.data, "server", "keys", "log.key") }
+// keys is where the server has its keys.
+func (s *statePlace) keys(c *cli) keyPlace {
+	return c.keyPlaceOf(filepath.Join(s.dirs.data, "server"), s.masterKey)
+}
 
 // key is what the server signs with, or nil when it is not here.
-func (s *statePlace) key() (key []byte, err error) {
-	key, err = readLogKey(s.keyFile())
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-		return nil, nil
+func (s *statePlace) key(c *cli) (ed25519.PrivateKey, error) {
+	keys, err := s.keys(c).read()
+	if err != nil || keys[keyLog] == "" {
+		return nil, err
 	}
-	return key, err
+	return parseLogKey([]byte(keys[keyLog]))
 }
 
 func (c *cli) newServerBackup() *cobra.Command {
@@ -64,8 +69,9 @@ func (c *cli) newServerBackup() *cobra.Command {
 "audit verify --file" read. The chain is verified on the way, and the file ends in a checkpoint that
 is signed by the server's key.
 
-What is sealed of secrets goes to FILE.secrets ("-" leaves it out). The keys in DATA_DIR/server/keys, and
-with them the one that opens secrets, are in neither; keep a copy of them elsewhere.`,
+What is sealed of secrets goes to FILE.secrets, and the server's own keys, which are sealed for the
+master key, to FILE.keys ("-" leaves both out). The master key is in none of them, and nothing can be
+opened without it: keep a copy of it where the backups are not.`,
 		Example: "  pinnace server backup /backup/pinnace.log\n  pinnace server backup - | zstd > /backup/pinnace.log.zst",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -76,7 +82,7 @@ with them the one that opens secrets, are in neither; keep a copy of them elsewh
 			if err != nil {
 				return err
 			}
-			key, err := state.key()
+			key, err := state.key(c)
 			if err != nil {
 				return err
 			}
@@ -85,7 +91,7 @@ with them the one that opens secrets, are in neither; keep a copy of them elsewh
 				return err
 			}
 			c.say("backed up %d events, head %s", check.Seq, check.Hash)
-			return c.backUpSealed(cmd.Context(), place, args[0])
+			return errors.Join(c.backUpSealed(cmd.Context(), place, args[0]), c.backUpKeys(state.keys(c), args[0]))
 		},
 	}
 	state.add(cmd)
@@ -155,8 +161,8 @@ What was decided after the backup is lost. Agents and users who have seen later 
 server then, and say so: that is how a restore by mistake is noticed. Where it is meant, they are
 told to forget (pinnace audit forget; the agent's message names its file).
 
-Sealed secrets are read from FILE.secrets, when it is there. The server needs the key that they were
-sealed with: DATA_DIR/server/keys/secrets.key, or that of --secrets-key.`,
+Sealed secrets are read from FILE.secrets, when it is there, and the server's keys from FILE.keys, when
+DATA_DIR/server/keys has none. The server needs the master key that they were sealed for.`,
 		Example: "  pinnace server restore /backup/pinnace.log --data-dir /var/lib/pinnace",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -174,6 +180,9 @@ sealed with: DATA_DIR/server/keys/secrets.key, or that of --secrets-key.`,
 			head, err := c.restore(cmd.Context(), place, args[0])
 			if err == nil {
 				err = c.restoreSealed(cmd.Context(), place, args[0])
+			}
+			if err == nil {
+				err = c.restoreKeys(state.keys(c), args[0])
 			}
 			if err == nil {
 				err = eventlog.RemoveDerived(filepath.Join(state.dirs.data, "server", "derived"))

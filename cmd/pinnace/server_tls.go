@@ -2,13 +2,10 @@ package main
 
 import (
 	"crypto/tls"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -34,21 +31,9 @@ func (f *tlsFlags) add(cmd *cobra.Command) {
 	flags.StringSliceVar(&f.names, "tls-name", nil, "a name or address of this server, for its certificate (repeat it)")
 	flags.StringVar(&f.cert, "tls-cert", "", "file with a certificate chain for the API, instead of the server's own")
 	flags.StringVar(&f.key, "tls-key", "", "file with the key of --tls-cert")
-	flags.StringVar(&f.authority, "ca-file", "", "file with the key and certificate of the server's authority (default: DATA_DIR/server/keys/ca.key)")
+	flags.StringVar(&f.authority, "ca-file", "", "file with the key and certificate of the server's authority, instead of the server's own")
 	flags.BoolVar(&f.plain, "tls-off", false, "serve the API without TLS also outside loopback: something in front of it does that")
 	flags.BoolVar(&f.everywhere, "tls", false, "serve the API with TLS also on loopback")
-}
-
-// authority reads or makes the one that signs the certificates of hosts.
-func (r *serverRole) authority() (*identity.Authority, error) {
-	if r.secure.authority != "" {
-		a, err := identity.LoadAuthority(r.secure.authority)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fail(exitInvalid, "copy ca.key of the first server", "--ca-file: %w", err)
-		}
-		return a, err
-	}
-	return identity.EnsureAuthority(filepath.Join(r.dir, "keys"), time.Now())
 }
 
 // of says how to serve at an address, nil for without TLS, and by which authority's fingerprint those who call know it.
@@ -133,11 +118,11 @@ func (r *serverRole) local() (url, token string, client pinnacev1connect.Control
 	if err != nil {
 		return "", "", nil, fmt.Errorf("the admin token of this server: %w", err)
 	}
-	authority, err := r.authority()
+	keys, err := r.loadKeys()
 	if err != nil {
 		return "", "", nil, err
 	}
-	secure, pin, err := r.secure.of(r.listen, authority)
+	secure, pin, err := r.secure.of(r.listen, keys.authority)
 	if err != nil {
 		return "", "", nil, err
 	}

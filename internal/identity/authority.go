@@ -1,7 +1,6 @@
 package identity
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -14,14 +13,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/big"
 	"net"
 	"os"
-	"path/filepath"
 	"time"
-
-	"github.com/pinnacehq/pinnace/internal/durable"
 )
 
 // How long certificates are good for. Clocks may differ by skew: a certificate is good that long before it was made.
@@ -39,31 +34,10 @@ type Authority struct {
 	secret []byte // from which Derive makes others
 }
 
-// EnsureAuthority reads the authority in dir/ca.key, and makes it first when there is none. dir/ca.crt has its certificate
-// alone, for others.
-func EnsureAuthority(dir string, now time.Time) (*Authority, error) {
-	path := filepath.Join(dir, "ca.key")
-	a, err := LoadAuthority(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		var text []byte
-		if a, text, err = newAuthority(now); err != nil {
-			return nil, err
-		}
-		if err := durable.MkdirAll(dir, 0o700); err != nil {
-			return nil, err
-		}
-		if err := durable.WriteFile(path, text, 0o600); err != nil {
-			return nil, err
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	public := filepath.Join(dir, "ca.crt")
-	if have, err := os.ReadFile(public); err == nil && bytes.Equal(have, a.PEM()) {
-		return a, nil
-	}
-	return a, durable.WriteFile(public, a.PEM(), 0o644)
+// GenerateAuthority makes an authority, as text for ParseAuthority.
+func GenerateAuthority(now time.Time) (string, error) {
+	_, text, err := newAuthority(now)
+	return string(text), err
 }
 
 // LoadAuthority reads an authority from a file that only its owner can read: a key (PKCS #8, PEM), and its certificate
@@ -80,14 +54,15 @@ func LoadAuthority(path string) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the server's certificate authority: %w", err)
 	}
-	a, err := parseAuthority(text)
+	a, err := ParseAuthority(text)
 	if err != nil {
 		return nil, fmt.Errorf("the server's certificate authority: %s: %w", path, err)
 	}
 	return a, nil
 }
 
-func parseAuthority(text []byte) (*Authority, error) {
+// ParseAuthority reads an authority: a key (PKCS #8, PEM), and its certificate (PEM).
+func ParseAuthority(text []byte) (*Authority, error) {
 	var key crypto.Signer
 	var cert *x509.Certificate
 	for {

@@ -82,6 +82,9 @@ func (k *Keys) GoString() string { return k.Recipient() }
 // Recipient is the public half of the key that seals.
 func (k *Keys) Recipient() string { return k.recipients[0] }
 
+// Count is how many keys there are.
+func (k *Keys) Count() int { return len(k.identities) }
+
 // Hold tells whether one of the keys opens what is sealed for a recipient.
 func (k *Keys) Hold(recipient string) bool {
 	return slices.Contains(k.recipients, recipient)

@@ -111,7 +111,7 @@ func serveDoomed(t *testing.T) {
 
 func doomedOptions(dir string) (Options, error) {
 	shared := os.Getenv(doomedKeys)
-	authority, err := identity.EnsureAuthority(filepath.Join(shared, "keys"), time.Now())
+	authority, err := identity.LoadAuthority(filepath.Join(shared, "ca.key"))
 	if err != nil {
 		return Options{}, err
 	}
@@ -171,6 +171,13 @@ func newDoomed(t *testing.T, database string) *doomed {
 	key, err := secret.GenerateKey()
 	if err == nil {
 		err = os.WriteFile(filepath.Join(d.dir, "secrets.key"), key, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	authority, err := identity.GenerateAuthority(time.Now())
+	if err == nil {
+		err = os.WriteFile(filepath.Join(d.dir, "ca.key"), []byte(authority), 0o600)
 	}
 	if err != nil {
 		t.Fatal(err)
