@@ -105,6 +105,7 @@ type Agent struct {
 	timing   timing
 	logs     *logStore
 	keeper   *keeper
+	access   *access
 	heads    *headMemory
 	routes   *routes
 	volumes  *volume.Store
@@ -145,6 +146,10 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	access, err := openAccess(opts.accessPath(), keeper.ranBefore)
+	if err != nil {
+		return nil, err
+	}
 	heads, err := openHeadMemory(headPath(opts.Dir))
 	if err != nil {
 		return nil, err
@@ -158,6 +163,7 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 		volumes:   volumes,
 		vault:     newVault(opts.RunDir),
 		keeper:    keeper,
+		access:    access,
 		heads:     heads,
 		timing:    defaultTiming(),
 		logs:      logs,

@@ -257,6 +257,13 @@ func (a *Agent) collect(ctx context.Context) {
 			break
 		}
 	}
+	running := map[string]bool{}
+	for _, i := range a.all() {
+		running[i.assignment.Environment] = true
+	}
+	if err := a.access.forget(func(env string) bool { return running[env] || a.keeper.knows(env) }); err != nil {
+		a.Log.Warn("forget which layers an environment may have", "err", err)
+	}
 	options := []image.GCOptions{{MinAge: a.timing.unused}}
 	over, err := a.Images.Over()
 	if err != nil {
@@ -335,7 +342,7 @@ func (a *Agent) pullAgain(ctx context.Context, manifestDigest string) error {
 			manifest, config, sources = p.ImageManifest, p.ImageConfig, i.workload.release.Sources
 		}
 	}
-	_, err := a.Images.Pull(ctx, a.source(sources, a.allLogins()), manifestDigest, manifest, config, nil)
+	_, err := a.Images.Pull(ctx, a.source(sources, a.allLogins(), nil), manifestDigest, manifest, config, nil)
 	return err
 }
 
@@ -349,6 +356,9 @@ func (a *Agent) all() []*instance {
 	}
 	return all
 }
+
+// accessPath is the record of which environment may have which layers.
+func (o *Options) accessPath() string { return filepath.Join(o.Dir, "images-proved.json") }
 
 // imagesPath is the record of images that ran here.
 func (o *Options) imagesPath() string { return filepath.Join(o.Dir, "images-ran.json") }

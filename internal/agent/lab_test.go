@@ -57,9 +57,10 @@ type lab struct {
 	play     map[string]vmtest.Guest // guarded by mu: what the machines of an app do
 	source   image.Source            // guarded by mu
 	sourceAs func(string, Login) image.Source
-	running  map[string]int // guarded by mu: machines, by id
-	overlaps []string       // guarded by mu: instances that had two machines at once
-	peering  *Peering       // of the agent
+	sourceOf func(string) image.Source // instead of the lab itself, when it is not nil
+	running  map[string]int            // guarded by mu: machines, by id
+	overlaps []string                  // guarded by mu: instances that had two machines at once
+	peering  *Peering                  // of the agent
 }
 
 func newLab(t testing.TB) *lab {
@@ -177,7 +178,12 @@ func (l *lab) make() error {
 		Kernel: &kernel.Kernel{
 			Release: "6.12", Path: filepath.Join(l.dir, "vmlinuz"), SHA256: l.kernel, Initramfs: filepath.Join(l.dir, "initramfs"), InitramfsSHA256: "bb",
 		},
-		Source: func(string) image.Source { return l }, SourceAs: l.sourceAs, ScrubRate: l.scrubRate,
+		Source: func(repository string) image.Source {
+			if l.sourceOf != nil {
+				return l.sourceOf(repository)
+			}
+			return l
+		}, SourceAs: l.sourceAs, ScrubRate: l.scrubRate,
 		Scratch: func(_ context.Context, path string, size int64) error {
 			if err := os.WriteFile(path, []byte("ext4"), 0o600); err != nil {
 				return err

@@ -64,7 +64,7 @@ func TestLoginIsForOneHostAndPort(t *testing.T) {
 		},
 	}}
 	logins := []Login{{"r.example:5000", "one", "p"}, {"r.example", "two", "p"}}
-	a.source([]string{"r.example:5000/x", "R.example/x", "r.example:5001/x", "r.example.evil/x", "evil/r.example/x"}, logins)
+	a.source([]string{"r.example:5000/x", "R.example/x", "r.example:5001/x", "r.example.evil/x", "evil/r.example/x"}, logins, nil)
 	want := []string{"r.example:5000/x as one", "R.example/x as two", "r.example:5001/x as nobody", "r.example.evil/x as nobody", "evil/r.example/x as nobody"}
 	if !slices.Equal(used, want) {
 		t.Errorf("got %q, want %q", used, want)

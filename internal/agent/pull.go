@@ -9,7 +9,7 @@ import (
 	"github.com/pinnacehq/pinnace/internal/image"
 )
 
-// pull makes the image complete in the host's store. A cached one makes no request.
+// pull makes the image complete in the host's store. A cached one that the environment may have makes no request.
 //
 // A failure that may pass is tried again within the attempt, because the end of an attempt during a rollout is
 // the end of the rollout: a registry that restarts just now is not worth that.
@@ -19,8 +19,8 @@ func (t *attempt) pull(ctx context.Context) (string, error) {
 		return "", err
 	}
 	img, cached, err := t.agent.Images.Lookup(t.workload.release.Platform.ManifestDigest)
-	if err == nil && !cached {
-		img, err = t.pullPatiently(ctx)
+	if err == nil {
+		img, err = t.pullPatiently(ctx, img, cached)
 	}
 	detail, built := "", ""
 	if err == nil {
@@ -45,10 +45,19 @@ func (t *attempt) pull(ctx context.Context) (string, error) {
 	return built, nil
 }
 
-func (t *attempt) pullPatiently(ctx context.Context) (*image.Image, error) {
+// pullPatiently pulls an image unless it is cached, and has the environment prove that it may have it. One that is cached
+// and proved makes no request.
+func (t *attempt) pullPatiently(ctx context.Context, img *image.Image, cached bool) (*image.Image, error) {
 	pauses := t.agent.timing.pullPauses
 	for try := 0; ; try++ {
-		img, err := t.pullOnce(ctx, try)
+		var err error
+		var given givenBlobs
+		if !cached {
+			img, err = t.pullOnce(ctx, try, &given)
+		}
+		if err == nil {
+			err = t.prove(ctx, try, given.taken())
+		}
 		if err == nil || errors.Is(err, image.ErrRefused) || ctx.Err() != nil || try == len(pauses) {
 			return img, err
 		}
@@ -60,7 +69,7 @@ func (t *attempt) pullPatiently(ctx context.Context) (*image.Image, error) {
 	}
 }
 
-func (t *attempt) pullOnce(ctx context.Context, try int) (*image.Image, error) {
+func (t *attempt) pullOnce(ctx context.Context, try int, given *givenBlobs) (*image.Image, error) {
 	release := t.workload.release
 	show := throttle(250*time.Millisecond, func(p image.Progress) {
 		t.setState(statePulling, "pulling layer %d of %d: %s of %s", p.Layer+1, p.Layers, mib(p.Bytes), mib(p.Total))
@@ -77,7 +86,7 @@ func (t *attempt) pullOnce(ctx context.Context, try int) (*image.Image, error) {
 		}
 		show(p)
 	}
-	return t.agent.Images.Pull(ctx, t.agent.source(beginningAt(release.Sources, try), t.agent.loginsOf(t.instance.id)), release.Platform.ManifestDigest,
+	return t.agent.Images.Pull(ctx, t.agent.source(beginningAt(release.Sources, try), t.agent.loginsOf(t.instance.id), given), release.Platform.ManifestDigest,
 		release.Platform.ImageManifest, release.Platform.ImageConfig, watch)
 }
 

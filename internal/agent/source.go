@@ -11,9 +11,10 @@ import (
 	"github.com/pinnacehq/pinnace/internal/image"
 )
 
-// source gives blobs from the first of the repositories that has them, asked with the logins for their registries.
-func (a *Agent) source(repositories []string, logins []Login) image.Source {
-	s := fallbackSource{stall: a.timing.stall}
+// source gives blobs from the first of the repositories that has them, asked with the logins for their registries. given
+// may be nil; it is told what came.
+func (a *Agent) source(repositories []string, logins []Login, given *givenBlobs) image.Source {
+	s := fallbackSource{stall: a.timing.stall, given: given}
 	for _, r := range repositories {
 		if login, ok := loginFor(logins, r); ok && a.SourceAs != nil {
 			s.from = append(s.from, namedSource{r, a.SourceAs(r, login)})
@@ -42,6 +43,7 @@ type namedSource struct {
 type fallbackSource struct {
 	from  []namedSource
 	stall time.Duration
+	given *givenBlobs // may be nil
 }
 
 // Blob opens the blob at the first repository that has it. Reading fails when the registry stops sending.
@@ -51,6 +53,9 @@ func (s fallbackSource) Blob(ctx context.Context, digest string, size int64) (io
 		blobCtx, cancel := context.WithCancelCause(ctx)
 		r, err := src.Blob(blobCtx, digest, size)
 		if err == nil {
+			if s.given != nil {
+				r = &givenReader{ReadCloser: r, left: size, came: func() { s.given.came(digest, src.repository) }}
+			}
 			return &stallReader{ReadCloser: r, cancel: cancel, cause: func() error { return context.Cause(blobCtx) }, patience: s.stall}, nil
 		}
 		cancel(nil)

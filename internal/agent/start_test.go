@@ -133,7 +133,7 @@ func TestPullFallsBack(t *testing.T) {
 		{nil, "the release names no repository that has its image"},
 	}
 	for _, tt := range tests {
-		r, err := a.source(tt.sources, nil).Blob(t.Context(), "sha256:", 1)
+		r, err := a.source(tt.sources, nil, nil).Blob(t.Context(), "sha256:", 1)
 		switch {
 		case err == nil && tt.want == "":
 			if b, err := io.ReadAll(r); string(b) != "x" || err != nil || r.Close() != nil {
