@@ -633,9 +633,11 @@ type Host struct {
 	// draining_at is since when the host is to become empty; unset when it is not.
 	DrainingAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=draining_at,json=drainingAt,proto3" json:"draining_at,omitempty"`
 	// instances counts those that run there or are to.
-	Instances     uint32 `protobuf:"varint,15,opt,name=instances,proto3" json:"instances,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Instances uint32 `protobuf:"varint,15,opt,name=instances,proto3" json:"instances,omitempty"`
+	// disk_booked_bytes is what of disk_bytes is promised: to scratch disks of instances, and to volumes.
+	DiskBookedBytes int64 `protobuf:"varint,16,opt,name=disk_booked_bytes,json=diskBookedBytes,proto3" json:"disk_booked_bytes,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Host) Reset() {
@@ -769,6 +771,13 @@ func (x *Host) GetDrainingAt() *timestamppb.Timestamp {
 func (x *Host) GetInstances() uint32 {
 	if x != nil {
 		return x.Instances
+	}
+	return 0
+}
+
+func (x *Host) GetDiskBookedBytes() int64 {
+	if x != nil {
+		return x.DiskBookedBytes
 	}
 	return 0
 }
@@ -5852,7 +5861,7 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"page_token\x18\x02 \x01(\tR\tpageToken\"\x7f\n" +
 	"\x18ListEnvironmentsResponse\x12;\n" +
 	"\fenvironments\x18\x01 \x03(\v2\x17.pinnace.v1.EnvironmentR\fenvironments\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xd9\x04\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x85\x05\n" +
 	"\x04Host\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\"\n" +
@@ -5872,7 +5881,8 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"lastSeenAt\x12;\n" +
 	"\vdraining_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"drainingAt\x12\x1c\n" +
-	"\tinstances\x18\x0f \x01(\rR\tinstances\x1a9\n" +
+	"\tinstances\x18\x0f \x01(\rR\tinstances\x12*\n" +
+	"\x11disk_booked_bytes\x18\x10 \x01(\x03R\x0fdiskBookedBytes\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfd\x01\n" +

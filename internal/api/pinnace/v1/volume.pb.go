@@ -237,8 +237,11 @@ type VolumeReport struct {
 	// allocated_bytes is what it takes of the host's disk, without its snapshots.
 	AllocatedBytes int64 `protobuf:"varint,3,opt,name=allocated_bytes,json=allocatedBytes,proto3" json:"allocated_bytes,omitempty"`
 	// used_bytes is how much of it is in use, as its guest wrote down last; -1 when that is not known.
-	UsedBytes     int64    `protobuf:"varint,4,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
-	Snapshots     []string `protobuf:"bytes,5,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	UsedBytes int64    `protobuf:"varint,4,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
+	Snapshots []string `protobuf:"bytes,5,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	// unclaimed is true of a volume that was made of an image and that no instance has had yet. When the log does not know it,
+	// whoever imported it was never told that it is there.
+	Unclaimed     bool `protobuf:"varint,6,opt,name=unclaimed,proto3" json:"unclaimed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -306,6 +309,13 @@ func (x *VolumeReport) GetSnapshots() []string {
 		return x.Snapshots
 	}
 	return nil
+}
+
+func (x *VolumeReport) GetUnclaimed() bool {
+	if x != nil {
+		return x.Unclaimed
+	}
+	return false
 }
 
 type ListVolumesRequest struct {
@@ -1567,7 +1577,7 @@ const file_pinnace_v1_volume_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x125\n" +
-	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\"\xa3\x01\n" +
+	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\"\xc1\x01\n" +
 	"\fVolumeReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1575,7 +1585,8 @@ const file_pinnace_v1_volume_proto_rawDesc = "" +
 	"\x0fallocated_bytes\x18\x03 \x01(\x03R\x0eallocatedBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x04 \x01(\x03R\tusedBytes\x12\x1c\n" +
-	"\tsnapshots\x18\x05 \x03(\tR\tsnapshots\"\x84\x01\n" +
+	"\tsnapshots\x18\x05 \x03(\tR\tsnapshots\x12\x1c\n" +
+	"\tunclaimed\x18\x06 \x01(\bR\tunclaimed\"\x84\x01\n" +
 	"\x12ListVolumesRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x1b\n" +
