@@ -99,8 +99,7 @@ func (r *routes) elsewhere(netns map[string]string) []*member {
 					peer: names[i.Host], peerAddress: at,
 				}
 				for _, p := range i.Ports {
-					// Datagrams do not go from host to host.
-					if p.Protocol != manifest.ProtocolUDP && 0 < p.Port && p.Port < 1<<16 && p.PublicPort < 1<<16 {
+					if 0 < p.Port && p.Port < 1<<16 && p.PublicPort < 1<<16 {
 						m.ports[p.Name] = manifest.Port{
 							Port: int(p.Port), Protocol: p.Protocol, Expose: p.Expose, Edge: p.Edge, PublicPort: int(p.PublicPort), ProxyProtocol: p.ProxyProtocol,
 						}
@@ -153,12 +152,17 @@ func (r *routes) standIns(e *pinnacev1.AssignedEnvironment) map[string]netip.Add
 }
 
 // remoteBackend is a member on another host as a backend at one of its ports.
-func (m *member) remoteBackend(port int) proxy.Backend {
+func (m *member) remoteBackend(port manifest.Port) proxy.Backend {
 	return proxy.Backend{ID: m.instance, Address: m.peerAddress, Peer: m.peer, Target: targetOf(m.instance, port)}
 }
 
-// targetOf is what hosts call a port of an instance among themselves.
-func targetOf(instance string, port int) string { return fmt.Sprintf("%s:%d", instance, port) }
+// targetOf is what hosts call a port of an instance among themselves. TCP and UDP may have the same number.
+func targetOf(instance string, port manifest.Port) string {
+	if port.Protocol == manifest.ProtocolUDP {
+		return fmt.Sprintf("%s:%d/udp", instance, port.Port)
+	}
+	return fmt.Sprintf("%s:%d", instance, port.Port)
+}
 
 // peering adds what other hosts' proxies need to come to the members of this one, and only those of the fleet. It is
 // called with mu held.
@@ -180,20 +184,21 @@ func (r *routes) peering(cfg *proxy.Config) {
 	}
 	for _, id := range slices.Sorted(maps.Keys(r.members)) {
 		m := r.members[id]
-		ports := map[int]bool{}
+		ports := map[string]manifest.Port{} // by target
 		for _, port := range m.ports {
-			if port.Protocol != manifest.ProtocolUDP && port.Expose != manifest.ExposeNone {
-				ports[port.Port] = true
+			if port.Expose != manifest.ExposeNone {
+				ports[targetOf(m.instance, port)] = port
 			}
 		}
 		for _, port := range r.public(m) { // a route may lead to one that is not exposed
-			if port.Protocol != manifest.ProtocolUDP {
-				ports[port.Port.Port] = true
-			}
+			ports[targetOf(m.instance, port.Port)] = port.Port
 		}
-		for _, port := range slices.Sorted(maps.Keys(ports)) {
-			name := targetOf(m.instance, port)
-			l.Routes = append(l.Routes, proxy.Route{ID: name, Names: []string{name}, Backends: m.backends(port)})
+		for _, name := range slices.Sorted(maps.Keys(ports)) {
+			route := proxy.Route{ID: name, Names: []string{name}, Backends: m.backends(ports[name])}
+			if ports[name].Protocol == manifest.ProtocolUDP {
+				route.Protocol = proxy.UDP
+			}
+			l.Routes = append(l.Routes, route)
 		}
 	}
 	cfg.Listeners = append(cfg.Listeners, l)

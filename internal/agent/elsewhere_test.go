@@ -100,10 +100,10 @@ func TestPortsLeadToOtherHosts(t *testing.T) {
 		"internal/dev/db/10.101.0.3:5432":         {"db-1 192.0.2.3:7402 draining h3/b db-1:5432"},
 		"internal/dev/api/" + name + ":8080":      {"api-2 192.0.2.2:7402 active h2/a api-2:8080"},
 		"internal/prod/far/10.101.0.1:81":         nil,
-		"public/0.0.0.0:53/udp":                   nil,
+		"public/0.0.0.0:53/udp":                   {"api-2 192.0.2.2:7402 active h2/a api-2:53/udp"},
 		"internal/dev/api/10.100.0.2:8080":        nil,
-		"internal/dev/api/" + name + ":53/udp":    nil,
-		"internal/dev/api/10.101.0.2:53/udp":      nil,
+		"internal/dev/api/" + name + ":53/udp":    {"api-2 192.0.2.2:7402 active h2/a api-2:53/udp"},
+		"internal/dev/api/10.101.0.2:53/udp":      {"api-2 192.0.2.2:7402 active h2/a api-2:53/udp"},
 		"internal/prod/far/10.101.0.1:80":         nil,
 		"internal/dev/db/" + "10.101.0.2" + ":80": nil,
 	}
@@ -155,7 +155,7 @@ func TestPortsLeadToOtherHosts(t *testing.T) {
 	// Where other hosts have the public ports, this one has the rest.
 	l.server.assign(func(set *pinnacev1.WatchAssignmentsResponse) { set.NoIngress = true })
 	l.routed()
-	all["public/0.0.0.0:80"], all["public/0.0.0.0:90"] = nil, nil
+	all["public/0.0.0.0:80"], all["public/0.0.0.0:90"], all["public/0.0.0.0:53/udp"] = nil, nil, nil
 	wants(all)
 
 	// The next agent of this host knows all of it before it has heard of a server.

@@ -153,7 +153,7 @@ func (r *routes) listeners(m *member) []proxy.Listener {
 	var out []proxy.Listener
 	add := func(id, netns string, address netip.AddrPort, port manifest.Port) {
 		l := proxy.Listener{
-			ID: id, Netns: netns, Address: address, Protocol: port.Protocol, Backends: m.backends(port.Port),
+			ID: id, Netns: netns, Address: address, Protocol: port.Protocol, Backends: m.backends(port),
 			SlowStartMS: int(slowStart.Milliseconds()),
 		}
 		if port.ProxyProtocol == manifest.ProxyProtocolV2 {
@@ -203,8 +203,8 @@ func listenerID(port manifest.Port, parts ...string) string {
 }
 
 // backends is the member as a backend at one of its ports, or nothing while it gets no connections.
-func (m *member) backends(port int) []proxy.Backend {
-	b := proxy.Backend{ID: m.instance, Netns: m.netns, Address: addrPort(m.address, port)}
+func (m *member) backends(port manifest.Port) []proxy.Backend {
+	b := proxy.Backend{ID: m.instance, Netns: m.netns, Address: addrPort(m.address, port.Port)}
 	if m.peer != "" {
 		b = m.remoteBackend(port)
 	}

@@ -23,6 +23,8 @@ type backendKey struct {
 	id, netns    string
 	address      netip.AddrPort
 	peer, target string
+	// datagrams is true of a route of PEER that leads to a port of UDP.
+	datagrams bool
 }
 
 func (b *Backend) key() backendKey {
@@ -59,7 +61,9 @@ type pool struct {
 	members []member
 	// header means that connections begin with a PROXY header.
 	header bool
-	turn   int // guarded by backends.mu
+	// datagrams means that they are ports of UDP, to which another host leads a client.
+	datagrams bool
+	turn      int // guarded by backends.mu
 }
 
 // A member is a backend in a pool. The same backend can be draining in another.
@@ -146,6 +150,13 @@ func (b *backend) fail(err error) {
 	b.failed++
 	b.lastErr = err.Error()
 	b.restsUntil = time.Now().Add(restAfterFailure)
+}
+
+// undo undoes pick, for a reason that is not the backend's.
+func (s *backends) undo(b *backend) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b.open--
 }
 
 // done undoes register and pick when the connection has ended.

@@ -35,10 +35,10 @@ func (s *backends) update(c Listener, find func(path string) (*namespace, error)
 	}
 	s.all, s.named = nil, map[string]*pool{}
 	if c.Protocol != SNI && c.Protocol != PEER {
-		s.all = s.pool(before, c.Backends, c.ProxyProtocol, warm, find)
+		s.all = s.pool(before, Route{Backends: c.Backends, ProxyProtocol: c.ProxyProtocol}, warm, find)
 	}
 	for _, r := range c.Routes {
-		p := s.pool(before, r.Backends, r.ProxyProtocol, warm, find)
+		p := s.pool(before, r, warm, find)
 		for _, name := range r.Names {
 			s.named[name] = p
 		}
@@ -50,10 +50,11 @@ func (s *backends) update(c Listener, find func(path string) (*namespace, error)
 	}
 }
 
-func (s *backends) pool(before map[backendKey]*backend, list []Backend, proxyProtocol string, warm time.Time, find func(string) (*namespace, error)) *pool {
-	p := &pool{header: proxyProtocol != ""}
-	for _, c := range list {
+func (s *backends) pool(before map[backendKey]*backend, r Route, warm time.Time, find func(string) (*namespace, error)) *pool {
+	p := &pool{header: r.ProxyProtocol != "", datagrams: r.Protocol == UDP}
+	for _, c := range r.Backends {
 		key := c.key()
+		key.datagrams = p.datagrams
 		b := s.known[key]
 		if b == nil {
 			if b = before[key]; b == nil {

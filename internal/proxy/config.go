@@ -96,6 +96,8 @@ type Route struct {
 	Names         []string  `json:"names"`
 	Backends      []Backend `json:"backends,omitempty"`
 	ProxyProtocol string    `json:"proxy_protocol,omitempty"`
+	// Protocol of a route of PEER is UDP when its backends are ports of UDP; otherwise it is empty.
+	Protocol string `json:"protocol,omitempty"`
 }
 
 // A Backend is where connections lead. Its connections live until they end or until no Listener at the same

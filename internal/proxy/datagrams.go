@@ -202,9 +202,13 @@ func (d *datagrams) pass(key sessionKey, b []byte) error {
 			return err
 		}
 		err = s.send(b)
-		if errors.Is(err, unix.ECONNREFUSED) {
+		switch {
+		case errors.Is(err, unix.ECONNREFUSED):
 			// The answer to an earlier datagram: nobody listens there. Another backend may.
 			s.fail(err)
+			continue
+		case s.tunnelled && (errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)):
+			s.finish()
 			continue
 		}
 		if err == nil {
@@ -270,17 +274,25 @@ func (d *datagrams) begin(key sessionKey) (*session, error) {
 			return nil, last
 		}
 		tried[b] = true
-		ns, err := d.backends.place(b)
-		var c *conn
-		if err == nil {
-			c, err = ns.connect(b.key.address, unix.SOCK_DGRAM)
+		c, far, err := d.connect(b)
+		if errors.Is(err, errTunnels) {
+			d.backends.undo(b)
+			return nil, err
 		}
 		if err == nil {
 			s := newSession(d, key, b, c)
 			if d.backends.register(b, s) {
+				if s.tunnelled = far != nil; s.tunnelled {
+					d.engine.conns.Go(func() { d.lead(s, b, far) })
+				}
 				return s, nil
 			}
 			err = errors.Join(errGone, c.Close())
+			if far != nil {
+				_ = far.Close()
+				d.engine.digging.leave()
+				d.engine.leaveTunnel()
+			}
 		}
 		last = err
 		d.backends.giveUp(b, err)

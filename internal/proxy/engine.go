@@ -24,7 +24,9 @@ type engine struct {
 	// places bounds all connections; defaultPlaces is the bound of one listener that sets none.
 	places        gate
 	defaultPlaces int
-	forward       *forwarder
+	// tunnels bounds those to other hosts, and digging those among them that are being made.
+	tunnels, digging gate
+	forward          *forwarder
 	// conns are the goroutines that serve a connection each.
 	conns sync.WaitGroup
 	// chance gives numbers from 0 to 1.
@@ -57,6 +59,8 @@ func newEngine(ctx context.Context, o Options) *engine {
 		listeners: map[socketKey]service{}, servers: map[socketKey]*dnsServer{}, namespaces: map[string]*namespace{},
 	}
 	e.places.setLimit(o.MaxConns)
+	e.tunnels.setLimit(maxTunnels)
+	e.digging.setLimit(maxDigging)
 	return e
 }
 

@@ -59,6 +59,8 @@ type passed struct {
 	To      netip.Addr     `json:"to,omitzero"`
 	Backend *Backend       `json:"backend,omitempty"`
 	Steady  bool           `json:"steady,omitempty"`
+	// Tunnelled is set when the descriptor is one end of a pair of which the old proxy leads the other to another host.
+	Tunnelled bool `json:"tunnelled,omitempty"`
 }
 
 // An offering is what an older proxy gives.

@@ -57,9 +57,11 @@ func (d *datagrams) offer(o *offering) error {
 		if !s.pause() {
 			continue
 		}
+		d.mu.Lock()
 		k := s.backend.key
-		p.Client, p.To, p.Steady = s.key.client, s.key.to, s.isSteady
-		p.Backend = &Backend{ID: k.id, Netns: k.netns, Address: k.address}
+		d.mu.Unlock()
+		p.Client, p.To, p.Steady, p.Tunnelled = s.key.client, s.key.to, s.isSteady, s.tunnelled
+		p.Backend = &Backend{ID: k.id, Netns: k.netns, Address: k.address, Peer: k.peer, Target: k.target}
 		errs = append(errs, o.add(p, socket{s.conn}))
 	}
 	return errors.Join(errs...)
@@ -139,7 +141,7 @@ func (d *datagrams) adopt(from inheritedSession) {
 		return
 	}
 	s := newSession(d, sessionKey{from.Client, from.To}, b, c)
-	s.isSteady = from.Steady
+	s.isSteady, s.tunnelled = from.Steady, from.Tunnelled
 	s.answered.Store(from.Steady)
 	d.backends.register(b, s)
 	d.add(s)

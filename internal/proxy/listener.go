@@ -54,6 +54,7 @@ type listener struct {
 	traffic  traffic
 
 	total, refused atomic.Uint64
+	dropped        atomic.Uint64 // datagrams of other hosts' clients
 	turnedAway     turnedAway
 	leaving        atomic.Bool
 

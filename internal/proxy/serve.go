@@ -192,6 +192,9 @@ func (l *listener) dial(ctx context.Context, b *backend, until time.Time) (side,
 	if err != nil {
 		return nil, err
 	}
+	if b.key.datagrams {
+		return l.dialDatagrams(b, ns)
+	}
 	c, err := ns.connect(b.key.address, unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err

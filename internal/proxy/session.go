@@ -20,10 +20,11 @@ type sessionKey struct {
 
 // A session is one client of UDP with its backend.
 type session struct {
-	owner   *datagrams
-	key     sessionKey
-	backend *backend
-	conn    *conn
+	owner *datagrams
+	key   sessionKey
+	conn  *conn
+	// tunnelled tells that conn is one end of a pair, because the backend is on another host, or was when it was chosen.
+	tunnelled bool
 	// to and source are the client and our own address as the kernel wants them.
 	to     unix.Sockaddr
 	source []byte
@@ -31,7 +32,8 @@ type session struct {
 	lastHeard atomic.Int64
 	answered  atomic.Bool
 
-	// Guarded by owner.mu.
+	// Guarded by owner.mu. The backend is another one only while a tunnel is being made.
+	backend  *backend
 	isSteady bool
 	at       *list.Element // among owner.fresh, unless it is steady
 	over     bool
@@ -69,9 +71,7 @@ func (s *session) heard() {
 
 // send passes on what the client wrote. What finds no room is lost, as it may be with UDP.
 func (s *session) send(b []byte) error {
-	var err error
-	closed := s.conn.raw.Control(func(fd uintptr) { _, err = unix.SendmsgN(int(fd), b, nil, nil, unix.MSG_DONTWAIT) })
-	return errors.Join(err, closed)
+	return sendDatagram(s.conn, b)
 }
 
 // read begins to read what the backend answers. The caller holds owner.mu.
@@ -104,6 +104,10 @@ func (s *session) receive() {
 		if err != nil {
 			return err != unix.EAGAIN && err != unix.EINTR
 		}
+		if n == 0 && s.tunnelled && hungUp(fd) {
+			err = unix.ECONNRESET
+			return true
+		}
 		s.answered.Store(true)
 		s.lastHeard.Store(time.Now().UnixNano())
 		if s.owner.answer(s, buf[:n]) != nil {
@@ -123,6 +127,9 @@ func (s *session) receive() {
 			}
 		case waitErr != nil:
 			return // it was ended
+		case err != nil && s.tunnelled:
+			s.finish() // whose fault it is if it is one, the tunnel knows
+			return
 		case err != nil:
 			s.fail(err)
 			return
@@ -152,6 +159,11 @@ func (s *session) fail(err error) {
 	set.mu.Lock()
 	s.backend.fail(err)
 	set.mu.Unlock()
+	s.finish()
+}
+
+// finish ends the session.
+func (s *session) finish() {
 	s.owner.mu.Lock()
 	defer s.owner.mu.Unlock()
 	s.end()

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
-	"slices"
 	"strings"
 )
 
@@ -60,9 +59,6 @@ func (l *Listener) validate() error {
 	if err := validateTargets(l.Backends, l.ProxyProtocol); err != nil {
 		return err
 	}
-	if l.Protocol == UDP && slices.ContainsFunc(l.Backends, func(b Backend) bool { return b.Peer != "" }) {
-		return errors.New("udp does not lead to other hosts")
-	}
 	return l.validateRoutes()
 }
 
@@ -81,6 +77,10 @@ func (l *Listener) validateRoutes() error {
 			err = errors.New("id is used twice")
 		case len(r.Names) == 0:
 			err = errors.New("has no name")
+		case r.Protocol != "" && (r.Protocol != UDP || l.Protocol != PEER):
+			err = fmt.Errorf("protocol %q: only routes of peer have one, %q", r.Protocol, UDP)
+		case r.Protocol == UDP && r.ProxyProtocol != "":
+			err = errors.New("the PROXY protocol is not for udp")
 		}
 		ids[r.ID] = true
 		for _, name := range r.Names {
