@@ -327,23 +327,8 @@ func (r *agentRole) facts() (*pinnacev1.HostFacts, error) {
 		Id: id, Name: id, Architecture: runtime.GOARCH, Version: version, Labels: r.labels,
 		MemoryBytes: int64(info.Totalram) * int64(info.Unit),
 		CpuMilli:    int64(runtime.NumCPU()) * 1000,
-		DiskBytes:   int64(disk.Bavail)*disk.Bsize + scratchBytes(filepath.Join(r.dirs.data, "agent", "disks")),
+		DiskBytes:   int64(disk.Bavail)*disk.Bsize + bookedBytes(filepath.Join(r.dirs.data, "agent")),
 	}, nil
-}
-
-// scratchBytes is what scratch disks take already, which is booked for their instances and so counts as free.
-func scratchBytes(dir string) (n int64) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return 0
-	}
-	for _, e := range entries {
-		var st unix.Stat_t
-		if unix.Lstat(filepath.Join(dir, e.Name()), &st) == nil {
-			n += st.Blocks * 512
-		}
-	}
-	return n
 }
 
 // prepareMachines finds the kernel, builds the initramfs and sees what a driver can do.

@@ -23,7 +23,7 @@ func (c *cli) newHost() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "host",
 		Short: "Let hosts join, list, drain and remove them",
-		Long: `A host runs an agent that has joined. What a host that has been away for 25 seconds ran is
+		Long: `A host runs an agent that has joined. What a host that has been away for 15 seconds ran is
 started elsewhere, except for instances with volumes: their data is where it is, and they wait.`,
 	}
 	cmd.AddCommand(c.newHostList(), c.newHostDrain(), c.newHostUndrain(), c.newHostRemove(), c.newHostJoinToken(), c.newHostRevoke())
@@ -48,10 +48,10 @@ func (c *cli) newHostList() *cobra.Command {
 				return c.printProto(res.Msg)
 			}
 			w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "HOST\tSTATE\tARCH\tINSTANCES\tMEMORY\tCPU\tDRIVER\tVERSION\tLABELS")
+			fmt.Fprintln(w, "HOST\tSTATE\tARCH\tINSTANCES\tMEMORY\tDISK\tCPU\tDRIVER\tVERSION\tLABELS")
 			for _, h := range res.Msg.Hosts {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d of %d MiB\t%g\t%s\t%s\t%s\n", printable(h.Id), hostState(h), printable(h.Architecture), h.Instances,
-					h.MemoryBookedBytes>>20, h.MemoryBytes>>20, float64(h.CpuMilli)/1000, printable(strings.TrimSpace(h.Driver+" "+h.Accelerator)),
+				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d of %d MiB\t%d of %d MiB\t%g\t%s\t%s\t%s\n", printable(h.Id), hostState(h), printable(h.Architecture), h.Instances,
+					h.MemoryBookedBytes>>20, h.MemoryBytes>>20, h.DiskBookedBytes>>20, h.DiskBytes>>20, float64(h.CpuMilli)/1000, printable(strings.TrimSpace(h.Driver+" "+h.Accelerator)),
 					printable(h.Version), printable(labelText(h.Labels)))
 			}
 			return w.Flush()

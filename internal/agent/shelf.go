@@ -95,7 +95,7 @@ func (a *Agent) volumeReports() (all []*pinnacev1.VolumeReport, listed bool) {
 }
 
 func volumeReport(v volume.Info) *pinnacev1.VolumeReport {
-	r := &pinnacev1.VolumeReport{Id: v.ID, SizeBytes: v.Size, AllocatedBytes: v.Allocated, UsedBytes: v.Used}
+	r := &pinnacev1.VolumeReport{Id: v.ID, SizeBytes: v.Size, AllocatedBytes: v.Allocated, UsedBytes: v.Used, Unclaimed: v.Unclaimed}
 	for _, s := range v.Snapshots {
 		if !strings.HasPrefix(s.Name, exportPrefix) {
 			r.Snapshots = append(r.Snapshots, s.Name)

@@ -108,6 +108,9 @@ func (t *attempt) takeVolume(ctx context.Context, name string) (_ *volume.Hold, 
 			hold.Close()
 		}
 	}()
+	if err := hold.Claim(); err != nil {
+		return nil, "", err
+	}
 	size, err := hold.Size()
 	if err != nil {
 		return nil, "", err

@@ -81,11 +81,11 @@ func (c *Cluster) Place(req Request) ([]Placement, error) {
 			stuck = append(stuck, BoundRefusal{Ordinal: ordinal, Host: id, unknown: true})
 			continue
 		}
-		if why := lacks(&req, &c.hosts[index]); why != fits {
+		if why := lacksFor(&req, &c.hosts[index], ordinal); why != fits {
 			stuck = append(stuck, BoundRefusal{Ordinal: ordinal, Host: id, why: why})
 			continue
 		}
-		p.take(index)
+		p.take(index, req.Grown[ordinal])
 		hostOf[ordinal] = index
 	}
 	p.line()
@@ -179,10 +179,10 @@ func (p *placing) fits(index int) bool {
 	return lacksRoom(p.req, h) == fits && slices.Contains(p.req.Architectures, h.Architecture)
 }
 
-// take books one instance on a host.
-func (p *placing) take(index int) {
+// take books one instance on a host, and so much for its volumes.
+func (p *placing) take(index int, volumes int64) {
 	p.given = append(p.given, given{index, p.rank(index)})
-	p.hosts[index].book(p.req)
+	p.hosts[index].book(p.req, volumes)
 	p.count[index]++
 }
 
@@ -238,7 +238,7 @@ func (p *placing) next() (int, bool) {
 	}
 	q := p.queues[0]
 	index := q.head.index()
-	p.take(index)
+	p.take(index, p.req.VolumesBytes)
 	q.instances++
 	q.later[q.round+1] = append(q.later[q.round+1], index)
 	if q.advance() {

@@ -43,7 +43,7 @@ func (c *Cluster) refuse(req *Request, placed int, stuck []BoundRefusal, full bo
 	r := &Refusal{
 		Wanted: len(req.Ordinals), Placed: placed, Hosts: len(c.hosts), Bound: stuck,
 		architectures: slices.Sorted(slices.Values(req.Architectures)),
-		memoryNeed:    Footprint(req.MemoryBytes), diskNeed: req.DiskBytes, one: *req,
+		memoryNeed:    Footprint(req.MemoryBytes), diskNeed: req.DiskBytes + req.VolumesBytes, one: *req,
 	}
 	for _, name := range slices.Sorted(maps.Keys(req.Labels)) {
 		r.labels = append(r.labels, name+"="+req.Labels[name])
@@ -70,7 +70,7 @@ func (c *Cluster) refuse(req *Request, placed int, stuck []BoundRefusal, full bo
 			r.memFree = max(r.memFree, h.MemoryBytes-h.MemoryBooked)
 		case lacksDisk:
 			r.LackDisk++
-			r.diskFree = max(r.diskFree, h.DiskBytes-h.DiskBooked)
+			r.diskFree = max(r.diskFree, h.DiskBytes-h.DiskBooked-h.VolumesBooked)
 		case fits:
 		}
 	}
@@ -119,8 +119,16 @@ func (r *Refusal) counts() string {
 	add(r.OtherArchitecture, "%s of another architecture (the release runs on %s)", verb(r.OtherArchitecture, "is", "are"), orNone(r.architectures))
 	add(r.OtherLabels, "%s not the labels that the app is placed by (%s)", verb(r.OtherLabels, "has", "have"), strings.Join(r.labels, ", "))
 	add(r.LackMemory, "%s memory (%s needed with overhead, at most %s free)", verb(r.LackMemory, "lacks", "lack"), size(r.memoryNeed), size(r.memFree))
-	add(r.LackDisk, "%s disk (%s needed, at most %s free)", verb(r.LackDisk, "lacks", "lack"), size(r.diskNeed), size(r.diskFree))
+	add(r.LackDisk, "%s disk (%s needed%s, at most %s free)", verb(r.LackDisk, "lacks", "lack"), size(r.diskNeed), r.volumesText(), size(r.diskFree))
 	return strings.Join(why, ", ")
+}
+
+// volumesText says that a need has volumes in it, which are larger than what people think of as the disk of an instance.
+func (r *Refusal) volumesText() string {
+	if r.one.VolumesBytes > 0 {
+		return " with its volumes"
+	}
+	return ""
 }
 
 func (s BoundRefusal) text(r *Refusal) string {
@@ -140,7 +148,7 @@ func (s BoundRefusal) text(r *Refusal) string {
 	case lacksMemory:
 		return what + "lacks memory (" + size(r.memoryNeed) + " needed with overhead)"
 	case lacksDisk:
-		return what + "lacks disk (" + size(r.diskNeed) + " needed)"
+		return what + "lacks disk (" + size(r.one.DiskBytes+r.one.Grown[s.Ordinal]) + " needed)"
 	default:
 		return what + "cannot take it"
 	}

@@ -5,7 +5,7 @@
 // decided by the host's id. It knows neither instances nor deployments, and it never moves anything that
 // runs: package rollout says when to start and stop.
 //
-// Memory, scratch disk, architecture, labels, the place of volumes and being connected are hard. CPU is a
+// Memory, disk for scratch and volumes, architecture, labels, the place of volumes and being connected are hard. CPU is a
 // weight: hosts whose CPUs are oversubscribed beyond their factor are taken last, but they are taken.
 package scheduler
 
@@ -44,7 +44,9 @@ type Host struct {
 
 	MemoryBytes, MemoryBooked int64
 	DiskBytes, DiskBooked     int64
-	CPUMilli, CPUBooked       int64
+	// VolumesBooked is what volumes take of DiskBytes, beside DiskBooked: their sizes, whatever is in them.
+	VolumesBooked       int64
+	CPUMilli, CPUBooked int64
 	// CPUFactor is how often CPUMilli may be promised, in percent; 0 for DefaultCPUFactor.
 	CPUFactor int64
 }
@@ -55,8 +57,11 @@ type Request struct {
 	Ordinals []int
 	// MemoryBytes is the cap of one instance, without overhead.
 	MemoryBytes int64
-	DiskBytes   int64
-	CPUMilli    int64
+	// DiskBytes is the scratch disk of one instance.
+	DiskBytes int64
+	// VolumesBytes are the volumes that an instance gets which has none yet, together.
+	VolumesBytes int64
+	CPUMilli     int64
 	// Architectures that the release has an image for and its manifest allows; empty fits no host.
 	Architectures []string
 	// Labels that a host must have, with these values.
@@ -65,6 +70,8 @@ type Request struct {
 	Running map[string]int
 	// Bound has the host of an ordinal whose volumes are there: volumes do not move.
 	Bound map[int]string
+	// Grown is by how much the volumes of a bound ordinal grow with its instance, those included that it gets in addition.
+	Grown map[int]int64
 	// Quota is what the environment may book in addition to what it has booked; nil for no bound.
 	Quota *Quota
 }
@@ -120,7 +127,33 @@ const (
 	lacksDisk
 )
 
+// lacks is what a host lacks for an instance that has no volumes yet.
 func lacks(req *Request, h *Host) lack {
+	if why := lacksMore(req, h); why != fits {
+		return why
+	}
+	return lacksRoom(req, h)
+}
+
+// lacksFor is what the host of an ordinal's volumes lacks. What it has promised to volumes is in the way only of more:
+// an instance can go back to those that it has, also where too much was promised at some time.
+func lacksFor(req *Request, h *Host, ordinal int) lack {
+	more := req.Grown[ordinal]
+	if why := lacksMore(req, h); why != fits {
+		return why
+	}
+	switch free := h.DiskBytes - h.DiskBooked; {
+	case h.MemoryBytes-h.MemoryBooked < Footprint(req.MemoryBytes):
+		return lacksMemory
+	case free < req.DiskBytes, more > 0 && free-h.VolumesBooked < req.DiskBytes+more:
+		return lacksDisk
+	default:
+		return fits
+	}
+}
+
+// lacksMore is what a host lacks that is not a question of room.
+func lacksMore(req *Request, h *Host) lack {
 	switch {
 	case !h.Connected:
 		return lacksConnection
@@ -131,7 +164,7 @@ func lacks(req *Request, h *Host) lack {
 	case !hasLabels(h.Labels, req.Labels):
 		return lacksLabel
 	default:
-		return lacksRoom(req, h)
+		return fits
 	}
 }
 
@@ -139,7 +172,7 @@ func lacksRoom(req *Request, h *Host) lack {
 	switch {
 	case h.MemoryBytes-h.MemoryBooked < Footprint(req.MemoryBytes):
 		return lacksMemory
-	case h.DiskBytes-h.DiskBooked < req.DiskBytes:
+	case h.DiskBytes-h.DiskBooked-h.VolumesBooked < req.DiskBytes+req.VolumesBytes:
 		return lacksDisk
 	default:
 		return fits
@@ -155,7 +188,9 @@ func hasLabels(have, want map[string]string) bool {
 	return true
 }
 
-func (h *Host) book(req *Request) {
+// book takes what one instance needs of a host, and so much for its volumes.
+func (h *Host) book(req *Request, volumes int64) {
+	h.VolumesBooked += volumes
 	h.MemoryBooked += Footprint(req.MemoryBytes)
 	h.DiskBooked += req.DiskBytes
 	h.CPUBooked += req.CPUMilli
@@ -168,7 +203,7 @@ const shares = 256
 // fullness is the dominant share of a host: the largest of the shares of memory, disk and promised CPU that
 // are booked, in 1/256.
 func (h *Host) fullness() int64 {
-	return max(share(h.MemoryBooked, h.MemoryBytes), share(h.DiskBooked, h.DiskBytes), share(h.CPUBooked, h.promisable()))
+	return max(share(h.MemoryBooked, h.MemoryBytes), share(h.DiskBooked+h.VolumesBooked, h.DiskBytes), share(h.CPUBooked, h.promisable()))
 }
 
 // promisable is how much of the CPU can be promised before the host counts as oversubscribed, in thousandths.

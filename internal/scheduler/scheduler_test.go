@@ -171,6 +171,24 @@ func TestRefusalCountsReasons(t *testing.T) {
 			"there is room for 1 of 3 instances only: instance 0 can only run on host a, where its volumes are, which is draining; instance 1 can only run on host gone, where its volumes are, which is not one of the hosts any more",
 		},
 		{
+			"volumes need room", request(2, gib, func(r *Request) {
+				r.VolumesBytes, r.Bound, r.Grown = 50*gib, map[int]string{0: "a"}, map[int]int64{0: 10 * gib}
+			}),
+			[]Host{
+				host("a", func(h *Host) { h.VolumesBooked = 95 * gib }), host("b", func(h *Host) { h.VolumesBooked = 200 * gib }),
+				host("c", func(h *Host) { h.DiskBooked, h.VolumesBooked = 20*gib, 40*gib }), host("d", away), host("e", away),
+			},
+			nil,
+			"no host can take any of the 2 instances: 2 of 5 hosts are not connected, 3 of 5 hosts lack disk (52224 MiB needed with its volumes, at most 40960 MiB free); instance 0 can only run on host a, where its volumes are, which lacks disk (11264 MiB needed)",
+		},
+		{
+			// What was promised once is no reason to keep an instance from the volumes that it has.
+			"volumes that are there", request(1, gib, func(r *Request) { r.Bound, r.VolumesBytes = map[int]string{0: "a"}, gib }),
+			[]Host{host("a", func(h *Host) { h.VolumesBooked = 200 * gib; h.MemoryBooked = h.MemoryBytes })},
+			nil,
+			"no host can take the instance: instance 0 can only run on host a, where its volumes are, which lacks memory (1104 MiB needed with overhead)",
+		},
+		{
 			"quota of memory", request(3, gib, quota(Quota{Instances: 10, MemoryBytes: gib + 1, CPUMilli: 10000})),
 			[]Host{host("a")},
 			[]string{"a"},
@@ -210,15 +228,15 @@ func naive(req Request, hosts []Host) []Placement {
 	}
 	room := req.Quota.room(req, len(req.Ordinals))
 	got := map[int]string{}
-	put := func(ordinal int, h *Host) {
-		h.book(&req)
+	put := func(ordinal int, h *Host, volumes int64) {
+		h.book(&req, volumes)
 		running[h.ID]++
 		got[ordinal] = h.ID
 	}
 	for _, o := range req.Ordinals {
 		for i := range hosts {
-			if id, ok := req.Bound[o]; ok && hosts[i].ID == id && lacks(&req, &hosts[i]) == fits && len(got) < room {
-				put(o, &hosts[i])
+			if id, ok := req.Bound[o]; ok && hosts[i].ID == id && lacksFor(&req, &hosts[i], o) == fits && len(got) < room {
+				put(o, &hosts[i], req.Grown[o])
 			}
 		}
 	}
@@ -250,7 +268,7 @@ func naive(req Request, hosts []Host) []Placement {
 			}
 		}
 		if best != nil {
-			put(o, best)
+			put(o, best, req.VolumesBytes)
 		}
 	}
 	placed := []Placement{}
@@ -268,6 +286,9 @@ func randomHosts(rng *rand.Rand, n int) []Host {
 		hosts = append(hosts, host(fmt.Sprintf("h%03d", i), func(h *Host) {
 			h.Zone = []string{"", "x", "y"}[rng.IntN(3)]
 			h.MemoryBooked, h.DiskBooked, h.CPUBooked = rng.Int64N(8)*gib, rng.Int64N(100)*gib, rng.Int64N(20000)
+			if rng.IntN(3) == 0 {
+				h.VolumesBooked = rng.Int64N(120) * gib // more than there is, now and then
+			}
 			h.Connected, h.Draining = rng.IntN(10) > 0, rng.IntN(10) == 0
 			h.Labels = map[string]string{"disk": []string{"hdd", "nvme"}[rng.IntN(2)]}
 			if rng.IntN(8) == 0 {
@@ -292,6 +313,12 @@ func randomRequest(rng *rand.Rand, hosts []Host) Request {
 		}
 		if rng.IntN(3) == 0 && len(r.Ordinals) > 0 {
 			r.Bound = map[int]string{rng.IntN(len(r.Ordinals)): hosts[rng.IntN(len(hosts))].ID}
+			if rng.IntN(2) == 0 {
+				r.Grown = map[int]int64{slices.Collect(maps.Keys(r.Bound))[0]: rng.Int64N(20 * gib)}
+			}
+		}
+		if rng.IntN(3) == 0 {
+			r.VolumesBytes = rng.Int64N(20 * gib)
 		}
 		if rng.IntN(4) == 0 {
 			r.Quota = &Quota{Instances: rng.IntN(40), MemoryBytes: rng.Int64N(40 * gib), CPUMilli: rng.Int64N(10000)}

@@ -68,7 +68,7 @@ func (a *agents) knownHost(id string) error {
 	return nil
 }
 
-func (a *agents) Report(_ context.Context, req *connect.Request[pb.ReportRequest]) (*connect.Response[pb.ReportResponse], error) {
+func (a *agents) Report(ctx context.Context, req *connect.Request[pb.ReportRequest]) (*connect.Response[pb.ReportResponse], error) {
 	host := req.Msg.GetHost()
 	if err := a.knownHost(host); err != nil {
 		return nil, err
@@ -79,6 +79,12 @@ func (a *agents) Report(_ context.Context, req *connect.Request[pb.ReportRequest
 	req.Msg.Instances = a.placedOn(host, req.Msg.GetInstances())
 	changed := a.observed.reported(req.Msg, now)
 	reportTaken.Hit()
+	if strays := a.straysOf(req.Msg); req.Msg.GetVolumesListed() && a.observed.sawStrays(host, strays) {
+		if len(strays) > 0 {
+			a.log.WarnContext(ctx, "volumes are left of imports that failed, and are removed", "host", host, "volumes", strays)
+		}
+		was = false // its assignments are others now
+	}
 	a.ledger.read(func(st *fleet.State) {
 		for _, r := range changed {
 			i := st.Instance(r.GetInstance())

@@ -17,7 +17,7 @@ func (s *Server) assignments(v *view, host string) *pb.WatchAssignmentsResponse 
 	now := s.now()
 	v.read(func(st *fleet.State) {
 		out.Revision = st.Seq()
-		out.RemovedVolumes = removedVolumes(st, host)
+		out.RemovedVolumes = append(removedVolumes(st, host), s.observed.straysOn(host)...)
 		h := st.Host(host)
 		environments, releases := map[string]bool{}, map[string]bool{}
 		for _, i := range st.InstancesOn(host) {

@@ -228,12 +228,22 @@ func (s *Server) placesBy(st *fleet.State, environment string, m *manifest.Manif
 	if err != nil {
 		return nil, err
 	}
+	each, grown := volumeNeeds(st, environment, m, ordinals)
 	running := map[string]int{}
 	for _, i := range st.Instances(environment, m.Name) {
 		if !i.Task {
 			running[i.Host]++
 		}
 	}
+	res := m.Resources
+	return scheduler.Place(scheduler.Request{
+		Ordinals: ordinals, MemoryBytes: res.MemoryBytes, DiskBytes: res.DiskBytes, VolumesBytes: each, CPUMilli: res.CPUMilli,
+		Architectures: architectures, Running: running, Labels: labels, Bound: bound, Grown: grown, Quota: quotaOf(st, environment),
+	}, s.hostsFor(st, now))
+}
+
+// hostsFor are the hosts as the scheduler knows them.
+func (s *Server) hostsFor(st *fleet.State, now time.Time) []scheduler.Host {
 	var hosts []scheduler.Host
 	for _, h := range st.Hosts() {
 		b := st.Booking(h.ID)
@@ -242,14 +252,11 @@ func (s *Server) placesBy(st *fleet.State, environment string, m *manifest.Manif
 			ID: h.ID, Architecture: h.Architecture, Zone: h.Labels[zoneLabel], Labels: h.Labels, Connected: on,
 			Draining:    !h.DrainingAt.IsZero(),
 			MemoryBytes: h.MemoryBytes, MemoryBooked: scheduler.Footprints(len(b.Instances), b.MemoryBytes),
-			DiskBytes: h.DiskBytes, DiskBooked: b.DiskBytes, CPUMilli: h.CPUMilli, CPUBooked: b.CPUMilli,
+			DiskBytes: h.DiskBytes, DiskBooked: b.DiskBytes, VolumesBooked: volumesBooked(st, h.ID),
+			CPUMilli: h.CPUMilli, CPUBooked: b.CPUMilli,
 		})
 	}
-	res := m.Resources
-	return scheduler.Place(scheduler.Request{
-		Ordinals: ordinals, MemoryBytes: res.MemoryBytes, DiskBytes: res.DiskBytes, CPUMilli: res.CPUMilli,
-		Architectures: architectures, Running: running, Labels: labels, Bound: bound, Quota: quotaOf(st, environment),
-	}, hosts)
+	return hosts
 }
 
 // firstOrdinals are those of n instances.

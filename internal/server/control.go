@@ -128,8 +128,8 @@ func (c *control) hostProto(st *fleet.State, h *fleet.Host, now time.Time) *pb.H
 	b := st.Booking(h.ID)
 	return &pb.Host{
 		Id: h.ID, Name: h.Name, Architecture: h.Architecture, MemoryBytes: h.MemoryBytes, CpuMilli: h.CPUMilli, DiskBytes: h.DiskBytes,
-		MemoryBookedBytes: scheduler.Footprints(len(b.Instances), b.MemoryBytes),
-		Labels:            h.Labels, Version: h.Version, Driver: h.Driver, Accelerator: h.Accelerator,
+		MemoryBookedBytes: scheduler.Footprints(len(b.Instances), b.MemoryBytes), DiskBookedBytes: b.DiskBytes + volumesBooked(st, h.ID),
+		Labels: h.Labels, Version: h.Version, Driver: h.Driver, Accelerator: h.Accelerator,
 		Connected: on, LastSeenAt: timestampOrNil(at), DrainingAt: timestampOrNil(h.DrainingAt), Instances: uint32(len(b.Instances)),
 	}
 }

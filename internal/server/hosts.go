@@ -35,7 +35,7 @@ func hostFor(st *fleet.State, t *fleet.Token, h *pb.Host) *pb.Host {
 	if t.All {
 		return h
 	}
-	h.MemoryBytes, h.CpuMilli, h.DiskBytes, h.MemoryBookedBytes, h.Labels = 0, 0, 0, 0, nil
+	h.MemoryBytes, h.CpuMilli, h.DiskBytes, h.MemoryBookedBytes, h.DiskBookedBytes, h.Labels = 0, 0, 0, 0, 0, nil
 	h.Instances = 0
 	for _, i := range st.InstancesOn(h.GetId()) {
 		if t.Sees(i.Environment) {

@@ -30,6 +30,8 @@ type seenHost struct {
 	queued []*pb.ReportRequest
 	// volumes are what it has, by id, as it said last.
 	volumes map[string]*pb.VolumeReport
+	// strays are those of them that are left of imports which failed.
+	strays []string
 }
 
 type seenInstance struct {

@@ -87,6 +87,9 @@ func (s *Server) propose(st *fleet.State, environment string, r *fleet.Release, 
 	if err := s.reachVolumes(st, environment, r.Manifest, p.count, now); err != nil {
 		return nil, err
 	}
+	if err := s.roomForVolumes(st, environment, r, p.count, now); err != nil {
+		return nil, err
+	}
 	if p.bound, err = boundHosts(st, environment, r.Manifest, firstOrdinals(p.count)); err != nil {
 		return nil, err
 	}

@@ -267,6 +267,11 @@ func (c *control) spreadSecret(st *fleet.State, req *pb.PutSecretRequest, p *pre
 		if active := st.Deployment(app.Active); active != nil {
 			return &fleet.BusyError{Active: active}
 		}
+		if use.OnChange == manifest.OnChangeRollout {
+			if err := c.reachVolumes(st, app.Environment, m, live.Count, c.now()); err != nil {
+				return unchangedFor(app, err)
+			}
+		}
 		id, _, err := c.secretDeployment(req, app.Name)
 		if err != nil {
 			return err

@@ -80,6 +80,7 @@ type Server struct {
 	execs    *execBroker
 	tasks    *taskBroker
 	tokenUse *tokenUses
+	imports  imports
 	// changed fires after every commit, and after reports that say something new.
 	changed *signal
 	// putting is held while a secret or a login is made.

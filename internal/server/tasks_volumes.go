@@ -182,6 +182,13 @@ func (c *control) ImportVolume(ctx context.Context, stream *connect.ClientStream
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	c.imports.begin(bound.Volume)
+	unknown := false // whether the log has it
+	defer func() {
+		if !unknown {
+			c.imports.end(bound.Volume)
+		}
+	}()
 	t, err := c.ask(ctx, bound.Host, &pb.HostTask{What: &pb.HostTask_Import{Import: &pb.ImportTask{Volume: bound.Volume, Image: start.GetImage()}}})
 	if err != nil {
 		return nil, err
@@ -201,7 +208,9 @@ func (c *control) ImportVolume(ctx context.Context, stream *connect.ClientStream
 	}
 	bound.SHA256 = hex.EncodeToString(sum)
 	if err := c.ledger.append(ctx, actorOf(ctx), key, bound); err != nil {
-		// The log knows of no such volume, so nobody will ever ask for it.
+		// When the log does not know the volume, nobody will ever ask for it, and its host removes it. It may yet, unless it has
+		// refused.
+		unknown = !isRejected(err)
 		c.log.WarnContext(ctx, "an imported volume was not bound, and is left over on its host", "volume", bound.Volume, "host", bound.Host, "error", err)
 		return nil, c.onWire(ctx, err)
 	}
@@ -260,11 +269,16 @@ func (c *control) importTo(st *fleet.State, v *fleet.VolumeBound, wanted string)
 	switch {
 	case wanted != "" && beside != "" && wanted != beside:
 		return "", refuse(connect.CodeFailedPrecondition, "the other volumes of %s/%d are on host %s, so that this one has to be there, too", v.App, v.Ordinal, beside)
-	case wanted != "":
-		_, err := hostIn(st, wanted)
+	case wanted == "":
+		wanted = beside
+	}
+	image := "an image of " + sizeText(v.SizeBytes)
+	if wanted != "" {
+		h, err := hostIn(st, wanted)
+		if err == nil {
+			err = lacksDisk(st, h, image, v.SizeBytes)
+		}
 		return wanted, err
-	case beside != "":
-		return beside, nil
 	}
 	hosts := slices.DeleteFunc(st.Hosts(), func(h *fleet.Host) bool {
 		on, _ := c.observed.connected(h.ID, c.now())
@@ -272,6 +286,21 @@ func (c *control) importTo(st *fleet.State, v *fleet.VolumeBound, wanted string)
 	})
 	if len(hosts) == 0 {
 		return "", refuse(connect.CodeUnavailable, "no host is connected that may run %s", v.App)
+	}
+	suitable := len(hosts)
+	var err error
+	hosts = slices.DeleteFunc(hosts, func(h *fleet.Host) bool {
+		full := lacksDisk(st, h, image, v.SizeBytes)
+		if full != nil {
+			err = full
+		}
+		return full != nil
+	})
+	switch {
+	case len(hosts) == 0 && suitable == 1:
+		return "", err
+	case len(hosts) == 0:
+		return "", refuse(connect.CodeFailedPrecondition, "%d of %d hosts lack disk for %s\nhint: pinnace host list shows what is booked; delete volumes that are detached", suitable, len(st.Hosts()), image)
 	}
 	// Where the fewest volumes are; the first of several by its name.
 	emptiest := slices.MinFunc(hosts, func(a, b *fleet.Host) int { return len(st.VolumesOn(a.ID)) - len(st.VolumesOn(b.ID)) })

@@ -172,6 +172,9 @@ func (c *control) proposeVars(st *fleet.State, req *pb.SetVarsRequest, out *pb.S
 		if active := st.Deployment(app.Active); active != nil {
 			return nil, nil, &fleet.BusyError{Active: active}
 		}
+		if err := c.reachVolumes(st, env.Name, r.Manifest, live.Count, c.now()); err != nil {
+			return nil, nil, unchangedFor(app, err)
+		}
 		id, _, err := c.deploymentID("vars/"+app.Name, env.Name, req.GetIdempotencyKey())
 		if err != nil {
 			return nil, nil, err

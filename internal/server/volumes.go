@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -75,6 +76,14 @@ func (s *Server) reachVolumes(st *fleet.State, environment string, m *manifest.M
 		}
 	}
 	return nil
+}
+
+// unchangedFor says that settings stay as they are, because what brings them to an app could not be carried out.
+func unchangedFor(app *fleet.App, err error) error {
+	if v, ok := errors.AsType[*volumeError](err); ok {
+		return noVolume("nothing was changed: %s is live in %s and would have to restart: %s, or --later, to have it changed with the next deployment", app.Name, app.Environment, v.reason)
+	}
+	return err
 }
 
 // bindVolumes are the events that bind the volumes which instances of a release get where they are placed.

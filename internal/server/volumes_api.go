@@ -111,6 +111,12 @@ func (c *control) GrowVolume(ctx context.Context, req *connect.Request[pb.GrowVo
 	case size > fleet.MaxVolume:
 		return nil, refuse(connect.CodeInvalidArgument, "volume %s cannot become %s large: the most is %s", v.ID, sizeText(size), sizeText(fleet.MaxVolume))
 	}
+	c.ledger.read(func(st *fleet.State) {
+		err = lacksDisk(st, st.Host(v.Host), "volume "+v.ID+" to grow to "+sizeText(size), size-v.SizeBytes)
+	})
+	if err != nil {
+		return nil, err
+	}
 	if err := c.ledger.append(ctx, actorOf(ctx), key, &fleet.VolumeGrown{Volume: v.ID, SizeBytes: size}); err != nil {
 		return nil, c.onWire(ctx, err)
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pinnacehq/pinnace/internal/durable"
 )
 
 // maxHolder bounds what a lock file says of its holder.
@@ -144,6 +146,21 @@ func (h *Hold) Grow(size int64) error {
 	err = errors.Join(f.Truncate(size), f.Sync())
 	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("grow volume %s to %s: %w", h.ID, text(size), err)
+	}
+	return nil
+}
+
+// Claim notes that the volume is somebody's from now on, also if it was imported and nobody ever said that it is wanted.
+func (h *Hold) Claim() error {
+	err := os.Remove(h.store.path(h.ID, unclaimedName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = durable.SyncDir(h.store.path(h.ID))
+	}
+	if err != nil {
+		return fmt.Errorf("claim volume %s: %w", h.ID, err)
 	}
 	return nil
 }

@@ -9,8 +9,11 @@ import (
 	"hash"
 	"io"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pinnacehq/pinnace/internal/durable"
 )
 
 // MaxPart is the most that one part of an image has, in bytes.
@@ -117,8 +120,8 @@ func (w *ImageWriter) End(sum []byte) error {
 }
 
 // Import makes a volume of size bytes, which fill fills: a file of zeros of that length. What it makes must be an ext4
-// file system; no more is looked at. When it returns nil, the volume is on the disk; when it does not, there is none. The
-// error wraps ErrExists when there is one of that id.
+// file system; no more is looked at. When it returns nil, the volume is on the disk, unclaimed; when it does not, there is
+// none. The error wraps ErrExists when there is one of that id.
 func (s *Store) Import(ctx context.Context, id string, size int64, fill func(f *os.File) error) error {
 	if err := CheckID(id); err != nil {
 		return err
@@ -137,7 +140,7 @@ func (s *Store) Import(ctx context.Context, id string, size int64, fill func(f *
 		case super.blocks > uint64(size)/super.blockBytes:
 			return fmt.Errorf("the image %w: its file system is larger than it", ErrImage)
 		}
-		return nil
+		return durable.WriteFile(filepath.Join(filepath.Dir(f.Name()), unclaimedName), nil, 0o600)
 	})
 	if err != nil {
 		return fmt.Errorf("make volume %s of an image: %w", id, err)

@@ -11,6 +11,7 @@
 //	<id>/volume.ext4            the image, sparse; its length is the size of the volume
 //	<id>/lock                   locked as long as somebody holds the volume; says who
 //	<id>/snapshots/<name>.ext4  copies
+//	<id>/unclaimed              there until a volume that was imported is claimed, by its first instance
 //	.tmp-*                      volumes and snapshots that were being made, or removed
 //	.making                     locked shared while one is made or removed
 //
@@ -67,6 +68,7 @@ const (
 	snapshotsName = "snapshots"
 	makingName    = ".making"
 	imageSuffix   = ".ext4"
+	unclaimedName = "unclaimed"
 )
 
 // A Store is the volumes below one directory. Its methods may be called concurrently.
@@ -141,6 +143,8 @@ type Info struct {
 	// HeldBy names who holds it, and is empty when nobody does.
 	HeldBy    string
 	Snapshots []Snapshot
+	// Unclaimed tells that it was imported, and never claimed.
+	Unclaimed bool
 }
 
 // Snapshot is a copy of a volume.
@@ -191,6 +195,9 @@ func (s *Store) Stat(id string) (Info, error) {
 		info.Used = super.used(size)
 	}
 	info.HeldBy = s.heldBy(id)
+	if _, err := os.Lstat(s.path(id, unclaimedName)); err == nil {
+		info.Unclaimed = true
+	}
 	info.Snapshots, err = s.snapshots(id)
 	return info, err
 }
