@@ -155,6 +155,7 @@ func agentTransport(secure *tls.Config) *http.Transport {
 		TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 2 * time.Minute,
 	}
 	transport.Protocols.SetHTTP2(true)
-	transport.HTTP2 = lively(&http.HTTP2Config{})
+	// A connection that leads nowhere any more must not last for as long as the server waits for a host.
+	transport.HTTP2 = &http.HTTP2Config{SendPingTimeout: 3 * time.Second, PingTimeout: 5 * time.Second}
 	return transport
 }

@@ -27,7 +27,7 @@ func (a *Agent) reportLoop(ctx context.Context) {
 			}
 		case <-time.After(a.timing.heartbeat):
 		}
-		err := a.report(ctx, a.timing.call)
+		err := a.report(ctx, min(a.timing.call, heartbeatReport))
 		if err != nil && ctx.Err() == nil {
 			a.Log.Debug("report", "err", err)
 			select {
@@ -39,6 +39,9 @@ func (a *Agent) reportLoop(ctx context.Context) {
 		}
 	}
 }
+
+// heartbeatReport bounds a report: one that is stuck must not cost the next ones, or the host would count as away.
+const heartbeatReport = 4 * time.Second
 
 // lastReport bounds the report with which an agent takes its leave: nobody waits long for a server that is away.
 const lastReport = 2 * time.Second

@@ -171,7 +171,7 @@ func (l *listener) welcome(s *stranger, refused error) error {
 // expectDeath has a connection end when the other host is gone: without a word, as after a power cut, nothing else says
 // so to a connection on which nothing is sent. A host is given as long as the fleet gives it before others take over.
 func expectDeath(c *conn) {
-	const after, every, times = 10, 5, 3 // seconds, seconds, probes
+	const after, every, times = 6, 3, 3 // seconds, seconds, probes
 	_ = c.raw.Control(func(fd uintptr) {
 		for option, value := range map[int]int{
 			unix.TCP_KEEPIDLE: after, unix.TCP_KEEPINTVL: every, unix.TCP_KEEPCNT: times, unix.TCP_USER_TIMEOUT: 1000 * (after + every*times),

@@ -26,8 +26,12 @@ const (
 type loopState struct {
 	// blocked says since when a deployment has had no place for an instance.
 	blocked map[string]*rollout.Blocked
-	// attended is since when at least one host has been connected without a break; zero while none is.
+	// attended is since when at least one host has been connected, and this server there, without a break; zero while
+	// none is.
 	attended time.Time
+	// rested is when the loop looked last; while a host is connected it looks again soon. When it has not, this server was
+	// away: its process, or its machine, stood still.
+	rested time.Time
 	// kept are the live deployments that have lacked a host for an instance, or might.
 	kept []string
 	// active is how many deployments were active when the loop looked last.
@@ -112,7 +116,11 @@ func (s *Server) until(next time.Time) time.Duration {
 func (s *Server) step(ctx context.Context) (time.Time, error) {
 	now := s.now()
 	s.attend(now)
+	defer func() { s.loop.rested = s.now() }()
 	next := s.observed.nextSilence(now)
+	if !s.loop.attended.IsZero() {
+		next = s.nextLook(now, next)
+	}
 	sooner := func(t time.Time) {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
 			next = t
@@ -158,8 +166,21 @@ func (s *Server) step(ctx context.Context) (time.Time, error) {
 	return next, nil
 }
 
-// attend notes since when somebody has been there to carry decisions out.
+// nextLook is when to look again while hosts are connected, at the latest: half of what attend takes for an absence.
+func (s *Server) nextLook(now, next time.Time) time.Time {
+	soon := now.Add(s.opts.HostTimeout / 4)
+	if next.IsZero() || soon.Before(next) {
+		return soon
+	}
+	return next
+}
+
+// attend notes since when somebody has been there to carry decisions out. A server that stood still for a while finds
+// that it has heard of nobody: all of them get the time to be heard of again.
 func (s *Server) attend(now time.Time) {
+	if !s.loop.rested.IsZero() && now.Sub(s.loop.rested) > s.opts.HostTimeout/2 {
+		s.loop.attended = time.Time{}
+	}
 	anybody := false
 	s.ledger.read(func(st *fleet.State) {
 		for _, h := range st.Hosts() {

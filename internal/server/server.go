@@ -53,10 +53,10 @@ type Options struct {
 	TokenUses lastuse.Store
 	// Version is what the server says it is.
 	Version string
-	// HostTimeout is how long a host counts as connected after its last report; 15 s when 0.
+	// HostTimeout is how long a host counts as connected after its last report; 10 s when 0, which is five heartbeats.
 	HostTimeout time.Duration
 	// LostAfter is for how long a host may be away, once it counts as that, before its instances are started elsewhere;
-	// 10 s when 0. With the default of HostTimeout, a successor starts within 30 s.
+	// 5 s when 0. With the default of HostTimeout a successor has half of the 30 s within which it is to serve.
 	LostAfter time.Duration
 	// StaleAfter is for how long a server that follows lets people and hosts in without hearing of the one that leads; 30 s
 	// when 0. With what a call may still last, whoever is put out is out everywhere within a minute.
@@ -126,10 +126,10 @@ func (o *Options) complete() error {
 		o.Random = rand.Reader
 	}
 	if o.HostTimeout <= 0 {
-		o.HostTimeout = 15 * time.Second
+		o.HostTimeout = 10 * time.Second
 	}
 	if o.LostAfter <= 0 {
-		o.LostAfter = 10 * time.Second
+		o.LostAfter = 5 * time.Second
 	}
 	if o.StaleAfter <= 0 {
 		o.StaleAfter = 30 * time.Second
