@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 // start runs the site's server, with more flags, and makes the environment prod.
@@ -58,7 +60,8 @@ func (s *site) admit(name string, labels ...string) *machine {
 func (s *site) deploy(app, version string, port int, more string) {
 	s.t.Helper()
 	text := strings.Replace(web(app, port), `boot_timeout = "60s"`, `boot_timeout = "5m"`, 1)
-	s.must("deploy", "-e", "prod", "-f", s.write(app+".toml", text+more), "--image", s.push(app, version, workloadImage(s.t, version, nil)))
+	image := workloadImage(s.t, version, func(c *v1.Config) { c.Env = append(c.Env, "PORTS=1") })
+	s.must("deploy", "-e", "prod", "-f", s.write(app+".toml", text+more), "--image", s.push(app, version, image))
 }
 
 // answers waits until a port of every one of some hosts answers with what is wanted.
@@ -77,6 +80,34 @@ func (s *site) answers(port int, want string, from ...string) {
 	}
 }
 
+// echoes waits until the UDP port of every one of some hosts gives back what it is sent.
+func (s *site) echoes(port int, from ...string) {
+	s.t.Helper()
+	for _, name := range from {
+		at := fmt.Sprintf("%s:%d", s.hosts[name].address, port)
+		// Small, and larger than a packet: it is in several on the way to the host, and one between hosts.
+		for _, want := range []string{"hello " + name, strings.Repeat(name, 4000)} {
+			s.eventually(90*time.Second, fmt.Sprintf("UDP port %d of %s gives back %d bytes", port, name, len(want)), func() error {
+				conn, err := s.server.dial(s.t.Context(), "udp", at)
+				if err != nil {
+					return err
+				}
+				defer conn.Close()
+				_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+				got := make([]byte, 64<<10)
+				n := 0
+				if _, err = conn.Write([]byte(want)); err == nil {
+					n, err = conn.Read(got)
+				}
+				if err == nil && string(got[:n]) != want {
+					err = fmt.Errorf("got %.100q", got[:n])
+				}
+				return err
+			})
+		}
+	}
+}
+
 // TestFleet has three hosts, whose ports and names lead to each other, and loses and empties some of them.
 func TestFleet(t *testing.T) {
 	s := newSite(t, "h1", "h2", "h3")
@@ -86,10 +117,11 @@ func TestFleet(t *testing.T) {
 	}
 
 	s.must("place", "-e", "prod", "asks", "name=h3")
-	s.deploy("web", "1", 80, "")
+	s.deploy("web", "1", 80, "ports.echo = { port = 5300, protocol = \"udp\", expose = \"public\", edge = \"raw\", public_port = 5353 }\n")
 	s.deploy("asks", "1", 81, "")
 	const page = "version 1"
 	s.answers(80, page, "h1", "h2", "h3")
+	s.echoes(5353, "h1", "h2", "h3")
 
 	// From inside, on h3: the virtual address, and the name of one instance, wherever that is.
 	asks := func(path string) string {
@@ -103,6 +135,12 @@ func TestFleet(t *testing.T) {
 	for _, name := range []string{"web.internal:8080", "0.web.internal:8080"} {
 		if got := asks("/reach?addr=" + url.QueryEscape(name)); got != "open" {
 			t.Errorf("from another host, %s is %q", name, got)
+		}
+	}
+
+	for _, name := range []string{"web.internal:5300", "0.web.internal:5300"} {
+		if got := asks("/udp?text=hello&addr=" + url.QueryEscape(name)); got != "hello" {
+			t.Errorf("from another host, %s answers %q over UDP", name, got)
 		}
 	}
 
@@ -150,6 +188,7 @@ func TestFleet(t *testing.T) {
 		})
 		t.Logf("a successor was ready %s after its host was cut off", time.Since(began).Round(time.Second))
 		s.answers(80, page, s.others(lost)...)
+		s.echoes(5353, s.others(lost)...)
 		s.hosts[lost].join()
 		s.eventually(2*time.Minute, "one instance is left", func() error {
 			if now := s.placed("web"); len(now) != 1 || now[id] != "" {

@@ -61,6 +61,7 @@ func serve() error {
 	}
 	serveData()
 	http.HandleFunc("GET /reach", reach)
+	http.HandleFunc("GET /udp", askUDP)
 	http.HandleFunc("GET /resolve", resolve)
 	http.HandleFunc("GET /hash", hash)
 	http.HandleFunc("GET /slow", slow)

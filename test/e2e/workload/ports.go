@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"time"
 )
@@ -40,6 +41,28 @@ func servePorts() error {
 		}
 	}()
 	return nil
+}
+
+// askUDP sends a text to an address over UDP until somebody answers, and tells what.
+func askUDP(w http.ResponseWriter, r *http.Request) {
+	conn, err := net.Dial("udp", r.FormValue("addr"))
+	if err != nil {
+		fmt.Fprintln(w, "no:", err)
+		return
+	}
+	defer func() { _ = conn.Close() }()
+	answer := make([]byte, 64<<10)
+	for range 10 {
+		_ = conn.SetDeadline(time.Now().Add(time.Second))
+		n := 0
+		if _, err = conn.Write([]byte(r.FormValue("text"))); err == nil {
+			if n, err = conn.Read(answer); err == nil {
+				fmt.Fprintln(w, string(answer[:n]))
+				return
+			}
+		}
+	}
+	fmt.Fprintln(w, "no:", err)
 }
 
 func afterHeader(conn net.Conn) {
