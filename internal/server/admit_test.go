@@ -283,15 +283,15 @@ func TestHostSpeaksForItself(t *testing.T) {
 	defer release()
 	done := make(chan struct{})
 	defer close(done)
-	want := &logWant{host: "h1", request: &pb.LogRequest{Id: "log-1", Instance: instance}, lines: make(chan *pb.StreamLogsResponse), done: done, ended: make(chan struct{})}
-	p.logs.add(want)
+	want := &logWant{request: &pb.LogRequest{Id: "log-1", Instance: instance}, lines: make(chan *pb.StreamLogsResponse), done: done, ended: make(chan struct{})}
+	p.logs.add("log-1", "h1", instance, want)
 	logs := spy.SendLogs(t.Context())
 	_ = logs.Send(&pb.SendLogsRequest{Request: "log-1"}) // the answer says what became of it
 	_, err = logs.CloseAndReceive()
 	if err == nil || connect.CodeOf(err) == connect.CodeCanceled {
 		t.Errorf("logs for another host: got %v", err)
 	}
-	p.execs.add(&execTask{host: "h1", task: &pb.ExecTask{Id: "exec-1"}, lost: make(chan struct{})})
+	p.execs.add("exec-1", "h1", instance, &execTask{host: "h1", task: &pb.ExecTask{Id: "exec-1"}, lost: make(chan struct{})})
 	command := spy.ServeExec(t.Context())
 	_ = command.Send(&pb.ServeExecRequest{Task: "exec-1"}) // as above
 	_, err = command.Receive()

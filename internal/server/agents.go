@@ -138,8 +138,18 @@ func (a *agents) WatchAssignments(ctx context.Context, req *connect.Request[pb.W
 		}
 		// An agent knows of an instance by a view that has it. What somebody wants of one waits for that.
 		early := func(instance string) bool { return !v.has(instance) && v.changes != a.changed.count() }
-		requests, tasks := a.logs.waiting(host, asked, early), a.execs.waiting(host, given, early)
-		errands := a.tasks.waiting(host, handed)
+		var requests []*pb.LogRequest
+		var tasks []*pb.ExecTask
+		var errands []*pb.HostTask
+		for _, w := range a.logs.waiting(host, asked, early) {
+			requests = append(requests, w.request)
+		}
+		for _, t := range a.execs.waiting(host, given, early) {
+			tasks = append(tasks, t.task)
+		}
+		for _, t := range a.tasks.waiting(host, handed, early) {
+			errands = append(errands, t.task)
+		}
 		switch {
 		case sent == nil || (set != sent && !sameSet(sent, set)):
 			sent = set

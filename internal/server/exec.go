@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -27,12 +26,6 @@ const (
 	execPatience = 15 * time.Second
 )
 
-// execBroker brings those who run commands and the agents of their instances together.
-type execBroker struct {
-	mu    sync.Mutex
-	tasks map[string]*execTask // guarded by mu; by id
-}
-
 // execTask is a command that somebody waits for.
 type execTask struct {
 	host string
@@ -44,68 +37,18 @@ type execTask struct {
 	lost    chan struct{}
 	more    chan struct{} // something has come from the agent
 
-	mu     sync.Mutex // guards what follows
-	taken  bool
+	mu     sync.Mutex             // guards what follows
+	taken  bool                   // an agent has answered
 	came   []*pb.ServeExecRequest // from the agent, for the caller
 	credit int                    // how much more the agent may send
 	end    bool                   // nothing more may come
 }
 
-func newExecBroker() *execBroker { return &execBroker{tasks: map[string]*execTask{}} }
-
-// add returns false when there are too many.
-func (b *execBroker) add(t *execTask) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.tasks) >= maxExecs {
-		return false
-	}
-	b.tasks[t.task.GetId()] = t
-	return true
-}
-
-func (b *execBroker) remove(id string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.tasks, id)
-}
-
-// take hands a task to the agent of its host that answers it; nobody else can answer it then.
-func (b *execBroker) take(id, host string) *execTask {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	t := b.tasks[id]
-	if t == nil || t.host != host {
-		return nil
-	}
+// take notes that an agent has answered.
+func (t *execTask) take() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.taken {
-		return nil
-	}
 	t.taken = true
-	return t
-}
-
-// waiting returns the tasks for a host that are not in asked nor about an instance for which it is early, and puts them
-// there.
-func (b *execBroker) waiting(host string, asked map[string]bool, early func(instance string) bool) []*pb.ExecTask {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var out []*pb.ExecTask
-	for id, t := range b.tasks {
-		if t.host == host && !asked[id] && !early(t.task.GetInstance()) {
-			asked[id] = true
-			out = append(out, t.task)
-		}
-	}
-	for id := range asked {
-		if b.tasks[id] == nil {
-			delete(asked, id)
-		}
-	}
-	slices.SortFunc(out, func(a, b *pb.ExecTask) int { return strings.Compare(a.GetId(), b.GetId()) })
-	return out
 }
 
 // isTaken tells whether an agent has answered.
@@ -183,11 +126,12 @@ func (a *agents) ServeExec(ctx context.Context, stream *connect.BidiStream[pb.Se
 	if err != nil {
 		return err
 	}
-	t := a.execs.take(first.GetTask(), hostOf(ctx).ID)
-	if t == nil {
+	t, ok := a.execs.take(first.GetTask(), hostOf(ctx).ID)
+	if !ok {
 		return refuse(connect.CodeNotFound, "nobody waits for task %q", cut(first.GetTask()))
 	}
 	defer close(t.lost)
+	t.take()
 	received := make(chan error, 1)
 	go func() { // it ends with the request
 		for {
@@ -247,7 +191,7 @@ func (c *control) Exec(ctx context.Context, stream *connect.BidiStream[pb.ExecRe
 		host: i.Host, toAgent: make(chan *pb.ServeExecResponse), done: ctx.Done(), lost: make(chan struct{}), more: make(chan struct{}, 1),
 		task: &pb.ExecTask{Id: id, Instance: i.ID, Start: start, OutputCredit: execWindow}, credit: execWindow,
 	}
-	if !c.execs.add(t) {
+	if !c.execs.add(id, i.Host, i.ID, t) {
 		return refuse(connect.CodeResourceExhausted, "%d commands run through this server already; end one of them", maxExecs)
 	}
 	defer c.execs.remove(id)

@@ -160,7 +160,7 @@ func TestExec(t *testing.T) {
 	p.eventually("no task is left", func() bool {
 		p.execs.mu.Lock()
 		defer p.execs.mu.Unlock()
-		return len(p.execs.tasks) == 0
+		return len(p.execs.wants) == 0
 	})
 
 	found := 0
@@ -212,7 +212,7 @@ func TestExecRefused(t *testing.T) {
 
 	// Places for commands are few.
 	for n := range maxExecs {
-		p.execs.add(&execTask{task: &pb.ExecTask{Id: fmt.Sprint(n)}})
+		p.execs.add(fmt.Sprint(n), "", "", &execTask{task: &pb.ExecTask{Id: fmt.Sprint(n)}})
 	}
 	_, _, err := outcome(p.exec(ctx, "api", "cat"))
 	wantCode(t, err, connect.CodeResourceExhausted, "128 commands")
@@ -274,7 +274,8 @@ func TestExecFlood(t *testing.T) {
 	p.eventually("all have sent what they may", func() bool {
 		p.execs.mu.Lock()
 		defer p.execs.mu.Unlock()
-		for _, task := range p.execs.tasks {
+		for _, want := range p.execs.wants {
+			task := want.what
 			task.mu.Lock()
 			left, held := task.credit, 0
 			for _, m := range task.came {

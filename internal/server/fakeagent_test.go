@@ -226,6 +226,11 @@ func (a *fakeAgent) meet(msg *pb.WatchAssignmentsResponse) {
 			a.problems = append(a.problems, "is to run a command in "+task.GetInstance()+", which it was not told of")
 		}
 	}
+	for _, task := range msg.GetHostTasks() {
+		if forward := task.GetForward(); forward != nil && !a.met[forward.GetInstance()] {
+			a.problems = append(a.problems, "is to lead to a port of "+forward.GetInstance()+", which it was not told of")
+		}
+	}
 }
 
 // start runs an instance; a.mu is held.

@@ -60,13 +60,15 @@ func (r *logReader) ask(ctx context.Context, stream *connect.ServerStream[pb.Str
 			return r.control.onWire(ctx, err)
 		}
 		want := &logWant{
-			host: i.Host, lines: r.lines, done: r.done, ended: make(chan struct{}),
+			lines: r.lines, done: r.done, ended: make(chan struct{}),
 			request: &pb.LogRequest{Id: id, Instance: i.ID, Follow: r.req.GetFollow()},
 		}
 		if r.after[i.ID] == nil { // otherwise all lines since are wanted, and has leaves out the rest
 			want.request.Tail, want.request.Since = r.req.GetTail(), r.req.GetSince()
 		}
-		r.control.logs.add(want)
+		if !r.control.logs.add(id, i.Host, i.ID, want) {
+			return refuse(connect.CodeResourceExhausted, "%d logs are read through this server already; end one of the readers", maxLogWants)
+		}
 		r.asked[i.ID], r.open[id] = id, true
 		r.watchers.Go(func() { r.await(id, want) })
 		added = true

@@ -2,9 +2,6 @@ package server
 
 import (
 	"context"
-	"slices"
-	"strings"
-	"sync"
 
 	"connectrpc.com/connect"
 
@@ -12,74 +9,21 @@ import (
 	"github.com/pinnacehq/pinnace/internal/fleet"
 )
 
-// maxLogInstances is of how many instances one request may read the logs at a time.
-const maxLogInstances = 256
+// maxLogInstances is of how many instances one request may read the logs at a time, and maxLogWants of how many all may
+// together.
+const (
+	maxLogInstances = 256
+	maxLogWants     = 64 << 10
+)
 
-// logBroker brings those who want log lines and the agents that have them together. Lines pass through; none
-// are kept.
-type logBroker struct {
-	mu    sync.Mutex
-	wants map[string]*logWant // guarded by mu; by request id
-}
-
-// logWant is a request for the lines of one instance.
+// logWant is a request for the lines of one instance. They pass through; none are kept.
 type logWant struct {
-	host    string
 	request *pb.LogRequest
-	// served is true once an agent has answered.
-	served bool
 	// lines is what the agent sends; done is closed by whoever asked when it has enough, ended by the agent's
 	// side when there are no more.
 	lines chan *pb.StreamLogsResponse
 	done  <-chan struct{}
 	ended chan struct{}
-}
-
-func newLogBroker() *logBroker { return &logBroker{wants: map[string]*logWant{}} }
-
-func (b *logBroker) add(w *logWant) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.wants[w.request.GetId()] = w
-}
-
-func (b *logBroker) remove(id string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.wants, id)
-}
-
-// take hands a request to the agent of its host that answers it; nobody else can answer it then.
-func (b *logBroker) take(id, host string) *logWant {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	w := b.wants[id]
-	if w == nil || w.served || w.host != host {
-		return nil
-	}
-	w.served = true
-	return w
-}
-
-// waiting returns the requests for a host that are not in asked nor about an instance for which it is early, and puts
-// them there.
-func (b *logBroker) waiting(host string, asked map[string]bool, early func(instance string) bool) []*pb.LogRequest {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var out []*pb.LogRequest
-	for id, w := range b.wants {
-		if w.host == host && !w.served && !asked[id] && !early(w.request.GetInstance()) {
-			asked[id] = true
-			out = append(out, w.request)
-		}
-	}
-	for id := range asked {
-		if b.wants[id] == nil {
-			delete(asked, id)
-		}
-	}
-	slices.SortFunc(out, func(a, b *pb.LogRequest) int { return strings.Compare(a.GetId(), b.GetId()) })
-	return out
 }
 
 // SendLogs takes the lines of one request from an agent.
@@ -88,7 +32,8 @@ func (a *agents) SendLogs(ctx context.Context, stream *connect.ClientStream[pb.S
 	for stream.Receive() {
 		msg := stream.Msg()
 		if want == nil {
-			if want = a.logs.take(msg.GetRequest(), hostOf(ctx).ID); want == nil {
+			var ok bool
+			if want, ok = a.logs.take(msg.GetRequest(), hostOf(ctx).ID); !ok {
 				return nil, refuse(connect.CodeNotFound, "nobody waits for the logs of request %q", cut(msg.GetRequest()))
 			}
 			defer close(want.ended)

@@ -76,9 +76,9 @@ type Server struct {
 	ledger   *ledger
 	observed *observed
 	journals *journals
-	logs     *logBroker
-	execs    *execBroker
-	tasks    *taskBroker
+	logs     *broker[*logWant]
+	execs    *broker[*execTask]
+	tasks    *broker[*hostTask]
 	tokenUse *tokenUses
 	imports  imports
 	// changed fires after every commit, and after reports that say something new.
@@ -102,7 +102,7 @@ func New(ctx context.Context, opts Options) (*Server, error) {
 	}
 	s := &Server{
 		opts: opts, log: opts.Logger, now: opts.Now, startedAt: opts.Now(),
-		observed: newObserved(opts.HostTimeout), journals: newJournals(), logs: newLogBroker(), execs: newExecBroker(), tasks: newTaskBroker(), tokenUse: newTokenUses(),
+		observed: newObserved(opts.HostTimeout), journals: newJournals(), logs: newBroker[*logWant](maxLogWants), execs: newBroker[*execTask](maxExecs), tasks: newBroker[*hostTask](maxTasks), tokenUse: newTokenUses(),
 		changed: newSignal(), asked: newSignal(), wake: make(chan struct{}, 1), loop: newLoopState(),
 	}
 	l, err := openLedger(ctx, opts, s.journals, s.committed)

@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"slices"
-	"strings"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -22,79 +19,17 @@ const (
 	taskPatience = 15 * time.Second
 )
 
-// taskBroker brings those who want something done by a host and its agent together. What the two say passes through, one
-// message at a time: who does not read slows the other one down.
-type taskBroker struct {
-	mu    sync.Mutex
-	tasks map[string]*hostTask // guarded by mu; by id
-}
-
-// hostTask is something that a host is to do for somebody who waits.
+// hostTask is something that a host is to do for somebody who waits. What the two say passes through, one message at a
+// time: who does not read slows the other one down.
 type hostTask struct {
 	host  string
 	task  *pb.HostTask
-	taken chan struct{} // closed when the agent has taken it; under the broker's mu
+	taken chan struct{} // closed when the agent has taken it
 	// toAgent and fromAgent are what is said. done is closed when nobody waits any more, lost when the agent's side is over.
 	toAgent   chan *pb.ServeTaskResponse
 	fromAgent chan *pb.ServeTaskRequest
 	done      <-chan struct{}
 	lost      chan struct{}
-}
-
-func newTaskBroker() *taskBroker { return &taskBroker{tasks: map[string]*hostTask{}} }
-
-// add returns false when there are too many.
-func (b *taskBroker) add(t *hostTask) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.tasks) >= maxTasks {
-		return false
-	}
-	b.tasks[t.task.GetId()] = t
-	return true
-}
-
-func (b *taskBroker) remove(id string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.tasks, id)
-}
-
-// take hands a task to the agent that it is for; nobody else can take it then.
-func (b *taskBroker) take(id, host string) *hostTask {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	t := b.tasks[id]
-	if t == nil || t.host != host {
-		return nil
-	}
-	select {
-	case <-t.taken:
-		return nil
-	default:
-	}
-	close(t.taken)
-	return t
-}
-
-// waiting returns the tasks for a host that are not in asked, and puts them there.
-func (b *taskBroker) waiting(host string, asked map[string]bool) []*pb.HostTask {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var out []*pb.HostTask
-	for id, t := range b.tasks {
-		if t.host == host && !asked[id] {
-			asked[id] = true
-			out = append(out, t.task)
-		}
-	}
-	for id := range asked {
-		if b.tasks[id] == nil {
-			delete(asked, id)
-		}
-	}
-	slices.SortFunc(out, func(a, b *pb.HostTask) int { return strings.Compare(a.GetId(), b.GetId()) })
-	return out
 }
 
 // ServeTask takes what an agent says of one task, and tells it what its caller says.
@@ -103,11 +38,12 @@ func (a *agents) ServeTask(ctx context.Context, stream *connect.BidiStream[pb.Se
 	if err != nil {
 		return err
 	}
-	t := a.tasks.take(first.GetTask(), hostOf(ctx).ID)
-	if t == nil {
+	t, ok := a.tasks.take(first.GetTask(), hostOf(ctx).ID)
+	if !ok {
 		return refuse(connect.CodeNotFound, "nobody waits for task %q", cut(first.GetTask()))
 	}
 	defer close(t.lost)
+	close(t.taken)
 	received := make(chan error, 1)
 	go func() { // it ends with the request
 		for {
@@ -158,7 +94,7 @@ func (c *control) ask(ctx context.Context, host string, task *pb.HostTask) (*hos
 		host: host, task: task, taken: make(chan struct{}), toAgent: make(chan *pb.ServeTaskResponse), fromAgent: make(chan *pb.ServeTaskRequest),
 		done: ctx.Done(), lost: make(chan struct{}),
 	}
-	if !c.tasks.add(t) {
+	if !c.tasks.add(id, host, task.GetForward().GetInstance(), t) {
 		return nil, refuse(connect.CodeResourceExhausted, "%d connections and transfers pass through this server already; end one of them", maxTasks)
 	}
 	defer c.tasks.remove(id) // once it is taken, or not wanted any more
