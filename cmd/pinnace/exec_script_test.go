@@ -22,6 +22,7 @@ type scriptAgent struct {
 	id     string
 	client pinnacev1connect.AgentServiceClient
 	dir    string // where commands run
+	runs   scriptRuns
 }
 
 // runAgent starts a scriptAgent until the script ends: agent NAME. It follows "host NAME ARCH MEMORY".
@@ -50,11 +51,18 @@ func (a *scriptAgent) act(ctx context.Context, msg *pinnacev1.WatchAssignmentsRe
 	for _, task := range msg.ExecTasks {
 		parts.Go(func() { a.exec(ctx, task) })
 	}
+	for _, req := range msg.LogRequests {
+		parts.Go(func() { a.sendLogs(ctx, req) })
+	}
 	if !msg.Complete {
 		return
 	}
 	report := &pinnacev1.ReportRequest{Host: a.id, Revision: msg.Revision}
 	for _, asg := range msg.Assignments {
+		if asg.Once {
+			a.runOnce(ctx, asg, parts)
+			continue
+		}
 		r := &pinnacev1.InstanceReport{Instance: asg.Instance, Attempt: 1, State: "ready", ReadyAt: timestamppb.Now(), Booted: &pinnacev1.Booted{Driver: "none"}}
 		if asg.Stop {
 			r.State, r.Final, r.End = "ended", true, &pinnacev1.Cause{Kind: "exited", Planned: true, At: timestamppb.Now()}

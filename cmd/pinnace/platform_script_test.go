@@ -33,6 +33,7 @@ import (
 	"github.com/pinnacehq/pinnace/internal/eventlog/sqlite"
 	"github.com/pinnacehq/pinnace/internal/identity"
 	"github.com/pinnacehq/pinnace/internal/registry/embedded"
+	"github.com/pinnacehq/pinnace/internal/secret"
 	"github.com/pinnacehq/pinnace/internal/server"
 )
 
@@ -87,9 +88,21 @@ func startServer(e *testscript.Env, dir string) (url, agentURL string, err error
 	if err != nil {
 		return "", "", err
 	}
+	text, err := secret.GenerateKey()
+	if err != nil {
+		return "", "", err
+	}
+	keys, err := secret.ParseKeys(text)
+	if err != nil {
+		return "", "", err
+	}
+	store, err := secret.OpenDir(filepath.Join(dir, "secrets"))
+	if err != nil {
+		return "", "", err
+	}
 	s, err := server.New(context.Background(), server.Options{
 		Engine: sqlite.New(sqlite.Options{Dir: dir}), Logger: slog.New(slog.DiscardHandler), Version: version,
-		AdminToken: scriptToken, Authority: authority, HostTimeout: time.Hour,
+		AdminToken: scriptToken, Authority: authority, HostTimeout: time.Hour, Keys: keys, Secrets: store,
 	})
 	if err != nil {
 		return "", "", err

@@ -74,7 +74,7 @@ rolling back runs an earlier one again, exactly.
 			c.newWait(), c.newScale(), c.newRestart(), c.newStop(), c.newEnv(), c.newApp(), c.newVars(), c.newSecrets(), c.newRoutes(), c.newPlace(), c.newVolumes(),
 		}},
 		{"see", "See what happens:", []*cobra.Command{
-			c.newStatus(), c.newDeployments(), c.newInstances(), c.newWhy(), c.newLogs(), c.newTop(), c.newExec(), c.newPortForward(), c.newEvents(), c.newAudit(),
+			c.newStatus(), c.newDeployments(), c.newInstances(), c.newWhy(), c.newLogs(), c.newTop(), c.newExec(), c.newRun(), c.newPortForward(), c.newEvents(), c.newAudit(),
 		}},
 		{"operate", "Operate the platform:", []*cobra.Command{
 			c.newDev(), c.newServer(), c.newAgent(), c.newHost(), c.newToken(), c.newContext(), c.newProxy(), c.newRegistry(), c.newImage(), c.newKernel(), c.newDoctor(), c.newVersion(),

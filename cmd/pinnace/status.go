@@ -129,7 +129,10 @@ func (c *cli) newInstances() *cobra.Command {
 			fmt.Fprintln(w, "INSTANCE\tORDINAL\tSTATE\tATTEMPT\tRELEASE\tHOST\tADDRESS\tPLACED\tMESSAGE")
 			for _, i := range res.Msg.Instances {
 				ordinal := strconv.Itoa(int(i.Ordinal))
-				if i.Task {
+				switch {
+				case i.Run != nil:
+					ordinal = "run"
+				case i.Task:
 					ordinal = "before"
 				}
 				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", i.Id, ordinal, i.State, i.Attempt,
@@ -197,6 +200,7 @@ func (c *cli) printWhy(i *pinnacev1.Instance) {
 		c.print("  %s", printable(i.Message))
 	}
 	c.print("placed at %s", clock(i.PlacedAt))
+	c.printRun(i.Run)
 	var total int64
 	for _, s := range i.Stages {
 		total += s.DurationMs

@@ -2,7 +2,10 @@ package agent
 
 import (
 	"context"
+	"path/filepath"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
@@ -68,6 +71,57 @@ func TestParkedIsRemembered(t *testing.T) {
 	l.poll("the proxy is told", func() bool { return len(l.proxy.history("api-1")) > 0 })
 	if got := l.proxy.history("api-1"); !slices.Equal(got, []proxy.BackendState{proxy.Active}) {
 		t.Errorf("told %v", got)
+	}
+}
+
+// TestOnce: a one-off that must not run twice does not, when the host was started anew in the middle of it: there is a
+// record of its attempt, and nothing of its machine.
+func TestOnce(t *testing.T) {
+	l := newLab(t)
+	var runs atomic.Int32
+	l.runs("api", playing(guesttest.Workload{Run: func(context.Context, *guesttest.Process) int { runs.Add(1); return 0 }}))
+	mustWrite(t, filepath.Join(l.dir, "data", "instances", "api-1.json"), `{"attempt":1}`)
+	l.assign("dev", "api-1", l.app("api", webPort), func(a *pinnacev1.Assignment) { a.Task, a.Once = []string{"/migrate"}, true })
+	l.start()
+	end := l.awaitEnd("api-1")
+	if end.Attempt != 1 || end.End.Kind != causeLost || end.End.Planned || !end.Final {
+		t.Errorf("end: got %v", end)
+	}
+	// The end is on record now.
+	l.end()
+	l.server.change(func() { l.server.reports = map[string][]*pinnacev1.InstanceReport{} })
+	l.start()
+	if again := l.awaitEnd("api-1"); again.End.Kind != causeLost || runs.Load() != 0 {
+		t.Errorf("later: got %v after %d runs", again, runs.Load())
+	}
+}
+
+// TestOnceEndsWithItsAgent: an agent that ends what it runs ends a one-off for good.
+func TestOnceEndsWithItsAgent(t *testing.T) {
+	l := newLab(t)
+	var runs atomic.Int32
+	l.runs("api", playing(guesttest.Workload{Run: func(ctx context.Context, _ *guesttest.Process) int {
+		runs.Add(1)
+		<-ctx.Done()
+		return 0
+	}}))
+	l.start()
+	l.assign("dev", "api-1", l.app("api", webPort), func(a *pinnacev1.Assignment) { a.Task, a.Once = []string{"/migrate"}, true })
+	l.poll("it runs", func() bool { return runs.Load() == 1 })
+	l.end()
+	l.start()
+	if end := l.awaitEnd("api-1"); end.Attempt != 1 || runs.Load() != 1 {
+		t.Errorf("got %v after %d runs", end, runs.Load())
+	}
+}
+
+// TestOnceNeedsACommand: without one it would run what the app is.
+func TestOnceNeedsACommand(t *testing.T) {
+	l := newLab(t)
+	l.start()
+	l.assign("dev", "api-1", l.app("api", webPort), func(a *pinnacev1.Assignment) { a.Once = true })
+	if end := l.awaitEnd("api-1"); end.End.Kind != causeStartFailed || !strings.Contains(end.End.Detail, "no command") {
+		t.Errorf("end: got %v", end)
 	}
 }
 

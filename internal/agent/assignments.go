@@ -242,8 +242,11 @@ func newWorkload(asg *pinnacev1.Assignment, rel *pinnacev1.AssignedRelease) (*wo
 	if err != nil {
 		return nil, fmt.Errorf("read the manifest of release %s: %w", asg.Release, err)
 	}
-	if len(asg.Task) > 0 {
+	switch {
+	case len(asg.Task) > 0:
 		m = taskOf(m, asg.Task)
+	case asg.Once:
+		return nil, errors.New("the server sent no command of the one-off")
 	}
 	if err := checkVolumes(m, asg); err != nil {
 		return nil, err

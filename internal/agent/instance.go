@@ -179,8 +179,12 @@ func (i *instance) run(ctx context.Context) {
 		i.end(last, true)
 		return
 	}
-	if rec.Unborn {
+	switch {
+	case rec.Unborn:
 		number-- // nothing has run under it, and everybody else would count it as lost
+	case number > 0 && i.once():
+		i.lose(number)
+		return
 	}
 	i.runFrom(ctx, number, nil)
 }
@@ -265,12 +269,29 @@ func (i *instance) isFinal(cause *pinnacev1.Cause) bool {
 	switch {
 	case i.stopRequested():
 		return true
+	case i.once():
+		return true
 	case cause.Planned:
 		// The agent ends, and with it what it runs. That is no end that the workload or its policy has
 		// anything to do with: the next agent starts the instance again.
 		return false
 	}
 	return !restarts(i.workload.manifest.Restart, cause)
+}
+
+// once tells whether there must never be a second attempt, whatever became of the first.
+func (i *instance) once() bool { return i.assignment.GetOnce() }
+
+// lose ends an instance that runs at most once and of which an attempt was begun, with nothing left that could prove how
+// it ended: the host was started anew, or something has ended the machine while no agent was there.
+func (i *instance) lose(number uint32) {
+	cause := &pinnacev1.Cause{
+		Kind: causeLost, At: timestamppb.Now(),
+		Detail: "its machine has gone while no agent was there, and with it how far it came; it is not started again",
+	}
+	i.set(func(r *pinnacev1.InstanceReport) { r.Attempt = number })
+	i.keepEnd(number, cause)
+	i.end(cause, true)
 }
 
 // restarts tells whether the policy wants another attempt after an end that nobody had asked for.

@@ -328,6 +328,7 @@ func blank(typ string) Payload {
 		&VolumeBound{}, &VolumeGrown{}, &VolumeDetached{}, &VolumeDeleted{}, &VolumeRemoved{}, &SnapshotTaken{}, &SnapshotDeleted{}, &VolumeExported{},
 		&AppDestroyed{}, &EnvironmentDestroyed{}, &QuotaSet{},
 		&TokenCreated{}, &TokenRevoked{}, &JoinAllowed{}, &HostAdmitted{}, &HostRevoked{},
+		&RunStarted{}, &RunStopped{},
 	}
 	for _, p := range all {
 		if p.EventType() == typ {

@@ -128,6 +128,7 @@ func deployments(t *testing.T) []Payload {
 		}},
 		&InstanceReady{Instance: "api-1", Attempt: 1}, succeeded("dep-1"),
 		&ExecRequested{Instance: "api-1", Program: "/bin/sh", Arguments: 2, User: "root", Terminal: true},
+		run("api-run", one), &RunStopped{Instance: "api-run", Reason: "asked to by admin"},
 		second, start("dep-2", "api-2", two),
 		&InstanceEnded{Instance: "api-2", Attempt: 3, Count: 3, Cause: Cause{Kind: "exited", Code: 7, Detail: "no", UnixMilli: 1893456000000}},
 		&DeploymentPaused{Deployment: "dep-2"}, &DeploymentResumed{Deployment: "dep-2"},

@@ -3,6 +3,7 @@ package fleet
 import (
 	"fmt"
 	"maps"
+	"slices"
 )
 
 // DestroyedError means that an app, or its whole environment, is being destroyed.
@@ -25,16 +26,22 @@ type Quota struct {
 // Booked is what the instances of an environment have together, those that are stopping included.
 func (s *State) Booked(environment string) Quota {
 	var sum Quota
+	add := func(i *Instance) {
+		res := s.releases.get(string(i.Release)).Manifest.Resources
+		sum.Instances++
+		sum.MemoryBytes += res.MemoryBytes
+		sum.CPUMilli += res.CPUMilli
+	}
 	for _, app := range s.apps.rows {
 		if app.Environment != environment {
 			continue
 		}
 		for _, id := range app.Instances {
-			res := s.releases.get(string(s.instances.get(id).Release)).Manifest.Resources
-			sum.Instances++
-			sum.MemoryBytes += res.MemoryBytes
-			sum.CPUMilli += res.CPUMilli
+			add(s.instances.get(id))
 		}
+	}
+	for _, i := range s.Runs(environment, "") {
+		add(i)
 	}
 	return sum
 }
@@ -98,6 +105,11 @@ func (s *State) destroy(app *App, e Event) error {
 			s.instances.change(i.ID, func(i *Instance) { i.Stop, i.StopAt = true, e.At })
 		}
 	}
+	for _, i := range s.Runs(app.Environment, app.Name) {
+		if !i.Stop {
+			s.stopRun(i, &RunStopped{Instance: i.ID, Reason: "its app is being destroyed"}, e)
+		}
+	}
 	app = s.apps.change(appKey(app.Environment, app.Name), func(a *App) { a.DestroyedAt = e.At })
 	s.dropApp(app, e)
 	return nil
@@ -106,10 +118,10 @@ func (s *State) destroy(app *App, e Event) error {
 // dropApp forgets an app that was destroyed once nothing of it runs. Its volumes are to be removed; the records of its
 // deployments and its releases stay.
 func (s *State) dropApp(app *App, e Event) {
-	if app.DestroyedAt.IsZero() || len(app.Instances) > 0 {
+	if app.DestroyedAt.IsZero() || len(app.Instances)+len(s.Runs(app.Environment, app.Name)) > 0 {
 		return
 	}
-	for _, id := range app.Ended {
+	for _, id := range slices.Concat(app.Ended, app.EndedRuns) {
 		s.instances.put(id, nil)
 	}
 	s.apps.put(appKey(app.Environment, app.Name), nil)

@@ -23,7 +23,7 @@ func (p *InstancesPlanned) fold(s *State, e Event) error {
 	}
 	for _, id := range p.Stop {
 		i := s.instances.get(id)
-		if i == nil || i.Environment != d.Environment || i.App != d.App || !i.Serves() {
+		if i == nil || i.Environment != d.Environment || i.App != d.App || i.Run != nil || !i.Serves() {
 			return fmt.Errorf("plan of deployment %s: it stops %q, which is not an instance of %s in %s that runs", d.ID, id, d.App, d.Environment)
 		}
 		s.instances.change(id, func(i *Instance) { i.Stop, i.StopAt = true, e.At })
@@ -136,7 +136,7 @@ func (p *InstanceEnded) fold(s *State, e Event) error {
 			i.Crashes += p.Count
 		}
 	})
-	if i.Task && i.Completed() {
+	if i.Task && i.Run == nil && i.Completed() {
 		d := *s.deployments.get(i.Deployment)
 		d.BeforeDone = true
 		s.putDeployment(&d)
@@ -156,6 +156,10 @@ func (s *State) release(i *Instance, e Event) {
 		b.DiskBytes -= res.DiskBytes
 		b.Instances = without(b.Instances, i.ID)
 	})
+	if i.Run != nil {
+		s.dropApp(s.endRun(i), e)
+		return
+	}
 	app := s.apps.change(appKey(i.Environment, i.App), func(a *App) {
 		a.Instances = without(a.Instances, i.ID)
 		a.Ended = append(slices.Clone(a.Ended), i.ID)

@@ -71,6 +71,8 @@ type (
 		Live, Active, Latest string
 		// Instances are the ids of those that run or are to run, Ended of some that have ended, oldest first.
 		Instances, Ended []string
+		// EndedRuns are the ids of some one-offs that have ended, oldest first.
+		EndedRuns []string `json:",omitempty"`
 		// DestroyedAt is since when it is being destroyed; zero when it is not.
 		DestroyedAt time.Time
 	}
@@ -146,8 +148,10 @@ type (
 		// differ for an instance that a rollout started on its way back.
 		Deployment, Planner string
 		PlacedAt            time.Time
-		// Task is true for the one-off of rollout.before, which serves nobody.
+		// Task is true for a one-off, which serves nobody: that of rollout.before, or one of its own, which has a Run and no
+		// deployment.
 		Task bool
+		Run  *Run `json:",omitempty"`
 		// Stop is true once it was asked to stop.
 		Stop   bool
 		StopAt time.Time

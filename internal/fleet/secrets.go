@@ -226,6 +226,11 @@ func (p *SecretRevoked) fold(s *State, e Event) error {
 		if d := s.holder(p.Environment, p.Bundle, number); d != nil {
 			return &SecretInUseError{Bundle: p.Bundle, Version: number, App: d.App, Deployment: d.ID}
 		}
+		for _, i := range s.Runs(p.Environment, "") {
+			if i.Run.Secrets[p.Bundle] == number {
+				return fmt.Errorf("version %d of bundle %s: the one-off %s runs with it: %w", number, p.Bundle, i.ID, ErrConflict)
+			}
+		}
 		v.RevokedAt, v.RevokedBy = e.At, e.Actor
 	}
 	s.bundles.put(appKey(p.Environment, p.Bundle), &b)

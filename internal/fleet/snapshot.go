@@ -10,7 +10,7 @@ import (
 
 // StateVersion is that of the fold and of the records: it goes up whenever the same events may fold into a
 // state with another hash. TestStateVersion fails when that was forgotten.
-const StateVersion = 10
+const StateVersion = 11
 
 // snapshot is a state as bytes. What follows from the rest is not in it.
 type snapshot struct {
@@ -80,6 +80,11 @@ func DecodeState(b []byte) (*State, error) {
 	fill(&s.tokens, snap.Tokens)
 	fill(&s.joins, snap.Joins)
 	fill(&s.admissions, snap.Admissions)
+	for id, i := range snap.Instances {
+		if i.Run != nil && !i.Final {
+			s.runs.rows[id] = i
+		}
+	}
 	for id, d := range snap.Deployments {
 		if d.Active() {
 			s.active.rows[id] = d

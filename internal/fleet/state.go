@@ -25,6 +25,7 @@ type State struct {
 	deployments  table[Deployment]
 	instances    table[Instance]
 	active       table[Deployment]    // those that are active
+	runs         table[Instance]      // by id, those of instances that are one-offs and run; it is in no hash
 	bundles      table[Bundle]        // by environment and name
 	logins       table[RegistryLogin] // by environment and registry
 	past         table[Past]          // by the name of the environment
@@ -50,6 +51,7 @@ func New() *State {
 	for _, t := range s.tables() {
 		t.reset(s)
 	}
+	s.runs.reset(s)
 	return s
 }
 
@@ -59,7 +61,7 @@ func (s *State) Clone() *State {
 	c.seq = s.seq
 	c.environments.rows, c.apps.rows, c.hosts.rows = maps.Clone(s.environments.rows), maps.Clone(s.apps.rows), maps.Clone(s.hosts.rows)
 	c.bookings.rows, c.releases.rows, c.deployments.rows = maps.Clone(s.bookings.rows), maps.Clone(s.releases.rows), maps.Clone(s.deployments.rows)
-	c.instances.rows, c.active.rows = maps.Clone(s.instances.rows), maps.Clone(s.active.rows)
+	c.instances.rows, c.active.rows, c.runs.rows = maps.Clone(s.instances.rows), maps.Clone(s.active.rows), maps.Clone(s.runs.rows)
 	c.bundles.rows, c.logins.rows, c.past.rows = maps.Clone(s.bundles.rows), maps.Clone(s.logins.rows), maps.Clone(s.past.rows)
 	c.volumes.rows, c.mounts.rows = maps.Clone(s.volumes.rows), maps.Clone(s.mounts.rows)
 	c.tokens.rows, c.joins.rows, c.admissions.rows = maps.Clone(s.tokens.rows), maps.Clone(s.joins.rows), maps.Clone(s.admissions.rows)

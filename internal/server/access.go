@@ -92,6 +92,9 @@ var rules = map[string]rule{
 	rpc.ControlServiceUnsetRouteProcedure:         {fleet.Deployer, inEnvironment},
 	rpc.ControlServiceListRoutesProcedure:         {fleet.Viewer, inEnvironment},
 
+	rpc.ControlServiceStartRunProcedure: {fleet.Deployer, inEnvironment},
+	rpc.ControlServiceStopRunProcedure:  {fleet.Deployer, inEnvironment},
+
 	rpc.ControlServiceReadEventsProcedure:     {fleet.Viewer, anywhere},
 	rpc.ControlServiceSignCheckpointProcedure: {fleet.Viewer, ofAll},
 

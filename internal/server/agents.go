@@ -88,7 +88,7 @@ func (a *agents) Report(ctx context.Context, req *connect.Request[pb.ReportReque
 	a.ledger.read(func(st *fleet.State) {
 		for _, r := range changed {
 			i := st.Instance(r.GetInstance())
-			if i == nil {
+			if i == nil || i.Run != nil {
 				continue
 			}
 			if d := st.Deployment(st.App(i.Environment, i.App).Active); d != nil {

@@ -21,12 +21,16 @@ func (s *Server) assignments(v *view, host string) *pb.WatchAssignmentsResponse 
 		h := st.Host(host)
 		environments, releases := map[string]bool{}, map[string]bool{}
 		for _, i := range st.InstancesOn(host) {
+			vars, _ := st.Settings(i)
 			asg := &pb.Assignment{
 				Instance: i.ID, Environment: i.Environment, App: i.App, Ordinal: uint32(i.Ordinal), Release: string(i.Release),
-				Deployment: i.Deployment, Stop: i.Stop, Vars: st.Deployment(i.Deployment).Vars, Parked: parked(st, i), Volumes: assignedVolumes(st, i),
+				Deployment: i.Deployment, Stop: i.Stop, Vars: vars, Parked: parked(st, i), Volumes: assignedVolumes(st, i),
 				Secrets: assignedSecrets(st, i), Logins: assignedLogins(st, i),
 			}
-			if i.Task {
+			switch {
+			case i.Run != nil: // deliver puts the command in
+				asg.Once, asg.Task = true, []string{i.Run.Sealed}
+			case i.Task:
 				asg.Task = st.Release(i.Release).Manifest.Rollout.Before.Command
 			}
 			out.Assignments = append(out.Assignments, asg)
@@ -52,7 +56,7 @@ func (s *Server) assignments(v *view, host string) *pb.WatchAssignmentsResponse 
 // them. When such a deployment turns back, the previous side has them again, beside what is left of the new one.
 func parked(st *fleet.State, i *fleet.Instance) bool {
 	d := st.Deployment(st.App(i.Environment, i.App).Active)
-	if d == nil || d.Kind == fleet.KindStop || d.Kind.InPlace() || st.Release(d.Release).Manifest.Rollout.Strategy != manifest.StrategyBlueGreen {
+	if d == nil || i.Run != nil || d.Kind == fleet.KindStop || d.Kind.InPlace() || st.Release(d.Release).Manifest.Rollout.Strategy != manifest.StrategyBlueGreen {
 		return false
 	}
 	if i.Deployment == d.ID {

@@ -12,9 +12,9 @@ import (
 // assignedSecrets are the bundles of an instance without their values, which deliver puts in.
 func assignedSecrets(st *fleet.State, i *fleet.Instance) []*pb.AssignedSecret {
 	var out []*pb.AssignedSecret
-	d := st.Deployment(i.Deployment)
+	_, versions := st.Settings(i)
 	for name := range st.Release(i.Release).Manifest.Secrets {
-		if version := d.Secrets[name]; version != 0 {
+		if version := versions[name]; version != 0 {
 			out = append(out, &pb.AssignedSecret{Bundle: name, Version: version})
 		}
 	}
@@ -58,6 +58,9 @@ func (s *Server) deliver(ctx context.Context, set *pb.WatchAssignmentsResponse) 
 		opened[digest] = values
 		return values
 	}
+	set.Assignments = slices.DeleteFunc(set.GetAssignments(), func(asg *pb.Assignment) bool {
+		return asg.GetOnce() && !s.deliverRun(asg, open)
+	})
 	for _, asg := range set.GetAssignments() {
 		asg.Secrets = slices.DeleteFunc(asg.GetSecrets(), func(a *pb.AssignedSecret) bool {
 			digest := s.sealedAs(asg.GetEnvironment(), a)

@@ -35,6 +35,7 @@ type fakeAgent struct {
 	revision  uint64
 	assigned  map[string]*pb.Assignment // what came last
 	met       map[string]bool           // instances that it was told of at some time
+	begun     map[string]int            // how often it has started each
 	networks  []*pb.AssignedEnvironment
 	parked    []string // instances that were parked and not any more, or the other way round, as "id true"
 	problems  []string
@@ -56,7 +57,7 @@ type fakeInstance struct {
 func (p *plane) agent(id string, change ...func(*pb.HostFacts)) *fakeAgent {
 	a := &fakeAgent{
 		id: id, client: p.hostClient(id), report: make(chan struct{}, 1),
-		freeze: make(chan struct{}), instances: map[string]*fakeInstance{}, volumes: map[string]*pb.VolumeReport{},
+		freeze: make(chan struct{}), instances: map[string]*fakeInstance{}, begun: map[string]int{}, volumes: map[string]*pb.VolumeReport{},
 		facts: &pb.HostFacts{Id: id, Name: id, Architecture: "amd64", MemoryBytes: 4 << 30, CpuMilli: 2000, DiskBytes: 64 << 30, Driver: "fake"},
 	}
 	for _, c := range change {
@@ -245,6 +246,7 @@ func (a *fakeAgent) start(ctx context.Context, asg *pb.Assignment, r *pb.Assigne
 		i.fate = a.fate
 	}
 	a.instances[asg.GetInstance()] = i
+	a.begun[asg.GetInstance()]++
 	freeze := a.freeze
 	a.done.Go(func() { i.run(ctx, freeze) })
 	return i

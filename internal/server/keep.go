@@ -37,7 +37,7 @@ func (s *Server) troubled(now time.Time) []string {
 				continue
 			}
 			for _, i := range st.InstancesOn(h.ID) {
-				if app := st.App(i.Environment, i.App); i.Serves() && app.Active == "" && i.Deployment == app.Live {
+				if app := st.App(i.Environment, i.App); i.Serves() && !i.Task && app.Active == "" && i.Deployment == app.Live {
 					found[app.Live] = true
 				}
 			}

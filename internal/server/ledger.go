@@ -156,7 +156,7 @@ func (l *ledger) about(e entry) entry {
 	case *fleet.InstanceEnded:
 		instance = p.Instance
 	}
-	if e.instance = l.state.Instance(instance); e.instance != nil {
+	if e.instance = l.state.Instance(instance); e.instance != nil && e.instance.Run == nil {
 		deployment = l.state.App(e.instance.Environment, e.instance.App).Active
 	}
 	e.deployment = l.state.Deployment(deployment)

@@ -36,6 +36,8 @@ type loopState struct {
 	kept []string
 	// active is how many deployments were active when the loop looked last.
 	active int
+	// sealed are the commands of the one-offs that ran when the loop looked last.
+	sealed map[string]bool
 }
 
 func newLoopState() loopState { return loopState{blocked: map[string]*rollout.Blocked{}} }
@@ -141,7 +143,9 @@ func (s *Server) step(ctx context.Context) (time.Time, error) {
 	s.ledger.read(func(st *fleet.State) { active = st.ActiveDeployments() })
 	s.forgetFinished(active)
 	each := func(deployment string, do func(context.Context, string) (time.Time, error)) error {
+		s.placing.Lock()
 		wake, err := do(ctx, deployment)
+		s.placing.Unlock()
 		if isRejected(err) {
 			s.log.WarnContext(ctx, "step refused by the state", "deployment", deployment, "error", err)
 			wake, err = now.Add(retryAfter), nil
@@ -162,6 +166,11 @@ func (s *Server) step(ctx context.Context) (time.Time, error) {
 			return time.Time{}, fmt.Errorf("keep up deployment %s: %w", id, err)
 		}
 	}
+	wake, err := s.tendRuns(ctx, now)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("look after one-offs: %w", err)
+	}
+	sooner(wake)
 	s.waits.publish(s.loop.blocked)
 	return next, nil
 }

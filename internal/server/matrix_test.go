@@ -30,7 +30,7 @@ var deployersMay = map[protoreflect.Name]bool{
 	"SetVars": true, "SetPlacement": true, "CreateRelease": true, "Plan": true, "Deploy": true, "Rollback": true, "Stop": true,
 	"Restart": true, "Steer": true, "Scale": true, "Exec": true, "ForwardPort": true, "GrowVolume": true, "SnapshotVolume": true,
 	"DeleteSnapshot": true, "ExportVolume": true, "ImportVolume": true, "PutSecret": true,
-	"SetRoute": true, "UnsetRoute": true,
+	"SetRoute": true, "UnsetRoute": true, "StartRun": true, "StopRun": true,
 }
 
 // forAll are the calls that take a token for all environments, because they concern all.

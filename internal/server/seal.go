@@ -118,6 +118,9 @@ func foreign(st *fleet.State, keys *secret.Keys) []string {
 	for _, l := range st.Logins("") {
 		see(l.Recipient)
 	}
+	for _, i := range st.Runs("", "") {
+		see(i.Run.Recipient)
+	}
 	return found
 }
 
@@ -144,6 +147,14 @@ func (s *Server) tidySealed(ctx context.Context) {
 		}
 		for _, l := range st.Logins("") {
 			kept[l.Sealed] = true
+		}
+		for _, i := range st.Runs("", "") {
+			kept[i.Run.Sealed] = true
+		}
+		for _, app := range st.Apps("") {
+			for _, i := range st.EndedRuns(app.Environment, app.Name) {
+				gone[i.Run.Sealed] = true
+			}
 		}
 		if s.opts.Keys != nil {
 			strange = foreign(st, s.opts.Keys)

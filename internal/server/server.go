@@ -85,6 +85,8 @@ type Server struct {
 	changed *signal
 	// putting is held while a secret or a login is made.
 	putting sync.Mutex
+	// placing is held from asking for a place until what takes it is in the log: two could get the same room otherwise.
+	placing sync.Mutex
 	// asked fires when somebody wants the logs of an instance, or to run a command there.
 	asked *signal
 	views views

@@ -110,8 +110,10 @@ func (c *control) ListInstances(ctx context.Context, req *connect.Request[pb.Lis
 		var all []*fleet.Instance
 		for _, app := range apps {
 			all = append(all, st.Instances(app.Environment, app.Name)...)
+			all = append(all, st.Runs(app.Environment, app.Name)...)
 			if req.Msg.GetAll() {
 				all = append(all, st.EndedInstances(app.Environment, app.Name)...)
+				all = append(all, st.EndedRuns(app.Environment, app.Name)...)
 			}
 		}
 		slices.SortFunc(all, byPlace)
@@ -225,7 +227,7 @@ func (s *Server) instanceProto(st *fleet.State, i *fleet.Instance, now time.Time
 		Id: i.ID, Environment: i.Environment, App: i.App, Ordinal: uint32(i.Ordinal), Host: i.Host, Release: string(i.Release),
 		Deployment: i.Deployment, Attempt: max(r.GetAttempt(), i.StartedAttempt, i.EndedAttempt), State: s.stateOf(i, seen, now),
 		Address: r.GetAddress(), Stages: r.GetStages(), Message: r.GetMessage(),
-		PlacedAt: timestampOrNil(i.PlacedAt), ReadyAt: timestampOrNil(i.ReadyAt), Task: i.Task,
+		PlacedAt: timestampOrNil(i.PlacedAt), ReadyAt: timestampOrNil(i.ReadyAt), Task: i.Task, Run: runDetails(i.Run),
 	}
 	if i.Booted != nil {
 		out.Booted = bootedProto(i.Booted)

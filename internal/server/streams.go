@@ -27,6 +27,10 @@ func streamOfSettings(p fleet.Payload) string {
 		return "env/" + p.Environment
 	case *fleet.QuotaSet:
 		return "env/" + p.Environment
+	case *fleet.RunStarted:
+		return "instance/" + p.Instance
+	case *fleet.RunStopped:
+		return "instance/" + p.Instance
 	default:
 		return "other"
 	}

@@ -30,6 +30,7 @@ func (c *control) ListUsage(ctx context.Context, req *connect.Request[pb.ListUsa
 		var all []*fleet.Instance
 		for _, app := range apps {
 			all = append(all, st.Instances(app.Environment, app.Name)...)
+			all = append(all, st.Runs(app.Environment, app.Name)...)
 		}
 		slices.SortFunc(all, byPlace)
 		out.Instances, out.NextPageToken, err = pageOf(req.Msg, all, placeKey, func(i *fleet.Instance) *pb.InstanceUsage {

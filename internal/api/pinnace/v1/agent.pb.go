@@ -592,7 +592,10 @@ type Assignment struct {
 	// undrained is for a stop that does not wait for connections to end.
 	Undrained bool `protobuf:"varint,17,opt,name=undrained,proto3" json:"undrained,omitempty"`
 	// logins are what the image may be pulled with: at most one for each registry of the release's sources.
-	Logins        []*AssignedLogin `protobuf:"bytes,20,rep,name=logins,proto3" json:"logins,omitempty"`
+	Logins []*AssignedLogin `protobuf:"bytes,20,rep,name=logins,proto3" json:"logins,omitempty"`
+	// once says that a task must never run twice: when its machine is gone without a proven end, or the agent has no record
+	// of an end, it has ended as lost.
+	Once          bool `protobuf:"varint,24,opt,name=once,proto3" json:"once,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -730,6 +733,13 @@ func (x *Assignment) GetLogins() []*AssignedLogin {
 		return x.Logins
 	}
 	return nil
+}
+
+func (x *Assignment) GetOnce() bool {
+	if x != nil {
+		return x.Once
+	}
+	return false
 }
 
 // AssignedLogin is what one registry wants to know of who pulls. It must never be written to a disk or a log as it is,
@@ -2123,7 +2133,7 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\x04Peer\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1c\n" +
-	"\tadmission\x18\x03 \x01(\tR\tadmission\"\xb7\x04\n" +
+	"\tadmission\x18\x03 \x01(\tR\tadmission\"\xcb\x04\n" +
 	"\n" +
 	"Assignment\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12 \n" +
@@ -2143,7 +2153,8 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\x04task\x18\f \x03(\tR\x04task\x12\x19\n" +
 	"\bstop_now\x18\x10 \x01(\bR\astopNow\x12\x1c\n" +
 	"\tundrained\x18\x11 \x01(\bR\tundrained\x121\n" +
-	"\x06logins\x18\x14 \x03(\v2\x19.pinnace.v1.AssignedLoginR\x06logins\x1a7\n" +
+	"\x06logins\x18\x14 \x03(\v2\x19.pinnace.v1.AssignedLoginR\x06logins\x12\x12\n" +
+	"\x04once\x18\x18 \x01(\bR\x04once\x1a7\n" +
 	"\tVarsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"c\n" +

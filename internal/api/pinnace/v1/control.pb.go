@@ -4246,8 +4246,10 @@ type Instance struct {
 	EndedAt  *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
 	// message is one line about what it is doing or waiting for.
 	Message string `protobuf:"bytes,17,opt,name=message,proto3" json:"message,omitempty"`
-	// task is true for the one-off of rollout.before.
-	Task          bool `protobuf:"varint,18,opt,name=task,proto3" json:"task,omitempty"`
+	// task is true for a one-off: that of rollout.before, or one of its own.
+	Task bool `protobuf:"varint,18,opt,name=task,proto3" json:"task,omitempty"`
+	// run is set for a one-off of its own, which has no deployment.
+	Run           *RunDetails `protobuf:"bytes,19,opt,name=run,proto3" json:"run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4406,6 +4408,13 @@ func (x *Instance) GetTask() bool {
 		return x.Task
 	}
 	return false
+}
+
+func (x *Instance) GetRun() *RunDetails {
+	if x != nil {
+		return x.Run
+	}
+	return nil
 }
 
 type GetInstanceRequest struct {
@@ -5816,12 +5825,100 @@ func (x *PutSecretResponse) GetPending() []string {
 	return nil
 }
 
+type StartRunResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Instance      *Instance              `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartRunResponse) Reset() {
+	*x = StartRunResponse{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartRunResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartRunResponse) ProtoMessage() {}
+
+func (x *StartRunResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartRunResponse.ProtoReflect.Descriptor instead.
+func (*StartRunResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *StartRunResponse) GetInstance() *Instance {
+	if x != nil {
+		return x.Instance
+	}
+	return nil
+}
+
+type StopRunResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Instance      *Instance              `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopRunResponse) Reset() {
+	*x = StopRunResponse{}
+	mi := &file_pinnace_v1_control_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopRunResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopRunResponse) ProtoMessage() {}
+
+func (x *StopRunResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_control_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopRunResponse.ProtoReflect.Descriptor instead.
+func (*StopRunResponse) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_control_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *StopRunResponse) GetInstance() *Instance {
+	if x != nil {
+		return x.Instance
+	}
+	return nil
+}
+
 var File_pinnace_v1_control_proto protoreflect.FileDescriptor
 
 const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"\x18pinnace/v1/control.proto\x12\n" +
-	"pinnace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19pinnace/v1/identity.proto\x1a\x16pinnace/v1/reach.proto\x1a\x18pinnace/v1/release.proto\x1a\x17pinnace/v1/routes.proto\x1a\x18pinnace/v1/secrets.proto\x1a\x17pinnace/v1/volume.proto\"1\n" +
+	"pinnace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19pinnace/v1/identity.proto\x1a\x16pinnace/v1/reach.proto\x1a\x18pinnace/v1/release.proto\x1a\x17pinnace/v1/routes.proto\x1a\x14pinnace/v1/run.proto\x1a\x18pinnace/v1/secrets.proto\x1a\x17pinnace/v1/volume.proto\"1\n" +
 	"\x14GetServerInfoRequest\x12\x19\n" +
 	"\bseen_seq\x18\x01 \x01(\x04R\aseenSeq\"\x8f\x02\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
@@ -6172,7 +6269,7 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\x06driver\x18\t \x01(\tR\x06driver\x12%\n" +
 	"\x0edriver_version\x18\n" +
 	" \x01(\tR\rdriverVersion\x12 \n" +
-	"\vaccelerator\x18\v \x01(\tR\vaccelerator\"\xda\x04\n" +
+	"\vaccelerator\x18\v \x01(\tR\vaccelerator\"\x84\x05\n" +
 	"\bInstance\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x10\n" +
@@ -6194,7 +6291,8 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\bready_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\areadyAt\x125\n" +
 	"\bended_at\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x18\n" +
 	"\amessage\x18\x11 \x01(\tR\amessage\x12\x12\n" +
-	"\x04task\x18\x12 \x01(\bR\x04task\"R\n" +
+	"\x04task\x18\x12 \x01(\bR\x04task\x12(\n" +
+	"\x03run\x18\x13 \x01(\v2\x16.pinnace.v1.RunDetailsR\x03run\"R\n" +
 	"\x12GetInstanceRequest\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\"G\n" +
@@ -6295,12 +6393,16 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x1c\n" +
 	"\tunchanged\x18\x02 \x01(\bR\tunchanged\x128\n" +
 	"\vdeployments\x18\x03 \x03(\v2\x16.pinnace.v1.DeploymentR\vdeployments\x12\x18\n" +
-	"\apending\x18\x04 \x03(\tR\apending*a\n" +
+	"\apending\x18\x04 \x03(\tR\apending\"D\n" +
+	"\x10StartRunResponse\x120\n" +
+	"\binstance\x18\x01 \x01(\v2\x14.pinnace.v1.InstanceR\binstance\"C\n" +
+	"\x0fStopRunResponse\x120\n" +
+	"\binstance\x18\x01 \x01(\v2\x14.pinnace.v1.InstanceR\binstance*a\n" +
 	"\bSteering\x12\x18\n" +
 	"\x14STEERING_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTEERING_PAUSE\x10\x01\x12\x13\n" +
 	"\x0fSTEERING_RESUME\x10\x02\x12\x12\n" +
-	"\x0eSTEERING_ABORT\x10\x032\xe5%\n" +
+	"\x0eSTEERING_ABORT\x10\x032\xf0&\n" +
 	"\x0eControlService\x12Y\n" +
 	"\rGetServerInfo\x12 .pinnace.v1.GetServerInfoRequest\x1a!.pinnace.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12`\n" +
 	"\x11CreateEnvironment\x12$.pinnace.v1.CreateEnvironmentRequest\x1a%.pinnace.v1.CreateEnvironmentResponse\x12b\n" +
@@ -6370,7 +6472,9 @@ const file_pinnace_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"UnsetRoute\x12\x1d.pinnace.v1.UnsetRouteRequest\x1a\x1e.pinnace.v1.UnsetRouteResponse\x12P\n" +
 	"\n" +
-	"ListRoutes\x12\x1d.pinnace.v1.ListRoutesRequest\x1a\x1e.pinnace.v1.ListRoutesResponse\"\x03\x90\x02\x01B\xa7\x01\n" +
+	"ListRoutes\x12\x1d.pinnace.v1.ListRoutesRequest\x1a\x1e.pinnace.v1.ListRoutesResponse\"\x03\x90\x02\x01\x12E\n" +
+	"\bStartRun\x12\x1b.pinnace.v1.StartRunRequest\x1a\x1c.pinnace.v1.StartRunResponse\x12B\n" +
+	"\aStopRun\x12\x1a.pinnace.v1.StopRunRequest\x1a\x1b.pinnace.v1.StopRunResponseB\xa7\x01\n" +
 	"\x0ecom.pinnace.v1B\fControlProtoP\x01Z>github.com/pinnacehq/pinnace/internal/api/pinnace/v1;pinnacev1\xa2\x02\x03PXX\xaa\x02\n" +
 	"Pinnace.V1\xca\x02\n" +
 	"Pinnace\\V1\xe2\x02\x16Pinnace\\V1\\GPBMetadata\xea\x02\vPinnace::V1b\x06proto3"
@@ -6388,7 +6492,7 @@ func file_pinnace_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_pinnace_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 87)
+var file_pinnace_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 89)
 var file_pinnace_v1_control_proto_goTypes = []any{
 	(Steering)(0),                      // 0: pinnace.v1.Steering
 	(*GetServerInfoRequest)(nil),       // 1: pinnace.v1.GetServerInfoRequest
@@ -6473,92 +6577,97 @@ var file_pinnace_v1_control_proto_goTypes = []any{
 	(*ReadEventsRequest)(nil),          // 80: pinnace.v1.ReadEventsRequest
 	(*ReadEventsResponse)(nil),         // 81: pinnace.v1.ReadEventsResponse
 	(*PutSecretResponse)(nil),          // 82: pinnace.v1.PutSecretResponse
-	nil,                                // 83: pinnace.v1.Host.LabelsEntry
-	nil,                                // 84: pinnace.v1.SetVarsRequest.SetEntry
-	nil,                                // 85: pinnace.v1.ListVarsResponse.VarsEntry
-	nil,                                // 86: pinnace.v1.SetPlacementRequest.LabelsEntry
-	nil,                                // 87: pinnace.v1.Placement.LabelsEntry
-	(*timestamppb.Timestamp)(nil),      // 88: google.protobuf.Timestamp
-	(*ReleasePlatform)(nil),            // 89: pinnace.v1.ReleasePlatform
-	(*Release)(nil),                    // 90: pinnace.v1.Release
-	(*ListUsageRequest)(nil),           // 91: pinnace.v1.ListUsageRequest
-	(*ForwardPortRequest)(nil),         // 92: pinnace.v1.ForwardPortRequest
-	(*ListVolumesRequest)(nil),         // 93: pinnace.v1.ListVolumesRequest
-	(*GrowVolumeRequest)(nil),          // 94: pinnace.v1.GrowVolumeRequest
-	(*DetachVolumeRequest)(nil),        // 95: pinnace.v1.DetachVolumeRequest
-	(*DeleteVolumeRequest)(nil),        // 96: pinnace.v1.DeleteVolumeRequest
-	(*SnapshotVolumeRequest)(nil),      // 97: pinnace.v1.SnapshotVolumeRequest
-	(*DeleteSnapshotRequest)(nil),      // 98: pinnace.v1.DeleteSnapshotRequest
-	(*ExportVolumeRequest)(nil),        // 99: pinnace.v1.ExportVolumeRequest
-	(*ImportVolumeRequest)(nil),        // 100: pinnace.v1.ImportVolumeRequest
-	(*GetQuotaRequest)(nil),            // 101: pinnace.v1.GetQuotaRequest
-	(*SetQuotaRequest)(nil),            // 102: pinnace.v1.SetQuotaRequest
-	(*DestroyAppRequest)(nil),          // 103: pinnace.v1.DestroyAppRequest
-	(*DestroyEnvironmentRequest)(nil),  // 104: pinnace.v1.DestroyEnvironmentRequest
-	(*CreateTokenRequest)(nil),         // 105: pinnace.v1.CreateTokenRequest
-	(*ListTokensRequest)(nil),          // 106: pinnace.v1.ListTokensRequest
-	(*RevokeTokenRequest)(nil),         // 107: pinnace.v1.RevokeTokenRequest
-	(*CreateJoinTokenRequest)(nil),     // 108: pinnace.v1.CreateJoinTokenRequest
-	(*RevokeHostRequest)(nil),          // 109: pinnace.v1.RevokeHostRequest
-	(*PutSecretRequest)(nil),           // 110: pinnace.v1.PutSecretRequest
-	(*ListSecretsRequest)(nil),         // 111: pinnace.v1.ListSecretsRequest
-	(*GetSecretRequest)(nil),           // 112: pinnace.v1.GetSecretRequest
-	(*RevokeSecretRequest)(nil),        // 113: pinnace.v1.RevokeSecretRequest
-	(*LoginRegistryRequest)(nil),       // 114: pinnace.v1.LoginRegistryRequest
-	(*LogoutRegistryRequest)(nil),      // 115: pinnace.v1.LogoutRegistryRequest
-	(*ListRegistryLoginsRequest)(nil),  // 116: pinnace.v1.ListRegistryLoginsRequest
-	(*SetRouteRequest)(nil),            // 117: pinnace.v1.SetRouteRequest
-	(*UnsetRouteRequest)(nil),          // 118: pinnace.v1.UnsetRouteRequest
-	(*ListRoutesRequest)(nil),          // 119: pinnace.v1.ListRoutesRequest
-	(*ListUsageResponse)(nil),          // 120: pinnace.v1.ListUsageResponse
-	(*ForwardPortResponse)(nil),        // 121: pinnace.v1.ForwardPortResponse
-	(*ListVolumesResponse)(nil),        // 122: pinnace.v1.ListVolumesResponse
-	(*GrowVolumeResponse)(nil),         // 123: pinnace.v1.GrowVolumeResponse
-	(*DetachVolumeResponse)(nil),       // 124: pinnace.v1.DetachVolumeResponse
-	(*DeleteVolumeResponse)(nil),       // 125: pinnace.v1.DeleteVolumeResponse
-	(*SnapshotVolumeResponse)(nil),     // 126: pinnace.v1.SnapshotVolumeResponse
-	(*DeleteSnapshotResponse)(nil),     // 127: pinnace.v1.DeleteSnapshotResponse
-	(*ExportVolumeResponse)(nil),       // 128: pinnace.v1.ExportVolumeResponse
-	(*ImportVolumeResponse)(nil),       // 129: pinnace.v1.ImportVolumeResponse
-	(*GetQuotaResponse)(nil),           // 130: pinnace.v1.GetQuotaResponse
-	(*SetQuotaResponse)(nil),           // 131: pinnace.v1.SetQuotaResponse
-	(*DestroyAppResponse)(nil),         // 132: pinnace.v1.DestroyAppResponse
-	(*DestroyEnvironmentResponse)(nil), // 133: pinnace.v1.DestroyEnvironmentResponse
-	(*CreateTokenResponse)(nil),        // 134: pinnace.v1.CreateTokenResponse
-	(*ListTokensResponse)(nil),         // 135: pinnace.v1.ListTokensResponse
-	(*RevokeTokenResponse)(nil),        // 136: pinnace.v1.RevokeTokenResponse
-	(*CreateJoinTokenResponse)(nil),    // 137: pinnace.v1.CreateJoinTokenResponse
-	(*RevokeHostResponse)(nil),         // 138: pinnace.v1.RevokeHostResponse
-	(*ListSecretsResponse)(nil),        // 139: pinnace.v1.ListSecretsResponse
-	(*GetSecretResponse)(nil),          // 140: pinnace.v1.GetSecretResponse
-	(*RevokeSecretResponse)(nil),       // 141: pinnace.v1.RevokeSecretResponse
-	(*LoginRegistryResponse)(nil),      // 142: pinnace.v1.LoginRegistryResponse
-	(*LogoutRegistryResponse)(nil),     // 143: pinnace.v1.LogoutRegistryResponse
-	(*ListRegistryLoginsResponse)(nil), // 144: pinnace.v1.ListRegistryLoginsResponse
-	(*SetRouteResponse)(nil),           // 145: pinnace.v1.SetRouteResponse
-	(*UnsetRouteResponse)(nil),         // 146: pinnace.v1.UnsetRouteResponse
-	(*ListRoutesResponse)(nil),         // 147: pinnace.v1.ListRoutesResponse
+	(*StartRunResponse)(nil),           // 83: pinnace.v1.StartRunResponse
+	(*StopRunResponse)(nil),            // 84: pinnace.v1.StopRunResponse
+	nil,                                // 85: pinnace.v1.Host.LabelsEntry
+	nil,                                // 86: pinnace.v1.SetVarsRequest.SetEntry
+	nil,                                // 87: pinnace.v1.ListVarsResponse.VarsEntry
+	nil,                                // 88: pinnace.v1.SetPlacementRequest.LabelsEntry
+	nil,                                // 89: pinnace.v1.Placement.LabelsEntry
+	(*timestamppb.Timestamp)(nil),      // 90: google.protobuf.Timestamp
+	(*ReleasePlatform)(nil),            // 91: pinnace.v1.ReleasePlatform
+	(*Release)(nil),                    // 92: pinnace.v1.Release
+	(*RunDetails)(nil),                 // 93: pinnace.v1.RunDetails
+	(*ListUsageRequest)(nil),           // 94: pinnace.v1.ListUsageRequest
+	(*ForwardPortRequest)(nil),         // 95: pinnace.v1.ForwardPortRequest
+	(*ListVolumesRequest)(nil),         // 96: pinnace.v1.ListVolumesRequest
+	(*GrowVolumeRequest)(nil),          // 97: pinnace.v1.GrowVolumeRequest
+	(*DetachVolumeRequest)(nil),        // 98: pinnace.v1.DetachVolumeRequest
+	(*DeleteVolumeRequest)(nil),        // 99: pinnace.v1.DeleteVolumeRequest
+	(*SnapshotVolumeRequest)(nil),      // 100: pinnace.v1.SnapshotVolumeRequest
+	(*DeleteSnapshotRequest)(nil),      // 101: pinnace.v1.DeleteSnapshotRequest
+	(*ExportVolumeRequest)(nil),        // 102: pinnace.v1.ExportVolumeRequest
+	(*ImportVolumeRequest)(nil),        // 103: pinnace.v1.ImportVolumeRequest
+	(*GetQuotaRequest)(nil),            // 104: pinnace.v1.GetQuotaRequest
+	(*SetQuotaRequest)(nil),            // 105: pinnace.v1.SetQuotaRequest
+	(*DestroyAppRequest)(nil),          // 106: pinnace.v1.DestroyAppRequest
+	(*DestroyEnvironmentRequest)(nil),  // 107: pinnace.v1.DestroyEnvironmentRequest
+	(*CreateTokenRequest)(nil),         // 108: pinnace.v1.CreateTokenRequest
+	(*ListTokensRequest)(nil),          // 109: pinnace.v1.ListTokensRequest
+	(*RevokeTokenRequest)(nil),         // 110: pinnace.v1.RevokeTokenRequest
+	(*CreateJoinTokenRequest)(nil),     // 111: pinnace.v1.CreateJoinTokenRequest
+	(*RevokeHostRequest)(nil),          // 112: pinnace.v1.RevokeHostRequest
+	(*PutSecretRequest)(nil),           // 113: pinnace.v1.PutSecretRequest
+	(*ListSecretsRequest)(nil),         // 114: pinnace.v1.ListSecretsRequest
+	(*GetSecretRequest)(nil),           // 115: pinnace.v1.GetSecretRequest
+	(*RevokeSecretRequest)(nil),        // 116: pinnace.v1.RevokeSecretRequest
+	(*LoginRegistryRequest)(nil),       // 117: pinnace.v1.LoginRegistryRequest
+	(*LogoutRegistryRequest)(nil),      // 118: pinnace.v1.LogoutRegistryRequest
+	(*ListRegistryLoginsRequest)(nil),  // 119: pinnace.v1.ListRegistryLoginsRequest
+	(*SetRouteRequest)(nil),            // 120: pinnace.v1.SetRouteRequest
+	(*UnsetRouteRequest)(nil),          // 121: pinnace.v1.UnsetRouteRequest
+	(*ListRoutesRequest)(nil),          // 122: pinnace.v1.ListRoutesRequest
+	(*StartRunRequest)(nil),            // 123: pinnace.v1.StartRunRequest
+	(*StopRunRequest)(nil),             // 124: pinnace.v1.StopRunRequest
+	(*ListUsageResponse)(nil),          // 125: pinnace.v1.ListUsageResponse
+	(*ForwardPortResponse)(nil),        // 126: pinnace.v1.ForwardPortResponse
+	(*ListVolumesResponse)(nil),        // 127: pinnace.v1.ListVolumesResponse
+	(*GrowVolumeResponse)(nil),         // 128: pinnace.v1.GrowVolumeResponse
+	(*DetachVolumeResponse)(nil),       // 129: pinnace.v1.DetachVolumeResponse
+	(*DeleteVolumeResponse)(nil),       // 130: pinnace.v1.DeleteVolumeResponse
+	(*SnapshotVolumeResponse)(nil),     // 131: pinnace.v1.SnapshotVolumeResponse
+	(*DeleteSnapshotResponse)(nil),     // 132: pinnace.v1.DeleteSnapshotResponse
+	(*ExportVolumeResponse)(nil),       // 133: pinnace.v1.ExportVolumeResponse
+	(*ImportVolumeResponse)(nil),       // 134: pinnace.v1.ImportVolumeResponse
+	(*GetQuotaResponse)(nil),           // 135: pinnace.v1.GetQuotaResponse
+	(*SetQuotaResponse)(nil),           // 136: pinnace.v1.SetQuotaResponse
+	(*DestroyAppResponse)(nil),         // 137: pinnace.v1.DestroyAppResponse
+	(*DestroyEnvironmentResponse)(nil), // 138: pinnace.v1.DestroyEnvironmentResponse
+	(*CreateTokenResponse)(nil),        // 139: pinnace.v1.CreateTokenResponse
+	(*ListTokensResponse)(nil),         // 140: pinnace.v1.ListTokensResponse
+	(*RevokeTokenResponse)(nil),        // 141: pinnace.v1.RevokeTokenResponse
+	(*CreateJoinTokenResponse)(nil),    // 142: pinnace.v1.CreateJoinTokenResponse
+	(*RevokeHostResponse)(nil),         // 143: pinnace.v1.RevokeHostResponse
+	(*ListSecretsResponse)(nil),        // 144: pinnace.v1.ListSecretsResponse
+	(*GetSecretResponse)(nil),          // 145: pinnace.v1.GetSecretResponse
+	(*RevokeSecretResponse)(nil),       // 146: pinnace.v1.RevokeSecretResponse
+	(*LoginRegistryResponse)(nil),      // 147: pinnace.v1.LoginRegistryResponse
+	(*LogoutRegistryResponse)(nil),     // 148: pinnace.v1.LogoutRegistryResponse
+	(*ListRegistryLoginsResponse)(nil), // 149: pinnace.v1.ListRegistryLoginsResponse
+	(*SetRouteResponse)(nil),           // 150: pinnace.v1.SetRouteResponse
+	(*UnsetRouteResponse)(nil),         // 151: pinnace.v1.UnsetRouteResponse
+	(*ListRoutesResponse)(nil),         // 152: pinnace.v1.ListRoutesResponse
 }
 var file_pinnace_v1_control_proto_depIdxs = []int32{
-	88,  // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	88,  // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	90,  // 0: pinnace.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	90,  // 1: pinnace.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
 	5,   // 2: pinnace.v1.CreateEnvironmentResponse.environment:type_name -> pinnace.v1.Environment
 	5,   // 3: pinnace.v1.ListEnvironmentsResponse.environments:type_name -> pinnace.v1.Environment
-	83,  // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
-	88,  // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
-	88,  // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
-	84,  // 7: pinnace.v1.SetVarsRequest.set:type_name -> pinnace.v1.SetVarsRequest.SetEntry
+	85,  // 4: pinnace.v1.Host.labels:type_name -> pinnace.v1.Host.LabelsEntry
+	90,  // 5: pinnace.v1.Host.last_seen_at:type_name -> google.protobuf.Timestamp
+	90,  // 6: pinnace.v1.Host.draining_at:type_name -> google.protobuf.Timestamp
+	86,  // 7: pinnace.v1.SetVarsRequest.set:type_name -> pinnace.v1.SetVarsRequest.SetEntry
 	51,  // 8: pinnace.v1.SetVarsResponse.deployments:type_name -> pinnace.v1.Deployment
-	85,  // 9: pinnace.v1.ListVarsResponse.vars:type_name -> pinnace.v1.ListVarsResponse.VarsEntry
-	86,  // 10: pinnace.v1.SetPlacementRequest.labels:type_name -> pinnace.v1.SetPlacementRequest.LabelsEntry
-	87,  // 11: pinnace.v1.Placement.labels:type_name -> pinnace.v1.Placement.LabelsEntry
+	87,  // 9: pinnace.v1.ListVarsResponse.vars:type_name -> pinnace.v1.ListVarsResponse.VarsEntry
+	88,  // 10: pinnace.v1.SetPlacementRequest.labels:type_name -> pinnace.v1.SetPlacementRequest.LabelsEntry
+	89,  // 11: pinnace.v1.Placement.labels:type_name -> pinnace.v1.Placement.LabelsEntry
 	18,  // 12: pinnace.v1.ListPlacementsResponse.placements:type_name -> pinnace.v1.Placement
 	10,  // 13: pinnace.v1.DrainHostResponse.host:type_name -> pinnace.v1.Host
 	10,  // 14: pinnace.v1.ListHostsResponse.hosts:type_name -> pinnace.v1.Host
-	89,  // 15: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
-	90,  // 16: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
-	90,  // 17: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
-	90,  // 18: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
+	91,  // 15: pinnace.v1.CreateReleaseRequest.platforms:type_name -> pinnace.v1.ReleasePlatform
+	92,  // 16: pinnace.v1.CreateReleaseResponse.release:type_name -> pinnace.v1.Release
+	92,  // 17: pinnace.v1.GetReleaseResponse.release:type_name -> pinnace.v1.Release
+	92,  // 18: pinnace.v1.ListReleasesResponse.releases:type_name -> pinnace.v1.Release
 	34,  // 19: pinnace.v1.CheckManifestResponse.missing_secrets:type_name -> pinnace.v1.MissingSecret
 	37,  // 20: pinnace.v1.PlanRequest.rollback:type_name -> pinnace.v1.RollbackTarget
 	35,  // 21: pinnace.v1.PlanResponse.steps:type_name -> pinnace.v1.Step
@@ -6569,162 +6678,169 @@ var file_pinnace_v1_control_proto_depIdxs = []int32{
 	51,  // 26: pinnace.v1.SteerResponse.deployment:type_name -> pinnace.v1.Deployment
 	51,  // 27: pinnace.v1.ScaleResponse.deployment:type_name -> pinnace.v1.Deployment
 	51,  // 28: pinnace.v1.StopResponse.deployment:type_name -> pinnace.v1.Deployment
-	88,  // 29: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
-	88,  // 30: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
-	88,  // 31: pinnace.v1.Deployment.paused_at:type_name -> google.protobuf.Timestamp
+	90,  // 29: pinnace.v1.Deployment.started_at:type_name -> google.protobuf.Timestamp
+	90,  // 30: pinnace.v1.Deployment.ended_at:type_name -> google.protobuf.Timestamp
+	90,  // 31: pinnace.v1.Deployment.paused_at:type_name -> google.protobuf.Timestamp
 	51,  // 32: pinnace.v1.ListDeploymentsResponse.deployments:type_name -> pinnace.v1.Deployment
-	88,  // 33: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
+	90,  // 33: pinnace.v1.WatchDeploymentResponse.at:type_name -> google.protobuf.Timestamp
 	51,  // 34: pinnace.v1.WatchDeploymentResponse.deployment:type_name -> pinnace.v1.Deployment
 	51,  // 35: pinnace.v1.AppStatus.live:type_name -> pinnace.v1.Deployment
 	51,  // 36: pinnace.v1.AppStatus.active:type_name -> pinnace.v1.Deployment
 	56,  // 37: pinnace.v1.AppStatus.endpoints:type_name -> pinnace.v1.Endpoint
 	51,  // 38: pinnace.v1.AppStatus.latest:type_name -> pinnace.v1.Deployment
 	57,  // 39: pinnace.v1.GetStatusResponse.apps:type_name -> pinnace.v1.AppStatus
-	88,  // 40: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
-	88,  // 41: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
+	90,  // 40: pinnace.v1.Stage.started_at:type_name -> google.protobuf.Timestamp
+	90,  // 41: pinnace.v1.Cause.at:type_name -> google.protobuf.Timestamp
 	60,  // 42: pinnace.v1.Instance.stages:type_name -> pinnace.v1.Stage
 	61,  // 43: pinnace.v1.Instance.last_end:type_name -> pinnace.v1.Cause
 	62,  // 44: pinnace.v1.Instance.booted:type_name -> pinnace.v1.Booted
-	88,  // 45: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
-	88,  // 46: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
-	88,  // 47: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
-	63,  // 48: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
-	63,  // 49: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
-	88,  // 50: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
-	69,  // 51: pinnace.v1.StreamLogsRequest.after:type_name -> pinnace.v1.LogPosition
-	88,  // 52: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
-	72,  // 53: pinnace.v1.ExecRequest.start:type_name -> pinnace.v1.ExecStart
-	73,  // 54: pinnace.v1.ExecRequest.input:type_name -> pinnace.v1.ExecInput
-	74,  // 55: pinnace.v1.ExecRequest.size:type_name -> pinnace.v1.TerminalSize
-	74,  // 56: pinnace.v1.ExecStart.size:type_name -> pinnace.v1.TerminalSize
-	76,  // 57: pinnace.v1.ExecResponse.started:type_name -> pinnace.v1.ExecStarted
-	77,  // 58: pinnace.v1.ExecResponse.output:type_name -> pinnace.v1.ExecOutput
-	78,  // 59: pinnace.v1.ExecResponse.ended:type_name -> pinnace.v1.ExecEnded
-	79,  // 60: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
-	51,  // 61: pinnace.v1.PutSecretResponse.deployments:type_name -> pinnace.v1.Deployment
-	1,   // 62: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
-	6,   // 63: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
-	8,   // 64: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
-	11,  // 65: pinnace.v1.ControlService.SetVars:input_type -> pinnace.v1.SetVarsRequest
-	13,  // 66: pinnace.v1.ControlService.ListVars:input_type -> pinnace.v1.ListVarsRequest
-	15,  // 67: pinnace.v1.ControlService.SetPlacement:input_type -> pinnace.v1.SetPlacementRequest
-	17,  // 68: pinnace.v1.ControlService.ListPlacements:input_type -> pinnace.v1.ListPlacementsRequest
-	24,  // 69: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
-	20,  // 70: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
-	22,  // 71: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
-	26,  // 72: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
-	28,  // 73: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
-	30,  // 74: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
-	32,  // 75: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
-	36,  // 76: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
-	39,  // 77: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
-	41,  // 78: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
-	49,  // 79: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
-	43,  // 80: pinnace.v1.ControlService.Restart:input_type -> pinnace.v1.RestartRequest
-	45,  // 81: pinnace.v1.ControlService.Steer:input_type -> pinnace.v1.SteerRequest
-	47,  // 82: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
-	54,  // 83: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
-	52,  // 84: pinnace.v1.ControlService.ListDeployments:input_type -> pinnace.v1.ListDeploymentsRequest
-	58,  // 85: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
-	64,  // 86: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
-	66,  // 87: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
-	68,  // 88: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
-	71,  // 89: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
-	91,  // 90: pinnace.v1.ControlService.ListUsage:input_type -> pinnace.v1.ListUsageRequest
-	92,  // 91: pinnace.v1.ControlService.ForwardPort:input_type -> pinnace.v1.ForwardPortRequest
-	93,  // 92: pinnace.v1.ControlService.ListVolumes:input_type -> pinnace.v1.ListVolumesRequest
-	94,  // 93: pinnace.v1.ControlService.GrowVolume:input_type -> pinnace.v1.GrowVolumeRequest
-	95,  // 94: pinnace.v1.ControlService.DetachVolume:input_type -> pinnace.v1.DetachVolumeRequest
-	96,  // 95: pinnace.v1.ControlService.DeleteVolume:input_type -> pinnace.v1.DeleteVolumeRequest
-	97,  // 96: pinnace.v1.ControlService.SnapshotVolume:input_type -> pinnace.v1.SnapshotVolumeRequest
-	98,  // 97: pinnace.v1.ControlService.DeleteSnapshot:input_type -> pinnace.v1.DeleteSnapshotRequest
-	99,  // 98: pinnace.v1.ControlService.ExportVolume:input_type -> pinnace.v1.ExportVolumeRequest
-	100, // 99: pinnace.v1.ControlService.ImportVolume:input_type -> pinnace.v1.ImportVolumeRequest
-	101, // 100: pinnace.v1.ControlService.GetQuota:input_type -> pinnace.v1.GetQuotaRequest
-	102, // 101: pinnace.v1.ControlService.SetQuota:input_type -> pinnace.v1.SetQuotaRequest
-	103, // 102: pinnace.v1.ControlService.DestroyApp:input_type -> pinnace.v1.DestroyAppRequest
-	104, // 103: pinnace.v1.ControlService.DestroyEnvironment:input_type -> pinnace.v1.DestroyEnvironmentRequest
-	80,  // 104: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
-	3,   // 105: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
-	105, // 106: pinnace.v1.ControlService.CreateToken:input_type -> pinnace.v1.CreateTokenRequest
-	106, // 107: pinnace.v1.ControlService.ListTokens:input_type -> pinnace.v1.ListTokensRequest
-	107, // 108: pinnace.v1.ControlService.RevokeToken:input_type -> pinnace.v1.RevokeTokenRequest
-	108, // 109: pinnace.v1.ControlService.CreateJoinToken:input_type -> pinnace.v1.CreateJoinTokenRequest
-	109, // 110: pinnace.v1.ControlService.RevokeHost:input_type -> pinnace.v1.RevokeHostRequest
-	110, // 111: pinnace.v1.ControlService.PutSecret:input_type -> pinnace.v1.PutSecretRequest
-	111, // 112: pinnace.v1.ControlService.ListSecrets:input_type -> pinnace.v1.ListSecretsRequest
-	112, // 113: pinnace.v1.ControlService.GetSecret:input_type -> pinnace.v1.GetSecretRequest
-	113, // 114: pinnace.v1.ControlService.RevokeSecret:input_type -> pinnace.v1.RevokeSecretRequest
-	114, // 115: pinnace.v1.ControlService.LoginRegistry:input_type -> pinnace.v1.LoginRegistryRequest
-	115, // 116: pinnace.v1.ControlService.LogoutRegistry:input_type -> pinnace.v1.LogoutRegistryRequest
-	116, // 117: pinnace.v1.ControlService.ListRegistryLogins:input_type -> pinnace.v1.ListRegistryLoginsRequest
-	117, // 118: pinnace.v1.ControlService.SetRoute:input_type -> pinnace.v1.SetRouteRequest
-	118, // 119: pinnace.v1.ControlService.UnsetRoute:input_type -> pinnace.v1.UnsetRouteRequest
-	119, // 120: pinnace.v1.ControlService.ListRoutes:input_type -> pinnace.v1.ListRoutesRequest
-	2,   // 121: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
-	7,   // 122: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
-	9,   // 123: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
-	12,  // 124: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
-	14,  // 125: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
-	16,  // 126: pinnace.v1.ControlService.SetPlacement:output_type -> pinnace.v1.SetPlacementResponse
-	19,  // 127: pinnace.v1.ControlService.ListPlacements:output_type -> pinnace.v1.ListPlacementsResponse
-	25,  // 128: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
-	21,  // 129: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
-	23,  // 130: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
-	27,  // 131: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
-	29,  // 132: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
-	31,  // 133: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
-	33,  // 134: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
-	38,  // 135: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
-	40,  // 136: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
-	42,  // 137: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
-	50,  // 138: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
-	44,  // 139: pinnace.v1.ControlService.Restart:output_type -> pinnace.v1.RestartResponse
-	46,  // 140: pinnace.v1.ControlService.Steer:output_type -> pinnace.v1.SteerResponse
-	48,  // 141: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
-	55,  // 142: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
-	53,  // 143: pinnace.v1.ControlService.ListDeployments:output_type -> pinnace.v1.ListDeploymentsResponse
-	59,  // 144: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
-	65,  // 145: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
-	67,  // 146: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
-	70,  // 147: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
-	75,  // 148: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
-	120, // 149: pinnace.v1.ControlService.ListUsage:output_type -> pinnace.v1.ListUsageResponse
-	121, // 150: pinnace.v1.ControlService.ForwardPort:output_type -> pinnace.v1.ForwardPortResponse
-	122, // 151: pinnace.v1.ControlService.ListVolumes:output_type -> pinnace.v1.ListVolumesResponse
-	123, // 152: pinnace.v1.ControlService.GrowVolume:output_type -> pinnace.v1.GrowVolumeResponse
-	124, // 153: pinnace.v1.ControlService.DetachVolume:output_type -> pinnace.v1.DetachVolumeResponse
-	125, // 154: pinnace.v1.ControlService.DeleteVolume:output_type -> pinnace.v1.DeleteVolumeResponse
-	126, // 155: pinnace.v1.ControlService.SnapshotVolume:output_type -> pinnace.v1.SnapshotVolumeResponse
-	127, // 156: pinnace.v1.ControlService.DeleteSnapshot:output_type -> pinnace.v1.DeleteSnapshotResponse
-	128, // 157: pinnace.v1.ControlService.ExportVolume:output_type -> pinnace.v1.ExportVolumeResponse
-	129, // 158: pinnace.v1.ControlService.ImportVolume:output_type -> pinnace.v1.ImportVolumeResponse
-	130, // 159: pinnace.v1.ControlService.GetQuota:output_type -> pinnace.v1.GetQuotaResponse
-	131, // 160: pinnace.v1.ControlService.SetQuota:output_type -> pinnace.v1.SetQuotaResponse
-	132, // 161: pinnace.v1.ControlService.DestroyApp:output_type -> pinnace.v1.DestroyAppResponse
-	133, // 162: pinnace.v1.ControlService.DestroyEnvironment:output_type -> pinnace.v1.DestroyEnvironmentResponse
-	81,  // 163: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
-	4,   // 164: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
-	134, // 165: pinnace.v1.ControlService.CreateToken:output_type -> pinnace.v1.CreateTokenResponse
-	135, // 166: pinnace.v1.ControlService.ListTokens:output_type -> pinnace.v1.ListTokensResponse
-	136, // 167: pinnace.v1.ControlService.RevokeToken:output_type -> pinnace.v1.RevokeTokenResponse
-	137, // 168: pinnace.v1.ControlService.CreateJoinToken:output_type -> pinnace.v1.CreateJoinTokenResponse
-	138, // 169: pinnace.v1.ControlService.RevokeHost:output_type -> pinnace.v1.RevokeHostResponse
-	82,  // 170: pinnace.v1.ControlService.PutSecret:output_type -> pinnace.v1.PutSecretResponse
-	139, // 171: pinnace.v1.ControlService.ListSecrets:output_type -> pinnace.v1.ListSecretsResponse
-	140, // 172: pinnace.v1.ControlService.GetSecret:output_type -> pinnace.v1.GetSecretResponse
-	141, // 173: pinnace.v1.ControlService.RevokeSecret:output_type -> pinnace.v1.RevokeSecretResponse
-	142, // 174: pinnace.v1.ControlService.LoginRegistry:output_type -> pinnace.v1.LoginRegistryResponse
-	143, // 175: pinnace.v1.ControlService.LogoutRegistry:output_type -> pinnace.v1.LogoutRegistryResponse
-	144, // 176: pinnace.v1.ControlService.ListRegistryLogins:output_type -> pinnace.v1.ListRegistryLoginsResponse
-	145, // 177: pinnace.v1.ControlService.SetRoute:output_type -> pinnace.v1.SetRouteResponse
-	146, // 178: pinnace.v1.ControlService.UnsetRoute:output_type -> pinnace.v1.UnsetRouteResponse
-	147, // 179: pinnace.v1.ControlService.ListRoutes:output_type -> pinnace.v1.ListRoutesResponse
-	121, // [121:180] is the sub-list for method output_type
-	62,  // [62:121] is the sub-list for method input_type
-	62,  // [62:62] is the sub-list for extension type_name
-	62,  // [62:62] is the sub-list for extension extendee
-	0,   // [0:62] is the sub-list for field type_name
+	90,  // 45: pinnace.v1.Instance.placed_at:type_name -> google.protobuf.Timestamp
+	90,  // 46: pinnace.v1.Instance.ready_at:type_name -> google.protobuf.Timestamp
+	90,  // 47: pinnace.v1.Instance.ended_at:type_name -> google.protobuf.Timestamp
+	93,  // 48: pinnace.v1.Instance.run:type_name -> pinnace.v1.RunDetails
+	63,  // 49: pinnace.v1.GetInstanceResponse.instance:type_name -> pinnace.v1.Instance
+	63,  // 50: pinnace.v1.ListInstancesResponse.instances:type_name -> pinnace.v1.Instance
+	90,  // 51: pinnace.v1.StreamLogsRequest.since:type_name -> google.protobuf.Timestamp
+	69,  // 52: pinnace.v1.StreamLogsRequest.after:type_name -> pinnace.v1.LogPosition
+	90,  // 53: pinnace.v1.StreamLogsResponse.at:type_name -> google.protobuf.Timestamp
+	72,  // 54: pinnace.v1.ExecRequest.start:type_name -> pinnace.v1.ExecStart
+	73,  // 55: pinnace.v1.ExecRequest.input:type_name -> pinnace.v1.ExecInput
+	74,  // 56: pinnace.v1.ExecRequest.size:type_name -> pinnace.v1.TerminalSize
+	74,  // 57: pinnace.v1.ExecStart.size:type_name -> pinnace.v1.TerminalSize
+	76,  // 58: pinnace.v1.ExecResponse.started:type_name -> pinnace.v1.ExecStarted
+	77,  // 59: pinnace.v1.ExecResponse.output:type_name -> pinnace.v1.ExecOutput
+	78,  // 60: pinnace.v1.ExecResponse.ended:type_name -> pinnace.v1.ExecEnded
+	79,  // 61: pinnace.v1.ReadEventsResponse.events:type_name -> pinnace.v1.Event
+	51,  // 62: pinnace.v1.PutSecretResponse.deployments:type_name -> pinnace.v1.Deployment
+	63,  // 63: pinnace.v1.StartRunResponse.instance:type_name -> pinnace.v1.Instance
+	63,  // 64: pinnace.v1.StopRunResponse.instance:type_name -> pinnace.v1.Instance
+	1,   // 65: pinnace.v1.ControlService.GetServerInfo:input_type -> pinnace.v1.GetServerInfoRequest
+	6,   // 66: pinnace.v1.ControlService.CreateEnvironment:input_type -> pinnace.v1.CreateEnvironmentRequest
+	8,   // 67: pinnace.v1.ControlService.ListEnvironments:input_type -> pinnace.v1.ListEnvironmentsRequest
+	11,  // 68: pinnace.v1.ControlService.SetVars:input_type -> pinnace.v1.SetVarsRequest
+	13,  // 69: pinnace.v1.ControlService.ListVars:input_type -> pinnace.v1.ListVarsRequest
+	15,  // 70: pinnace.v1.ControlService.SetPlacement:input_type -> pinnace.v1.SetPlacementRequest
+	17,  // 71: pinnace.v1.ControlService.ListPlacements:input_type -> pinnace.v1.ListPlacementsRequest
+	24,  // 72: pinnace.v1.ControlService.ListHosts:input_type -> pinnace.v1.ListHostsRequest
+	20,  // 73: pinnace.v1.ControlService.DrainHost:input_type -> pinnace.v1.DrainHostRequest
+	22,  // 74: pinnace.v1.ControlService.RemoveHost:input_type -> pinnace.v1.RemoveHostRequest
+	26,  // 75: pinnace.v1.ControlService.CreateRelease:input_type -> pinnace.v1.CreateReleaseRequest
+	28,  // 76: pinnace.v1.ControlService.GetRelease:input_type -> pinnace.v1.GetReleaseRequest
+	30,  // 77: pinnace.v1.ControlService.ListReleases:input_type -> pinnace.v1.ListReleasesRequest
+	32,  // 78: pinnace.v1.ControlService.CheckManifest:input_type -> pinnace.v1.CheckManifestRequest
+	36,  // 79: pinnace.v1.ControlService.Plan:input_type -> pinnace.v1.PlanRequest
+	39,  // 80: pinnace.v1.ControlService.Deploy:input_type -> pinnace.v1.DeployRequest
+	41,  // 81: pinnace.v1.ControlService.Rollback:input_type -> pinnace.v1.RollbackRequest
+	49,  // 82: pinnace.v1.ControlService.Stop:input_type -> pinnace.v1.StopRequest
+	43,  // 83: pinnace.v1.ControlService.Restart:input_type -> pinnace.v1.RestartRequest
+	45,  // 84: pinnace.v1.ControlService.Steer:input_type -> pinnace.v1.SteerRequest
+	47,  // 85: pinnace.v1.ControlService.Scale:input_type -> pinnace.v1.ScaleRequest
+	54,  // 86: pinnace.v1.ControlService.WatchDeployment:input_type -> pinnace.v1.WatchDeploymentRequest
+	52,  // 87: pinnace.v1.ControlService.ListDeployments:input_type -> pinnace.v1.ListDeploymentsRequest
+	58,  // 88: pinnace.v1.ControlService.GetStatus:input_type -> pinnace.v1.GetStatusRequest
+	64,  // 89: pinnace.v1.ControlService.GetInstance:input_type -> pinnace.v1.GetInstanceRequest
+	66,  // 90: pinnace.v1.ControlService.ListInstances:input_type -> pinnace.v1.ListInstancesRequest
+	68,  // 91: pinnace.v1.ControlService.StreamLogs:input_type -> pinnace.v1.StreamLogsRequest
+	71,  // 92: pinnace.v1.ControlService.Exec:input_type -> pinnace.v1.ExecRequest
+	94,  // 93: pinnace.v1.ControlService.ListUsage:input_type -> pinnace.v1.ListUsageRequest
+	95,  // 94: pinnace.v1.ControlService.ForwardPort:input_type -> pinnace.v1.ForwardPortRequest
+	96,  // 95: pinnace.v1.ControlService.ListVolumes:input_type -> pinnace.v1.ListVolumesRequest
+	97,  // 96: pinnace.v1.ControlService.GrowVolume:input_type -> pinnace.v1.GrowVolumeRequest
+	98,  // 97: pinnace.v1.ControlService.DetachVolume:input_type -> pinnace.v1.DetachVolumeRequest
+	99,  // 98: pinnace.v1.ControlService.DeleteVolume:input_type -> pinnace.v1.DeleteVolumeRequest
+	100, // 99: pinnace.v1.ControlService.SnapshotVolume:input_type -> pinnace.v1.SnapshotVolumeRequest
+	101, // 100: pinnace.v1.ControlService.DeleteSnapshot:input_type -> pinnace.v1.DeleteSnapshotRequest
+	102, // 101: pinnace.v1.ControlService.ExportVolume:input_type -> pinnace.v1.ExportVolumeRequest
+	103, // 102: pinnace.v1.ControlService.ImportVolume:input_type -> pinnace.v1.ImportVolumeRequest
+	104, // 103: pinnace.v1.ControlService.GetQuota:input_type -> pinnace.v1.GetQuotaRequest
+	105, // 104: pinnace.v1.ControlService.SetQuota:input_type -> pinnace.v1.SetQuotaRequest
+	106, // 105: pinnace.v1.ControlService.DestroyApp:input_type -> pinnace.v1.DestroyAppRequest
+	107, // 106: pinnace.v1.ControlService.DestroyEnvironment:input_type -> pinnace.v1.DestroyEnvironmentRequest
+	80,  // 107: pinnace.v1.ControlService.ReadEvents:input_type -> pinnace.v1.ReadEventsRequest
+	3,   // 108: pinnace.v1.ControlService.SignCheckpoint:input_type -> pinnace.v1.SignCheckpointRequest
+	108, // 109: pinnace.v1.ControlService.CreateToken:input_type -> pinnace.v1.CreateTokenRequest
+	109, // 110: pinnace.v1.ControlService.ListTokens:input_type -> pinnace.v1.ListTokensRequest
+	110, // 111: pinnace.v1.ControlService.RevokeToken:input_type -> pinnace.v1.RevokeTokenRequest
+	111, // 112: pinnace.v1.ControlService.CreateJoinToken:input_type -> pinnace.v1.CreateJoinTokenRequest
+	112, // 113: pinnace.v1.ControlService.RevokeHost:input_type -> pinnace.v1.RevokeHostRequest
+	113, // 114: pinnace.v1.ControlService.PutSecret:input_type -> pinnace.v1.PutSecretRequest
+	114, // 115: pinnace.v1.ControlService.ListSecrets:input_type -> pinnace.v1.ListSecretsRequest
+	115, // 116: pinnace.v1.ControlService.GetSecret:input_type -> pinnace.v1.GetSecretRequest
+	116, // 117: pinnace.v1.ControlService.RevokeSecret:input_type -> pinnace.v1.RevokeSecretRequest
+	117, // 118: pinnace.v1.ControlService.LoginRegistry:input_type -> pinnace.v1.LoginRegistryRequest
+	118, // 119: pinnace.v1.ControlService.LogoutRegistry:input_type -> pinnace.v1.LogoutRegistryRequest
+	119, // 120: pinnace.v1.ControlService.ListRegistryLogins:input_type -> pinnace.v1.ListRegistryLoginsRequest
+	120, // 121: pinnace.v1.ControlService.SetRoute:input_type -> pinnace.v1.SetRouteRequest
+	121, // 122: pinnace.v1.ControlService.UnsetRoute:input_type -> pinnace.v1.UnsetRouteRequest
+	122, // 123: pinnace.v1.ControlService.ListRoutes:input_type -> pinnace.v1.ListRoutesRequest
+	123, // 124: pinnace.v1.ControlService.StartRun:input_type -> pinnace.v1.StartRunRequest
+	124, // 125: pinnace.v1.ControlService.StopRun:input_type -> pinnace.v1.StopRunRequest
+	2,   // 126: pinnace.v1.ControlService.GetServerInfo:output_type -> pinnace.v1.GetServerInfoResponse
+	7,   // 127: pinnace.v1.ControlService.CreateEnvironment:output_type -> pinnace.v1.CreateEnvironmentResponse
+	9,   // 128: pinnace.v1.ControlService.ListEnvironments:output_type -> pinnace.v1.ListEnvironmentsResponse
+	12,  // 129: pinnace.v1.ControlService.SetVars:output_type -> pinnace.v1.SetVarsResponse
+	14,  // 130: pinnace.v1.ControlService.ListVars:output_type -> pinnace.v1.ListVarsResponse
+	16,  // 131: pinnace.v1.ControlService.SetPlacement:output_type -> pinnace.v1.SetPlacementResponse
+	19,  // 132: pinnace.v1.ControlService.ListPlacements:output_type -> pinnace.v1.ListPlacementsResponse
+	25,  // 133: pinnace.v1.ControlService.ListHosts:output_type -> pinnace.v1.ListHostsResponse
+	21,  // 134: pinnace.v1.ControlService.DrainHost:output_type -> pinnace.v1.DrainHostResponse
+	23,  // 135: pinnace.v1.ControlService.RemoveHost:output_type -> pinnace.v1.RemoveHostResponse
+	27,  // 136: pinnace.v1.ControlService.CreateRelease:output_type -> pinnace.v1.CreateReleaseResponse
+	29,  // 137: pinnace.v1.ControlService.GetRelease:output_type -> pinnace.v1.GetReleaseResponse
+	31,  // 138: pinnace.v1.ControlService.ListReleases:output_type -> pinnace.v1.ListReleasesResponse
+	33,  // 139: pinnace.v1.ControlService.CheckManifest:output_type -> pinnace.v1.CheckManifestResponse
+	38,  // 140: pinnace.v1.ControlService.Plan:output_type -> pinnace.v1.PlanResponse
+	40,  // 141: pinnace.v1.ControlService.Deploy:output_type -> pinnace.v1.DeployResponse
+	42,  // 142: pinnace.v1.ControlService.Rollback:output_type -> pinnace.v1.RollbackResponse
+	50,  // 143: pinnace.v1.ControlService.Stop:output_type -> pinnace.v1.StopResponse
+	44,  // 144: pinnace.v1.ControlService.Restart:output_type -> pinnace.v1.RestartResponse
+	46,  // 145: pinnace.v1.ControlService.Steer:output_type -> pinnace.v1.SteerResponse
+	48,  // 146: pinnace.v1.ControlService.Scale:output_type -> pinnace.v1.ScaleResponse
+	55,  // 147: pinnace.v1.ControlService.WatchDeployment:output_type -> pinnace.v1.WatchDeploymentResponse
+	53,  // 148: pinnace.v1.ControlService.ListDeployments:output_type -> pinnace.v1.ListDeploymentsResponse
+	59,  // 149: pinnace.v1.ControlService.GetStatus:output_type -> pinnace.v1.GetStatusResponse
+	65,  // 150: pinnace.v1.ControlService.GetInstance:output_type -> pinnace.v1.GetInstanceResponse
+	67,  // 151: pinnace.v1.ControlService.ListInstances:output_type -> pinnace.v1.ListInstancesResponse
+	70,  // 152: pinnace.v1.ControlService.StreamLogs:output_type -> pinnace.v1.StreamLogsResponse
+	75,  // 153: pinnace.v1.ControlService.Exec:output_type -> pinnace.v1.ExecResponse
+	125, // 154: pinnace.v1.ControlService.ListUsage:output_type -> pinnace.v1.ListUsageResponse
+	126, // 155: pinnace.v1.ControlService.ForwardPort:output_type -> pinnace.v1.ForwardPortResponse
+	127, // 156: pinnace.v1.ControlService.ListVolumes:output_type -> pinnace.v1.ListVolumesResponse
+	128, // 157: pinnace.v1.ControlService.GrowVolume:output_type -> pinnace.v1.GrowVolumeResponse
+	129, // 158: pinnace.v1.ControlService.DetachVolume:output_type -> pinnace.v1.DetachVolumeResponse
+	130, // 159: pinnace.v1.ControlService.DeleteVolume:output_type -> pinnace.v1.DeleteVolumeResponse
+	131, // 160: pinnace.v1.ControlService.SnapshotVolume:output_type -> pinnace.v1.SnapshotVolumeResponse
+	132, // 161: pinnace.v1.ControlService.DeleteSnapshot:output_type -> pinnace.v1.DeleteSnapshotResponse
+	133, // 162: pinnace.v1.ControlService.ExportVolume:output_type -> pinnace.v1.ExportVolumeResponse
+	134, // 163: pinnace.v1.ControlService.ImportVolume:output_type -> pinnace.v1.ImportVolumeResponse
+	135, // 164: pinnace.v1.ControlService.GetQuota:output_type -> pinnace.v1.GetQuotaResponse
+	136, // 165: pinnace.v1.ControlService.SetQuota:output_type -> pinnace.v1.SetQuotaResponse
+	137, // 166: pinnace.v1.ControlService.DestroyApp:output_type -> pinnace.v1.DestroyAppResponse
+	138, // 167: pinnace.v1.ControlService.DestroyEnvironment:output_type -> pinnace.v1.DestroyEnvironmentResponse
+	81,  // 168: pinnace.v1.ControlService.ReadEvents:output_type -> pinnace.v1.ReadEventsResponse
+	4,   // 169: pinnace.v1.ControlService.SignCheckpoint:output_type -> pinnace.v1.SignCheckpointResponse
+	139, // 170: pinnace.v1.ControlService.CreateToken:output_type -> pinnace.v1.CreateTokenResponse
+	140, // 171: pinnace.v1.ControlService.ListTokens:output_type -> pinnace.v1.ListTokensResponse
+	141, // 172: pinnace.v1.ControlService.RevokeToken:output_type -> pinnace.v1.RevokeTokenResponse
+	142, // 173: pinnace.v1.ControlService.CreateJoinToken:output_type -> pinnace.v1.CreateJoinTokenResponse
+	143, // 174: pinnace.v1.ControlService.RevokeHost:output_type -> pinnace.v1.RevokeHostResponse
+	82,  // 175: pinnace.v1.ControlService.PutSecret:output_type -> pinnace.v1.PutSecretResponse
+	144, // 176: pinnace.v1.ControlService.ListSecrets:output_type -> pinnace.v1.ListSecretsResponse
+	145, // 177: pinnace.v1.ControlService.GetSecret:output_type -> pinnace.v1.GetSecretResponse
+	146, // 178: pinnace.v1.ControlService.RevokeSecret:output_type -> pinnace.v1.RevokeSecretResponse
+	147, // 179: pinnace.v1.ControlService.LoginRegistry:output_type -> pinnace.v1.LoginRegistryResponse
+	148, // 180: pinnace.v1.ControlService.LogoutRegistry:output_type -> pinnace.v1.LogoutRegistryResponse
+	149, // 181: pinnace.v1.ControlService.ListRegistryLogins:output_type -> pinnace.v1.ListRegistryLoginsResponse
+	150, // 182: pinnace.v1.ControlService.SetRoute:output_type -> pinnace.v1.SetRouteResponse
+	151, // 183: pinnace.v1.ControlService.UnsetRoute:output_type -> pinnace.v1.UnsetRouteResponse
+	152, // 184: pinnace.v1.ControlService.ListRoutes:output_type -> pinnace.v1.ListRoutesResponse
+	83,  // 185: pinnace.v1.ControlService.StartRun:output_type -> pinnace.v1.StartRunResponse
+	84,  // 186: pinnace.v1.ControlService.StopRun:output_type -> pinnace.v1.StopRunResponse
+	126, // [126:187] is the sub-list for method output_type
+	65,  // [65:126] is the sub-list for method input_type
+	65,  // [65:65] is the sub-list for extension type_name
+	65,  // [65:65] is the sub-list for extension extendee
+	0,   // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_control_proto_init() }
@@ -6736,6 +6852,7 @@ func file_pinnace_v1_control_proto_init() {
 	file_pinnace_v1_reach_proto_init()
 	file_pinnace_v1_release_proto_init()
 	file_pinnace_v1_routes_proto_init()
+	file_pinnace_v1_run_proto_init()
 	file_pinnace_v1_secrets_proto_init()
 	file_pinnace_v1_volume_proto_init()
 	file_pinnace_v1_control_proto_msgTypes[35].OneofWrappers = []any{
@@ -6760,7 +6877,7 @@ func file_pinnace_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_control_proto_rawDesc), len(file_pinnace_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   87,
+			NumMessages:   89,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -197,6 +197,10 @@ const (
 	// ControlServiceListRoutesProcedure is the fully-qualified name of the ControlService's ListRoutes
 	// RPC.
 	ControlServiceListRoutesProcedure = "/pinnace.v1.ControlService/ListRoutes"
+	// ControlServiceStartRunProcedure is the fully-qualified name of the ControlService's StartRun RPC.
+	ControlServiceStartRunProcedure = "/pinnace.v1.ControlService/StartRun"
+	// ControlServiceStopRunProcedure is the fully-qualified name of the ControlService's StopRun RPC.
+	ControlServiceStopRunProcedure = "/pinnace.v1.ControlService/StopRun"
 )
 
 // ControlServiceClient is a client for the pinnace.v1.ControlService service.
@@ -295,6 +299,11 @@ type ControlServiceClient interface {
 	SetRoute(context.Context, *connect.Request[v1.SetRouteRequest]) (*connect.Response[v1.SetRouteResponse], error)
 	UnsetRoute(context.Context, *connect.Request[v1.UnsetRouteRequest]) (*connect.Response[v1.UnsetRouteResponse], error)
 	ListRoutes(context.Context, *connect.Request[v1.ListRoutesRequest]) (*connect.Response[v1.ListRoutesResponse], error)
+	// StartRun runs a command in a microVM of its own, with the image and the settings of an app: a one-off. It runs at most
+	// once, whatever breaks, and goes on when its caller has gone. Its output is in StreamLogs, its end in GetInstance.
+	StartRun(context.Context, *connect.Request[v1.StartRunRequest]) (*connect.Response[v1.StartRunResponse], error)
+	// StopRun has a one-off stop, with the signal and the time of its manifest.
+	StopRun(context.Context, *connect.Request[v1.StopRunRequest]) (*connect.Response[v1.StopRunResponse], error)
 }
 
 // NewControlServiceClient constructs a client for the pinnace.v1.ControlService service. By
@@ -687,6 +696,18 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		startRun: connect.NewClient[v1.StartRunRequest, v1.StartRunResponse](
+			httpClient,
+			baseURL+ControlServiceStartRunProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("StartRun")),
+			connect.WithClientOptions(opts...),
+		),
+		stopRun: connect.NewClient[v1.StopRunRequest, v1.StopRunResponse](
+			httpClient,
+			baseURL+ControlServiceStopRunProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("StopRun")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -751,6 +772,8 @@ type controlServiceClient struct {
 	setRoute           *connect.Client[v1.SetRouteRequest, v1.SetRouteResponse]
 	unsetRoute         *connect.Client[v1.UnsetRouteRequest, v1.UnsetRouteResponse]
 	listRoutes         *connect.Client[v1.ListRoutesRequest, v1.ListRoutesResponse]
+	startRun           *connect.Client[v1.StartRunRequest, v1.StartRunResponse]
+	stopRun            *connect.Client[v1.StopRunRequest, v1.StopRunResponse]
 }
 
 // GetServerInfo calls pinnace.v1.ControlService.GetServerInfo.
@@ -1048,6 +1071,16 @@ func (c *controlServiceClient) ListRoutes(ctx context.Context, req *connect.Requ
 	return c.listRoutes.CallUnary(ctx, req)
 }
 
+// StartRun calls pinnace.v1.ControlService.StartRun.
+func (c *controlServiceClient) StartRun(ctx context.Context, req *connect.Request[v1.StartRunRequest]) (*connect.Response[v1.StartRunResponse], error) {
+	return c.startRun.CallUnary(ctx, req)
+}
+
+// StopRun calls pinnace.v1.ControlService.StopRun.
+func (c *controlServiceClient) StopRun(ctx context.Context, req *connect.Request[v1.StopRunRequest]) (*connect.Response[v1.StopRunResponse], error) {
+	return c.stopRun.CallUnary(ctx, req)
+}
+
 // ControlServiceHandler is an implementation of the pinnace.v1.ControlService service.
 type ControlServiceHandler interface {
 	GetServerInfo(context.Context, *connect.Request[v1.GetServerInfoRequest]) (*connect.Response[v1.GetServerInfoResponse], error)
@@ -1144,6 +1177,11 @@ type ControlServiceHandler interface {
 	SetRoute(context.Context, *connect.Request[v1.SetRouteRequest]) (*connect.Response[v1.SetRouteResponse], error)
 	UnsetRoute(context.Context, *connect.Request[v1.UnsetRouteRequest]) (*connect.Response[v1.UnsetRouteResponse], error)
 	ListRoutes(context.Context, *connect.Request[v1.ListRoutesRequest]) (*connect.Response[v1.ListRoutesResponse], error)
+	// StartRun runs a command in a microVM of its own, with the image and the settings of an app: a one-off. It runs at most
+	// once, whatever breaks, and goes on when its caller has gone. Its output is in StreamLogs, its end in GetInstance.
+	StartRun(context.Context, *connect.Request[v1.StartRunRequest]) (*connect.Response[v1.StartRunResponse], error)
+	// StopRun has a one-off stop, with the signal and the time of its manifest.
+	StopRun(context.Context, *connect.Request[v1.StopRunRequest]) (*connect.Response[v1.StopRunResponse], error)
 }
 
 // NewControlServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1532,6 +1570,18 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceStartRunHandler := connect.NewUnaryHandler(
+		ControlServiceStartRunProcedure,
+		svc.StartRun,
+		connect.WithSchema(controlServiceMethods.ByName("StartRun")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceStopRunHandler := connect.NewUnaryHandler(
+		ControlServiceStopRunProcedure,
+		svc.StopRun,
+		connect.WithSchema(controlServiceMethods.ByName("StopRun")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/pinnace.v1.ControlService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ControlServiceGetServerInfoProcedure:
@@ -1652,6 +1702,10 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceUnsetRouteHandler.ServeHTTP(w, r)
 		case ControlServiceListRoutesProcedure:
 			controlServiceListRoutesHandler.ServeHTTP(w, r)
+		case ControlServiceStartRunProcedure:
+			controlServiceStartRunHandler.ServeHTTP(w, r)
+		case ControlServiceStopRunProcedure:
+			controlServiceStopRunHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1895,4 +1949,12 @@ func (UnimplementedControlServiceHandler) UnsetRoute(context.Context, *connect.R
 
 func (UnimplementedControlServiceHandler) ListRoutes(context.Context, *connect.Request[v1.ListRoutesRequest]) (*connect.Response[v1.ListRoutesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.ListRoutes is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) StartRun(context.Context, *connect.Request[v1.StartRunRequest]) (*connect.Response[v1.StartRunResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.StartRun is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) StopRun(context.Context, *connect.Request[v1.StopRunRequest]) (*connect.Response[v1.StopRunResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("pinnace.v1.ControlService.StopRun is not implemented"))
 }
