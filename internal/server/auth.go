@@ -26,7 +26,7 @@ const minCompressed = 1024
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(pinnacev1connect.NewControlServiceHandler(&control{s}, connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(minCompressed),
-		connect.WithInterceptors(s.tellHead(), &gate{s}, checkKeys())))
+		connect.WithInterceptors(s.tellHead(), &gate{s}, checkKeys(), s.bound.check())))
 	open := http.NewServeMux()
 	openapi.Handle(open)
 	open.Handle("/", s.withToken(mux))

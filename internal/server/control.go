@@ -54,14 +54,19 @@ func (c *control) CreateEnvironment(ctx context.Context, req *connect.Request[pb
 	if !fleet.ValidName(name) {
 		return nil, refuse(connect.CodeInvalidArgument, "environment name %q: want a lower-case letter, then at most 39 lower-case letters, digits and dashes", name)
 	}
-	err := c.ledger.append(ctx, actorOf(ctx), requestKey("environment", req.Msg.GetIdempotencyKey()), &fleet.EnvironmentCreated{Name: name})
+	key := requestKey("environment", req.Msg.GetIdempotencyKey())
+	_, repeated, err := once(ctx, c, key, func(p *fleet.EnvironmentCreated) bool { return p.Name == name })
 	if err != nil {
-		return nil, c.onWire(ctx, err)
+		return nil, err
+	}
+	if !repeated {
+		if err := c.ledger.append(ctx, actorOf(ctx), key, &fleet.EnvironmentCreated{Name: name}); err != nil {
+			return nil, c.onWire(ctx, err)
+		}
 	}
 	env, err := c.environment(name)
 	if err != nil {
-		// The key was used for another name before.
-		return nil, refuse(connect.CodeInvalidArgument, "the idempotency key %q was used for another request", req.Msg.GetIdempotencyKey())
+		return nil, c.onWire(ctx, err)
 	}
 	return connect.NewResponse(&pb.CreateEnvironmentResponse{Environment: environmentProto(env)}), nil
 }

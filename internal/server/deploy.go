@@ -5,15 +5,19 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"slices"
+	"strings"
 
 	"connectrpc.com/connect"
 
 	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/fleet"
+	"github.com/pinnacehq/pinnace/internal/release"
 )
 
 func (c *control) Deploy(ctx context.Context, req *connect.Request[pb.DeployRequest]) (*connect.Response[pb.DeployResponse], error) {
-	id, repeated, err := c.deploymentID("deploy", req.Msg.GetEnvironment(), req.Msg.GetIdempotencyKey())
+	id, repeated, err := c.startedBy(ctx, "deploy", req.Msg.GetEnvironment(), req.Msg.GetIdempotencyKey(), func(d *fleet.Deployment) bool {
+		return refersTo(req.Msg.GetRelease(), d.Release)
+	})
 	if err != nil || repeated != nil {
 		return connect.NewResponse(&pb.DeployResponse{Deployment: deploymentProto(repeated)}), c.onWire(ctx, err)
 	}
@@ -45,7 +49,9 @@ func (c *control) Deploy(ctx context.Context, req *connect.Request[pb.DeployRequ
 }
 
 func (c *control) Rollback(ctx context.Context, req *connect.Request[pb.RollbackRequest]) (*connect.Response[pb.RollbackResponse], error) {
-	id, repeated, err := c.deploymentID("rollback", req.Msg.GetEnvironment(), req.Msg.GetIdempotencyKey())
+	id, repeated, err := c.startedBy(ctx, "rollback", req.Msg.GetEnvironment(), req.Msg.GetIdempotencyKey(), func(d *fleet.Deployment) bool {
+		return d.App == req.Msg.GetApp() && (req.Msg.GetDeployment() == "" || req.Msg.GetDeployment() == d.Target)
+	})
 	if err != nil || repeated != nil {
 		return connect.NewResponse(&pb.RollbackResponse{Deployment: deploymentProto(repeated)}), c.onWire(ctx, err)
 	}
@@ -97,7 +103,7 @@ func (c *control) proposeRollback(st *fleet.State, environment, name, deployment
 }
 
 func (c *control) Stop(ctx context.Context, req *connect.Request[pb.StopRequest]) (*connect.Response[pb.StopResponse], error) {
-	id, repeated, err := c.deploymentID("stop", req.Msg.GetEnvironment(), req.Msg.GetIdempotencyKey())
+	id, repeated, err := c.startedBy(ctx, "stop", req.Msg.GetEnvironment(), req.Msg.GetIdempotencyKey(), func(d *fleet.Deployment) bool { return d.App == req.Msg.GetApp() })
 	if err != nil || repeated != nil {
 		return connect.NewResponse(&pb.StopResponse{Deployment: deploymentProto(repeated)}), c.onWire(ctx, err)
 	}
@@ -152,10 +158,49 @@ func (c *control) deploymentID(kind, environment, key string) (id string, repeat
 		id, err = c.newID("dep")
 		return id, nil, err
 	}
-	sum := sha256.Sum256([]byte(kind + "\x00" + environment + "\x00" + key))
-	id = fmt.Sprintf("dep-%x", sum[:6])
+	id = keyedDeployment(kind, environment, key)
 	c.ledger.read(func(st *fleet.State) { repeated = st.Deployment(id) })
 	return id, repeated, nil
+}
+
+func keyedDeployment(kind, environment, key string) string {
+	sum := sha256.Sum256([]byte(kind + "\x00" + environment + "\x00" + key))
+	return fmt.Sprintf("dep-%x", sum[:6])
+}
+
+// startingKinds are the requests that start a deployment each, and nothing else.
+var startingKinds = []string{"deploy", "rollback", "stop", "restart", "scale"}
+
+// startedBy is deploymentID for the kinds of requests that start a deployment and nothing else. A key that another of
+// them came with is refused: of another kind, to another environment that the caller sees, or with a content for which
+// same is false.
+func (c *control) startedBy(ctx context.Context, kind, environment, key string, same func(*fleet.Deployment) bool) (id string, repeated *fleet.Deployment, err error) {
+	id, repeated, err = c.deploymentID(kind, environment, key)
+	if err != nil || key == "" {
+		return id, repeated, err
+	}
+	if repeated != nil {
+		if !same(repeated) {
+			return "", nil, errOtherRequest()
+		}
+		return id, repeated, nil
+	}
+	c.ledger.read(func(st *fleet.State) {
+		for _, env := range visible(st, callerOf(ctx)) {
+			for _, other := range startingKinds {
+				if st.Deployment(keyedDeployment(other, env.Name, key)) != nil {
+					err = errOtherRequest()
+				}
+			}
+		}
+	})
+	return id, nil, err
+}
+
+// refersTo tells whether a reference to a release, of those that findRelease takes, can be to this one.
+func refersTo(ref string, id release.ID) bool {
+	digits := strings.TrimPrefix(string(id), "sha256:")
+	return ref == string(id) || strings.HasPrefix(ref, "rel-") && strings.HasPrefix(digits, strings.TrimPrefix(ref, "rel-"))
 }
 
 // appIn finds an app in an environment.

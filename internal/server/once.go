@@ -67,7 +67,7 @@ func once[P fleet.Payload](ctx context.Context, c *control, key string, same fun
 	}
 	was, ok := p.(P)
 	if !ok || !same(was) {
-		return was, false, refuse(connect.CodeInvalidArgument, "the idempotency key was used for another request")
+		return was, false, errOtherRequest()
 	}
 	return was, true, nil
 }

@@ -31,7 +31,9 @@ func (c *control) SetPlacement(ctx context.Context, req *connect.Request[pb.SetP
 	}
 	out := &pb.SetPlacementResponse{}
 	key := requestKey("place", req.Msg.GetIdempotencyKey())
-	_, repeated, err := once(ctx, c, key, func(p *fleet.AppPlaced) bool { return p.Environment == event.Environment && p.App == event.App })
+	_, repeated, err := once(ctx, c, key, func(p *fleet.AppPlaced) bool {
+		return p.Environment == event.Environment && p.App == event.App && maps.Equal(p.Labels, event.Labels)
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,9 @@ import (
 )
 
 func (c *control) Scale(ctx context.Context, req *connect.Request[pb.ScaleRequest]) (*connect.Response[pb.ScaleResponse], error) {
-	id, repeated, err := c.deploymentID("scale", req.Msg.GetEnvironment(), req.Msg.GetIdempotencyKey())
+	id, repeated, err := c.startedBy(ctx, "scale", req.Msg.GetEnvironment(), req.Msg.GetIdempotencyKey(), func(d *fleet.Deployment) bool {
+		return d.App == req.Msg.GetApp() && d.Count == int(req.Msg.GetCount())
+	})
 	if err != nil || repeated != nil {
 		return connect.NewResponse(&pb.ScaleResponse{Deployment: deploymentProto(repeated)}), c.onWire(ctx, err)
 	}

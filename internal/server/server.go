@@ -81,6 +81,7 @@ type Server struct {
 	tasks    *broker[*hostTask]
 	tokenUse *tokenUses
 	imports  imports
+	bound    *boundKeys
 	// changed fires after every commit, and after reports that say something new.
 	changed *signal
 	// putting is held while a secret or a login is made.
@@ -104,7 +105,7 @@ func New(ctx context.Context, opts Options) (*Server, error) {
 	}
 	s := &Server{
 		opts: opts, log: opts.Logger, now: opts.Now, startedAt: opts.Now(),
-		observed: newObserved(opts.HostTimeout), journals: newJournals(), logs: newBroker[*logWant](maxLogWants), execs: newBroker[*execTask](maxExecs), tasks: newBroker[*hostTask](maxTasks), tokenUse: newTokenUses(),
+		observed: newObserved(opts.HostTimeout), journals: newJournals(), logs: newBroker[*logWant](maxLogWants), execs: newBroker[*execTask](maxExecs), tasks: newBroker[*hostTask](maxTasks), tokenUse: newTokenUses(), bound: newBoundKeys(),
 		changed: newSignal(), asked: newSignal(), wake: make(chan struct{}, 1), loop: newLoopState(),
 	}
 	l, err := openLedger(ctx, opts, s.journals, s.committed)

@@ -97,7 +97,7 @@ func steer(d *fleet.Deployment, s pb.Steering) (fleet.Payload, error) {
 }
 
 func (c *control) Restart(ctx context.Context, req *connect.Request[pb.RestartRequest]) (*connect.Response[pb.RestartResponse], error) {
-	id, repeated, err := c.deploymentID("restart", req.Msg.GetEnvironment(), req.Msg.GetIdempotencyKey())
+	id, repeated, err := c.startedBy(ctx, "restart", req.Msg.GetEnvironment(), req.Msg.GetIdempotencyKey(), func(d *fleet.Deployment) bool { return d.App == req.Msg.GetApp() })
 	if err != nil || repeated != nil {
 		return connect.NewResponse(&pb.RestartResponse{Deployment: deploymentProto(repeated)}), c.onWire(ctx, err)
 	}

@@ -74,7 +74,7 @@ func (c *control) SetVars(ctx context.Context, req *connect.Request[pb.SetVarsRe
 		out    = &pb.SetVarsResponse{}
 	)
 	key := requestKey("vars", req.Msg.GetIdempotencyKey())
-	_, repeated, err := once(ctx, c, key, func(p *fleet.VarsChanged) bool { return p.Environment == req.Msg.GetEnvironment() })
+	_, repeated, err := once(ctx, c, key, func(p *fleet.VarsChanged) bool { return madeBy(p, req.Msg) })
 	if err != nil {
 		return nil, err
 	}
@@ -100,6 +100,21 @@ func (c *control) SetVars(ctx context.Context, req *connect.Request[pb.SetVarsRe
 		}
 	})
 	return connect.NewResponse(out), nil
+}
+
+// madeBy tells whether a change of variables can be what came of a request: it has nothing in it that the request has not.
+func madeBy(p *fleet.VarsChanged, req *pb.SetVarsRequest) bool {
+	for name, value := range p.Set {
+		if asked, ok := req.GetSet()[name]; !ok || asked != value {
+			return false
+		}
+	}
+	for _, name := range p.Unset {
+		if !slices.Contains(req.GetUnset(), name) {
+			return false
+		}
+	}
+	return p.Environment == req.GetEnvironment()
 }
 
 // startedByVars are the deployments that a request started which is made again.
