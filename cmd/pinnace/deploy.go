@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -173,17 +174,15 @@ those were revoked. The next deployment has the newest in any case.`,
 
 		ValidArgsFunction: c.complete(c.apps),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, env, err := c.clientIn()
-			if err != nil {
-				return err
-			}
-			res, err := client.Rollback(cmd.Context(), connect.NewRequest(&pinnacev1.RollbackRequest{
-				Environment: env, App: args[0], Deployment: to, Secrets: string(secrets), IdempotencyKey: newKey(),
-			}))
-			if err != nil {
-				return err
-			}
-			return wait.follow(cmd.Context(), c, client, res.Msg.Deployment)
+			return c.rollout(cmd, &wait, func(ctx context.Context, client pinnacev1connect.ControlServiceClient, env string) (*pinnacev1.Deployment, error) {
+				res, err := client.Rollback(ctx, connect.NewRequest(&pinnacev1.RollbackRequest{
+					Environment: env, App: args[0], Deployment: to, Secrets: string(secrets), IdempotencyKey: newKey(),
+				}))
+				if err != nil {
+					return nil, err
+				}
+				return res.Msg.Deployment, nil
+			})
 		},
 	}
 	cmd.Flags().StringVar(&to, "to", "", "the `deployment` to go back to")
@@ -202,17 +201,15 @@ func (c *cli) newStop() *cobra.Command {
 
 		ValidArgsFunction: c.complete(c.apps),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, env, err := c.clientIn()
-			if err != nil {
-				return err
-			}
-			res, err := client.Stop(cmd.Context(), connect.NewRequest(&pinnacev1.StopRequest{
-				Environment: env, App: args[0], IdempotencyKey: newKey(),
-			}))
-			if err != nil {
-				return err
-			}
-			return wait.follow(cmd.Context(), c, client, res.Msg.Deployment)
+			return c.rollout(cmd, &wait, func(ctx context.Context, client pinnacev1connect.ControlServiceClient, env string) (*pinnacev1.Deployment, error) {
+				res, err := client.Stop(ctx, connect.NewRequest(&pinnacev1.StopRequest{
+					Environment: env, App: args[0], IdempotencyKey: newKey(),
+				}))
+				if err != nil {
+					return nil, err
+				}
+				return res.Msg.Deployment, nil
+			})
 		},
 	}
 	wait.add(cmd)
@@ -232,23 +229,7 @@ func (w *rolloutWait) add(cmd *cobra.Command) {
 
 // follow prints the transitions of a deployment until it has ended, and turns its end into an error.
 func (w *rolloutWait) follow(ctx context.Context, c *cli, client pinnacev1connect.ControlServiceClient, d *pinnacev1.Deployment) error {
-	c.say("deployment %s of %s: %s", d.Id, d.App, d.Kind)
-	if w.none {
-		if c.json {
-			return c.printProto(d)
-		}
-		c.print("%s", d.Id)
-		return nil
-	}
-	if w.timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, w.timeout)
-		defer cancel()
-	}
-	last, err := c.watch(ctx, client, d)
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return fail(exitWaitTimedOut, "pinnace status shows how far it is", "%s is still running after %s", d.Id, w.timeout)
-	}
+	last, err := w.toItsEnd(ctx, c, client, d)
 	if err != nil {
 		return err
 	}
@@ -257,7 +238,53 @@ func (w *rolloutWait) follow(ctx context.Context, c *cli, client pinnacev1connec
 			return err
 		}
 	}
+	if w.none {
+		return nil
+	}
 	return c.outcome(last)
+}
+
+// followAll follows the deployments that came of one request, one after the other. With --json it prints the answer to the
+// request, in which they are, as they have ended: one document. When several fail, the error is that of the first.
+func (w *rolloutWait) followAll(ctx context.Context, c *cli, client pinnacev1connect.ControlServiceClient, answer proto.Message, deployments []*pinnacev1.Deployment) error {
+	var failed error
+	for n, d := range deployments {
+		last, err := w.toItsEnd(ctx, c, client, d)
+		if err == nil && !w.none {
+			err = c.outcome(last)
+		}
+		if last != nil {
+			deployments[n] = last
+		}
+		failed = cmp.Or(failed, err)
+	}
+	if c.json {
+		err := c.printProto(answer) // also of those that failed
+		failed = cmp.Or(failed, err)
+	}
+	return failed
+}
+
+// toItsEnd prints the transitions of a deployment until it has ended, and returns it as it is then. Where nobody waits, it
+// is as it was.
+func (w *rolloutWait) toItsEnd(ctx context.Context, c *cli, client pinnacev1connect.ControlServiceClient, d *pinnacev1.Deployment) (*pinnacev1.Deployment, error) {
+	c.say("deployment %s of %s: %s", d.Id, d.App, d.Kind)
+	if w.none {
+		if !c.json {
+			c.print("%s", d.Id)
+		}
+		return d, nil
+	}
+	if w.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, w.timeout)
+		defer cancel()
+	}
+	last, err := c.watch(ctx, client, d)
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return nil, fail(exitWaitTimedOut, "pinnace status shows how far it is", "%s is still running after %s", d.Id, w.timeout)
+	}
+	return last, err
 }
 
 // watch prints the transitions and returns the deployment as it ended. A connection that breaks is made

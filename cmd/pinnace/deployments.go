@@ -2,7 +2,7 @@ package main
 
 import (
 	"fmt"
-	"text/tabwriter"
+	"io"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -40,13 +40,12 @@ to: pinnace rollback APP --to DEPLOYMENT.`,
 				c.say("nothing was deployed to %s", env)
 				return nil
 			}
-			w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "DEPLOYMENT\tAPP\tKIND\tRELEASE\tCOUNT\tSTATE\tSTARTED\tBY\tREASON")
-			for _, d := range res.Msg.Deployments {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", d.Id, d.App, d.Kind, shortRelease(d.Release), d.Count, d.State,
-					clock(d.StartedAt), printable(d.Actor), printable(d.Reason))
-			}
-			return w.Flush()
+			return c.table("DEPLOYMENT\tAPP\tKIND\tRELEASE\tCOUNT\tSTATE\tSTARTED\tBY\tREASON", func(w io.Writer) {
+				for _, d := range res.Msg.Deployments {
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", d.Id, d.App, d.Kind, shortRelease(d.Release), d.Count, d.State,
+						clock(d.StartedAt), printable(d.Actor), printable(d.Reason))
+				}
+			})
 		},
 	}
 	cmd.Flags().Uint32Var(&last, "last", 0, "only the last ones, 1000 at most; 0 is all")

@@ -4,11 +4,11 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"connectrpc.com/connect"
@@ -44,17 +44,13 @@ func (c *cli) newHostList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if c.json {
-				return c.printProto(res.Msg)
-			}
-			w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "HOST\tSTATE\tARCH\tINSTANCES\tMEMORY\tDISK\tCPU\tDRIVER\tVERSION\tLABELS")
-			for _, h := range res.Msg.Hosts {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d of %d MiB\t%d of %d MiB\t%g\t%s\t%s\t%s\n", printable(h.Id), hostState(h), printable(h.Architecture), h.Instances,
-					h.MemoryBookedBytes>>20, h.MemoryBytes>>20, h.DiskBookedBytes>>20, h.DiskBytes>>20, float64(h.CpuMilli)/1000, printable(strings.TrimSpace(h.Driver+" "+h.Accelerator)),
-					printable(h.Version), printable(labelText(h.Labels)))
-			}
-			return w.Flush()
+			return c.list(res.Msg, "HOST\tSTATE\tARCH\tINSTANCES\tMEMORY\tDISK\tCPU\tDRIVER\tVERSION\tLABELS", func(w io.Writer) {
+				for _, h := range res.Msg.Hosts {
+					fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d of %d MiB\t%d of %d MiB\t%g\t%s\t%s\t%s\n", printable(h.Id), hostState(h), printable(h.Architecture), h.Instances,
+						h.MemoryBookedBytes>>20, h.MemoryBytes>>20, h.DiskBookedBytes>>20, h.DiskBytes>>20, float64(h.CpuMilli)/1000, printable(strings.TrimSpace(h.Driver+" "+h.Accelerator)),
+						printable(h.Version), printable(labelText(h.Labels)))
+				}
+			})
 		},
 	}
 }

@@ -2,8 +2,8 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"strings"
-	"text/tabwriter"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -86,9 +86,9 @@ func (c *cli) showPlacements(cmd *cobra.Command, app []string) error {
 	if len(app) == 1 && len(out.Placements) == 0 {
 		c.say("%s may run on any host", app[0])
 	}
-	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-	for _, p := range out.Placements {
-		fmt.Fprintf(w, "%s\t%s\n", printable(p.App), printable(labelText(p.Labels)))
-	}
-	return w.Flush()
+	return c.table("", func(w io.Writer) {
+		for _, p := range out.Placements {
+			fmt.Fprintf(w, "%s\t%s\n", printable(p.App), printable(labelText(p.Labels)))
+		}
+	})
 }

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"text/tabwriter"
+	"io"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -162,19 +162,15 @@ func (c *cli) newRegistryList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if c.json {
-				return c.printProto(res.Msg)
-			}
-			w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "REGISTRY\tENVIRONMENT\tUSER\tSET\tBY")
-			for _, l := range res.Msg.Logins {
-				where := "all"
-				if l.Environment != "" {
-					where = printable(l.Environment)
+			return c.list(res.Msg, "REGISTRY\tENVIRONMENT\tUSER\tSET\tBY", func(w io.Writer) {
+				for _, l := range res.Msg.Logins {
+					where := "all"
+					if l.Environment != "" {
+						where = printable(l.Environment)
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", printable(l.Registry), where, printable(l.Username), moment(l.SetAt), printable(l.SetBy))
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", printable(l.Registry), where, printable(l.Username), moment(l.SetAt), printable(l.SetBy))
-			}
-			return w.Flush()
+			})
 		},
 	}
 }

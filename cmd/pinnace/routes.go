@@ -3,9 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -40,22 +40,18 @@ func (c *cli) newRoutesList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if c.json {
-				return c.printProto(res.Msg)
-			}
-			w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "APP\tPORT\tADDRESS\tPUBLIC PORT\tHOST NAMES")
-			for _, r := range res.Msg.Routes {
-				address, port := "as the hosts say", "as the manifest says"
-				if r.Address != "" {
-					address = printable(r.Address)
+			return c.list(res.Msg, "APP\tPORT\tADDRESS\tPUBLIC PORT\tHOST NAMES", func(w io.Writer) {
+				for _, r := range res.Msg.Routes {
+					address, port := "as the hosts say", "as the manifest says"
+					if r.Address != "" {
+						address = printable(r.Address)
+					}
+					if r.PublicPort != 0 {
+						port = strconv.Itoa(int(r.PublicPort))
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", printable(r.App), printable(r.Port), address, port, printable(strings.Join(r.Names, ", ")))
 				}
-				if r.PublicPort != 0 {
-					port = strconv.Itoa(int(r.PublicPort))
-				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", printable(r.App), printable(r.Port), address, port, printable(strings.Join(r.Names, ", ")))
-			}
-			return w.Flush()
+			})
 		},
 	}
 }

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"strconv"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
 )
 
 func (c *cli) newScale() *cobra.Command {
@@ -26,24 +28,22 @@ count stays what it was. Later deployments have the new count.`,
 			if err != nil {
 				return fail(exitInvalid, "pinnace scale "+args[0]+" 3", "%q is not a number of instances", args[1])
 			}
-			client, env, err := c.clientIn()
-			if err != nil {
-				return err
-			}
-			res, err := client.Scale(cmd.Context(), connect.NewRequest(&pinnacev1.ScaleRequest{
-				Environment: env, App: args[0], Count: uint32(count), IdempotencyKey: newKey(),
-			}))
-			if err != nil {
-				return err
-			}
-			if res.Msg.Unchanged {
+			return c.rollout(cmd, &wait, func(ctx context.Context, client pinnacev1connect.ControlServiceClient, env string) (*pinnacev1.Deployment, error) {
+				res, err := client.Scale(ctx, connect.NewRequest(&pinnacev1.ScaleRequest{
+					Environment: env, App: args[0], Count: uint32(count), IdempotencyKey: newKey(),
+				}))
+				switch {
+				case err != nil:
+					return nil, err
+				case !res.Msg.Unchanged:
+					return res.Msg.Deployment, nil
+				}
 				c.say("nothing to do: %s has %s", args[0], plural(int(count), "instance"))
 				if c.json {
-					return c.printProto(res.Msg.Deployment)
+					return nil, c.printProto(res.Msg.Deployment)
 				}
-				return nil
-			}
-			return wait.follow(cmd.Context(), c, client, res.Msg.Deployment)
+				return nil, nil //nolint:nilnil // nothing was started
+			})
 		},
 	}
 	wait.add(cmd)

@@ -3,10 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -43,19 +43,15 @@ func (c *cli) newSecretsList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if c.json {
-				return c.printProto(res.Msg)
-			}
-			w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "BUNDLE\tVERSION\tKEYS\tUSED BY")
-			for _, b := range res.Msg.Bundles {
-				version := "revoked"
-				if b.Newest != nil {
-					version = strconv.FormatUint(b.Newest.Version, 10)
+			return c.list(res.Msg, "BUNDLE\tVERSION\tKEYS\tUSED BY", func(w io.Writer) {
+				for _, b := range res.Msg.Bundles {
+					version := "revoked"
+					if b.Newest != nil {
+						version = strconv.FormatUint(b.Newest.Version, 10)
+					}
+					fmt.Fprintf(w, "%s\t%s\t%d\t%s\n", printable(b.Name), version, len(b.GetNewest().GetKeys()), orNone(secretUsers(b)))
 				}
-				fmt.Fprintf(w, "%s\t%s\t%d\t%s\n", printable(b.Name), version, len(b.GetNewest().GetKeys()), orNone(secretUsers(b)))
-			}
-			return w.Flush()
+			})
 		},
 	}
 }
@@ -131,25 +127,21 @@ func (c *cli) newSecretsVersions() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if c.json {
-				return c.printProto(b)
-			}
-			w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "VERSION\tPUT\tBY\tKEYS\tREVOKED\tUSED BY")
-			for _, v := range b.Versions {
-				revoked := "no"
-				if v.RevokedAt != nil {
-					revoked = fmt.Sprintf("%s by %s", moment(v.RevokedAt), printable(v.RevokedBy))
-				}
-				var users []string
-				for _, u := range b.Users {
-					if u.Version == v.Version {
-						users = append(users, printable(u.App))
+			return c.list(b, "VERSION\tPUT\tBY\tKEYS\tREVOKED\tUSED BY", func(w io.Writer) {
+				for _, v := range b.Versions {
+					revoked := "no"
+					if v.RevokedAt != nil {
+						revoked = fmt.Sprintf("%s by %s", moment(v.RevokedAt), printable(v.RevokedBy))
 					}
+					var users []string
+					for _, u := range b.Users {
+						if u.Version == v.Version {
+							users = append(users, printable(u.App))
+						}
+					}
+					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", v.Version, moment(v.PutAt), printable(v.PutBy), printable(strings.Join(v.Keys, ", ")), revoked, orNone(users))
 				}
-				fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", v.Version, moment(v.PutAt), printable(v.PutBy), printable(strings.Join(v.Keys, ", ")), revoked, orNone(users))
-			}
-			return w.Flush()
+			})
 		},
 	}
 }

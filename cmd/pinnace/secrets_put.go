@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -189,13 +188,7 @@ func (c *cli) putSecret(ctx context.Context, req *pinnacev1.PutSecretRequest, wa
 	for _, app := range res.Msg.Pending {
 		c.say("%s runs with what it has until it is deployed", printable(app))
 	}
-	if c.json && len(res.Msg.Deployments) == 0 {
-		return c.printProto(res.Msg)
-	}
-	for _, d := range res.Msg.Deployments {
-		err = cmp.Or(err, wait.follow(ctx, c, client, d))
-	}
-	return err
+	return wait.followAll(ctx, c, client, res.Msg, res.Msg.Deployments)
 }
 
 // moment shows when something was, to people.

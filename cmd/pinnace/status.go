@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -122,23 +123,19 @@ func (c *cli) newInstances() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if c.json {
-				return c.printProto(res.Msg)
-			}
-			w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "INSTANCE\tORDINAL\tSTATE\tATTEMPT\tRELEASE\tHOST\tADDRESS\tPLACED\tMESSAGE")
-			for _, i := range res.Msg.Instances {
-				ordinal := strconv.Itoa(int(i.Ordinal))
-				switch {
-				case i.Run != nil:
-					ordinal = "run"
-				case i.Task:
-					ordinal = "before"
+			return c.list(res.Msg, "INSTANCE\tORDINAL\tSTATE\tATTEMPT\tRELEASE\tHOST\tADDRESS\tPLACED\tMESSAGE", func(w io.Writer) {
+				for _, i := range res.Msg.Instances {
+					ordinal := strconv.Itoa(int(i.Ordinal))
+					switch {
+					case i.Run != nil:
+						ordinal = "run"
+					case i.Task:
+						ordinal = "before"
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", i.Id, ordinal, i.State, i.Attempt,
+						shortRelease(i.Release), i.Host, printable(i.Address), clock(i.PlacedAt), printable(i.Message))
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", i.Id, ordinal, i.State, i.Attempt,
-					shortRelease(i.Release), i.Host, printable(i.Address), clock(i.PlacedAt), printable(i.Message))
-			}
-			return w.Flush()
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "also those that have ended")

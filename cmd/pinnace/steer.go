@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
+	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
 	"github.com/pinnacehq/pinnace/internal/release"
 )
 
@@ -65,15 +66,13 @@ func (c *cli) newRestart() *cobra.Command {
 
 		ValidArgsFunction: c.complete(c.apps),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, env, err := c.clientIn()
-			if err != nil {
-				return err
-			}
-			res, err := client.Restart(cmd.Context(), connect.NewRequest(&pinnacev1.RestartRequest{Environment: env, App: args[0], IdempotencyKey: newKey()}))
-			if err != nil {
-				return err
-			}
-			return wait.follow(cmd.Context(), c, client, res.Msg.Deployment)
+			return c.rollout(cmd, &wait, func(ctx context.Context, client pinnacev1connect.ControlServiceClient, env string) (*pinnacev1.Deployment, error) {
+				res, err := client.Restart(ctx, connect.NewRequest(&pinnacev1.RestartRequest{Environment: env, App: args[0], IdempotencyKey: newKey()}))
+				if err != nil {
+					return nil, err
+				}
+				return res.Msg.Deployment, nil
+			})
 		},
 	}
 	wait.add(cmd)

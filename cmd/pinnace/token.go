@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"connectrpc.com/connect"
@@ -104,20 +104,16 @@ same database has seen shows within two minutes.`,
 			if err != nil {
 				return err
 			}
-			if c.json {
-				return c.printProto(res.Msg)
-			}
-			w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "NAME\tID\tROLE\tFOR\tSTATE\tLAST USED\tMADE BY")
-			for _, t := range res.Msg.Tokens {
-				used := "-"
-				if t.LastUsedAt != nil {
-					used = clock(t.LastUsedAt)
+			return c.list(res.Msg, "NAME\tID\tROLE\tFOR\tSTATE\tLAST USED\tMADE BY", func(w io.Writer) {
+				for _, t := range res.Msg.Tokens {
+					used := "-"
+					if t.LastUsedAt != nil {
+						used = clock(t.LastUsedAt)
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", printable(t.Name), printable(t.Id), printable(t.Role), printable(tokenScope(t)),
+						tokenEnd(t), used, printable(t.CreatedBy))
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", printable(t.Name), printable(t.Id), printable(t.Role), printable(tokenScope(t)),
-					tokenEnd(t), used, printable(t.CreatedBy))
-			}
-			return w.Flush()
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&req.All, "all", false, "also those that were revoked or have expired")

@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"connectrpc.com/connect"
@@ -62,12 +62,11 @@ func (c *cli) showUsage(ctx context.Context, app string, again bool) error {
 	if again && onTerminal(c.stdout, c.getenv) {
 		_, _ = fmt.Fprint(c.stdout, "\x1b[H\x1b[2J") // what follows tells
 	}
-	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "INSTANCE\tAPP\tHOST\tSTATE\tCPU\tMEMORY\tPEAK\tPROCESSES\tDISK\tAGE")
-	for _, i := range res.Msg.Instances {
-		fmt.Fprintf(w, "%s\t%s/%d\t%s\t%s\t%s\n", printable(i.Instance), printable(i.App), i.Ordinal, printable(i.Host), printable(i.State), usageText(i))
-	}
-	return w.Flush()
+	return c.table("INSTANCE\tAPP\tHOST\tSTATE\tCPU\tMEMORY\tPEAK\tPROCESSES\tDISK\tAGE", func(w io.Writer) {
+		for _, i := range res.Msg.Instances {
+			fmt.Fprintf(w, "%s\t%s/%d\t%s\t%s\t%s\n", printable(i.Instance), printable(i.App), i.Ordinal, printable(i.Host), printable(i.State), usageText(i))
+		}
+	})
 }
 
 // usageText are the columns of what an instance uses.

@@ -3,10 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
-	"text/tabwriter"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -40,14 +40,11 @@ func (c *cli) newVarsList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if c.json {
-				return c.printProto(res.Msg)
-			}
-			w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-			for _, name := range slices.Sorted(maps.Keys(res.Msg.Vars)) {
-				fmt.Fprintf(w, "%s\t%s\n", name, printable(res.Msg.Vars[name]))
-			}
-			return w.Flush()
+			return c.list(res.Msg, "", func(w io.Writer) {
+				for _, name := range slices.Sorted(maps.Keys(res.Msg.Vars)) {
+					fmt.Fprintf(w, "%s\t%s\n", name, printable(res.Msg.Vars[name]))
+				}
+			})
 		},
 	}
 }
@@ -113,12 +110,7 @@ func (c *cli) changeVars(ctx context.Context, req *pinnacev1.SetVarsRequest, wai
 	for _, app := range res.Msg.Pending {
 		c.say("%s runs with the old values until it is deployed", app)
 	}
-	for _, d := range res.Msg.Deployments {
-		if followErr := wait.follow(ctx, c, client, d); err == nil {
-			err = followErr
-		}
-	}
-	return err
+	return wait.followAll(ctx, c, client, res.Msg, res.Msg.Deployments)
 }
 
 // varNames are the names of the environment's variables.

@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"connectrpc.com/connect"
@@ -40,26 +40,22 @@ func (c *cli) newVolumesList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if c.json {
-				return c.printProto(res.Msg)
-			}
-			w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "VOLUME\tFOR\tHOST\tSTATE\tSIZE\tUSED\tON DISK\tINSTANCE\tSNAPSHOTS")
-			for _, v := range res.Msg.Volumes {
-				used, disk := "-", "-"
-				if on := v.OnHost; on != nil {
-					if disk = sizeText(on.AllocatedBytes); on.UsedBytes >= 0 {
-						used = sizeText(on.UsedBytes)
+			return c.list(res.Msg, "VOLUME\tFOR\tHOST\tSTATE\tSIZE\tUSED\tON DISK\tINSTANCE\tSNAPSHOTS", func(w io.Writer) {
+				for _, v := range res.Msg.Volumes {
+					used, disk := "-", "-"
+					if on := v.OnHost; on != nil {
+						if disk = sizeText(on.AllocatedBytes); on.UsedBytes >= 0 {
+							used = sizeText(on.UsedBytes)
+						}
 					}
+					var snapshots []string
+					for _, s := range v.Snapshots {
+						snapshots = append(snapshots, s.Name)
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", printable(v.Id), printable(volumePlace(v)), printable(v.Host), volumeState(v),
+						sizeText(v.SizeBytes), used, disk, printable(dash(v.Instance)), printable(dash(strings.Join(snapshots, ","))))
 				}
-				var snapshots []string
-				for _, s := range v.Snapshots {
-					snapshots = append(snapshots, s.Name)
-				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", printable(v.Id), printable(volumePlace(v)), printable(v.Host), volumeState(v),
-					sizeText(v.SizeBytes), used, disk, printable(dash(v.Instance)), printable(dash(strings.Join(snapshots, ","))))
-			}
-			return w.Flush()
+			})
 		},
 	}
 }
