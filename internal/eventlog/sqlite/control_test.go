@@ -82,6 +82,9 @@ type controlBench struct {
 }
 
 func (b *controlBench) print(title string) {
+	if len(b.rows) == 0 {
+		return
+	}
 	fmt.Printf("\n%-46s %13s %10s %10s\n", title, "measured", "gate", "goal")
 	for _, row := range b.rows {
 		fmt.Println(row)

@@ -33,6 +33,9 @@ var schema string
 
 // openDB opens the file at path. Connections are made when they are first needed.
 func openDB(path string, readOnly bool) (*sql.DB, error) {
+	if err := register(); err != nil {
+		return nil, err
+	}
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
