@@ -3,13 +3,11 @@ package agent
 import (
 	"context"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -17,7 +15,6 @@ import (
 	"github.com/pinnacehq/pinnace/internal/guest"
 	"github.com/pinnacehq/pinnace/internal/guest/guesttest"
 	"github.com/pinnacehq/pinnace/internal/proxy"
-	"github.com/pinnacehq/pinnace/internal/vm"
 	"github.com/pinnacehq/pinnace/internal/vm/vmtest"
 )
 
@@ -146,145 +143,6 @@ func TestLinesAcrossAgents(t *testing.T) {
 	}
 }
 
-// TestEndedMeanwhile: an end that no agent was there to see has its cause all the same.
-func TestEndedMeanwhile(t *testing.T) {
-	for name, tt := range map[string]struct {
-		end  vmtest.End
-		play func(told <-chan struct{}) *guesttest.Workload // or the machine just ends
-		want *pinnacev1.Cause
-	}{
-		"exit": {play: func(told <-chan struct{}) *guesttest.Workload {
-			return &guesttest.Workload{Run: func(_ context.Context, p *guesttest.Process) int {
-				<-told
-				_ = p.Log(guest.StreamStderr, "last words")
-				return 7
-			}}
-		}, want: &pinnacev1.Cause{Kind: causeExited, Code: 7}},
-		"panic":         {end: vmtest.End{Panic: "no init"}, want: &pinnacev1.Cause{Kind: causeKernelPanic}},
-		"reset":         {end: vmtest.End{}, want: &pinnacev1.Cause{Kind: causeLost}},
-		"out of memory": {end: vmtest.End{OOM: true}, want: &pinnacev1.Cause{Kind: causeVMMOOM}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			l := newLab(t)
-			l.timing.backoffFirst = time.Second // for the end to be reported before the next attempt
-			told, over := make(chan struct{}), make(chan struct{})
-			ending := byHand(func(ctx context.Context, g *vmtest.FakeGuest, say func(guest.Message)) vmtest.End {
-				say(guest.Started{PID: 2, StartedAt: 1})
-				<-told
-				return tt.end
-			})
-			if tt.play != nil {
-				ending = playing(*tt.play(told))
-			}
-			l.runs("api", inTurn(func(ctx context.Context, g *vmtest.FakeGuest) vmtest.End {
-				defer close(over)
-				return ending(ctx, g)
-			}, playing(guesttest.Workload{})))
-			l.start()
-			l.deploy("api-1", l.app("api"))
-			l.leave()
-			close(told)
-			if tt.play == nil {
-				<-over
-			}
-			l.forgetReports()
-			l.start()
-			end := l.awaitAttemptEnd("api-1", 1)
-			if end.Kind != tt.want.Kind || end.Code != tt.want.Code || end.Planned {
-				t.Errorf("got %v, want %v", end, tt.want)
-			}
-			if tt.play != nil && !slices.Contains(end.LogTail, "last words") {
-				t.Errorf("its last words: %q", end.LogTail)
-			}
-			l.await("api-1", "runs again", func(r *pinnacev1.InstanceReport) bool { return r.Attempt == 2 && r.State == stateReady })
-		})
-	}
-}
-
-// TestReportOnTheConsole: the last resort, for a machine that is gone before anybody has heard its guest.
-func TestReportOnTheConsole(t *testing.T) {
-	l := newLab(t)
-	told, over := make(chan struct{}), make(chan struct{})
-	l.runs("api", func(ctx context.Context, g *vmtest.FakeGuest) vmtest.End {
-		defer close(over)
-		return byHand(func(_ context.Context, g *vmtest.FakeGuest, say func(guest.Message)) vmtest.End {
-			say(guest.Started{PID: 2, StartedAt: 1})
-			<-told
-			fmt.Fprintf(g.Console, "pinnace-exit %s {\"code\":0}\r\n", strings.Repeat("f", 32)) // the workload's own invention
-			fmt.Fprintf(g.Console, "%s\r\n", guest.ConsoleLine(strings.Repeat("0", 32), []byte(`{"code":3,"last_line":5}`)))
-			return vmtest.End{}
-		})(ctx, g)
-	})
-	l.start()
-	l.deploy("api-1", l.app("api", `restart = "never"`))
-	l.leave()
-	close(told)
-	<-over
-	l.start()
-	if end := l.awaitEnd("api-1").End; end.Kind != causeExited || end.Code != 3 {
-		t.Errorf("got %v", end)
-	}
-	lost := uint64(0)
-	_ = l.agent.logs.read(t.Context(), "api-1", 0, false, func(r logRecord) error { lost += r.Dropped; return nil })
-	if lost != 5 {
-		t.Errorf("%d lost lines are accounted for, want 5", lost)
-	}
-}
-
-// TestStopWhileAway: what the server decides while no agent is there is done by the next one.
-func TestStopWhileAway(t *testing.T) {
-	for name, decide := range map[string]func(l *lab){
-		"stop": func(l *lab) { l.stop("api-1") },
-		"take": func(l *lab) { l.take("api-1") },
-	} {
-		t.Run(name, func(t *testing.T) {
-			l := newLab(t)
-			stopped := make(chan struct{})
-			l.runs("api", playing(guesttest.Workload{Run: func(ctx context.Context, _ *guesttest.Process) int {
-				<-ctx.Done()
-				close(stopped)
-				return 0
-			}}))
-			l.start()
-			l.deploy("api-1", l.app("api"))
-			l.leave()
-			decide(l)
-			l.start()
-			select {
-			case <-stopped:
-			case <-time.After(patience):
-				t.Fatal("it was not stopped")
-			}
-			l.poll("nothing is left", l.net.empty)
-		})
-	}
-}
-
-// TestEndingGoesOn: an agent that ends while it is ending an attempt leaves the reason behind.
-func TestEndingGoesOn(t *testing.T) {
-	l := newLab(t)
-	let := make(chan struct{})
-	l.runs("api", inTurn(playing(guesttest.Workload{
-		Exec: func([]string) guest.ExecResult { return guest.ExecResult{Code: 9} },
-		Run: func(ctx context.Context, _ *guesttest.Process) int {
-			<-ctx.Done()
-			<-let
-			return 0
-		},
-	}), playing(guesttest.Workload{})))
-	l.start()
-	l.assign("dev", "api-1", l.app("api", `health.live = { type = "exec", command = ["/ping"], interval = "1s", timeout = "1s", fail = 1 }`))
-	l.await("api-1", "is being stopped", func(r *pinnacev1.InstanceReport) bool { return strings.HasPrefix(r.Message, "stopping, for") })
-	l.next()
-	l.await("api-1", "is being stopped again", func(r *pinnacev1.InstanceReport) bool { return strings.HasPrefix(r.Message, "stopping, for") })
-	close(let)
-	end := l.awaitAttemptEnd("api-1", 1)
-	if end.Kind != causeSignalled || !strings.Contains(end.Detail, "health.live failed: /ping exited with status 9") || end.Planned {
-		t.Errorf("got %v", end)
-	}
-	l.await("api-1", "runs again", func(r *pinnacev1.InstanceReport) bool { return r.Attempt == 2 && r.State == stateReady })
-}
-
 // TestTakeOverOfAStart: an attempt that was under way goes on where it was, with one machine and one number; before
 // there is a machine there is nothing to go on with.
 func TestTakeOverOfAStart(t *testing.T) {
@@ -328,86 +186,6 @@ func TestTakeOverOfAStart(t *testing.T) {
 				t.Errorf("stages: got %q, want %q", stages, want)
 			}
 		})
-	}
-}
-
-// TestNotTakenOver has what an agent must not trust: it is ended, nothing of it stays, and the instance starts anew.
-func TestNotTakenOver(t *testing.T) {
-	for name, spoil := range map[string]func(t *testing.T, dir string){
-		"damaged record": func(t *testing.T, dir string) { mustWrite(t, filepath.Join(dir, keptName), "{") },
-		"no record":      func(t *testing.T, dir string) { mustRemove(t, filepath.Join(dir, keptName)) },
-		"an older init": func(t *testing.T, dir string) {
-			b, err := os.ReadFile(filepath.Join(dir, keptName))
-			if err != nil {
-				t.Fatal(err)
-			}
-			old := strings.Replace(string(b), `"protocol":2`, `"protocol":1`, 1)
-			if old == string(b) {
-				t.Fatal("no version in ", old)
-			}
-			mustWrite(t, filepath.Join(dir, keptName), old)
-		},
-		"another instance": func(t *testing.T, dir string) {
-			if err := os.Rename(dir, filepath.Join(filepath.Dir(dir), "api-9.1")); err != nil {
-				t.Fatal(err)
-			}
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			l := newLab(t)
-			l.start()
-			l.deploy("api-1", l.app("api"))
-			dir := l.machine("api-1").Dir
-			l.leave()
-			spoil(t, dir)
-			l.driver.KillAll() // it has no process to be killed by
-			l.poll("the machine has ended", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return len(l.running) == 0 })
-			l.forgetReports()
-			l.start()
-			if r := l.awaitState("api-1", stateReady); r.Attempt != 2 {
-				t.Errorf("got attempt %d, want a new one", r.Attempt)
-			}
-			if left, err := os.ReadDir(filepath.Join(l.dir, "run", "vm")); err != nil || len(left) != 1 {
-				t.Errorf("left: %v, %v", left, err)
-			}
-		})
-	}
-}
-
-// TestOthersAreNotDisturbed: one that cannot be taken over costs the others no connection, whatever order they come in.
-func TestOthersAreNotDisturbed(t *testing.T) {
-	l := newLab(t)
-	l.runs("first", l.serves(&answer{}, 8080))
-	l.runs("last", l.serves(&answer{}, 9090))
-	l.start()
-	l.assign("dev", "first-1", l.app("first", "ports.web.port = 8080"))
-	l.assign("dev", "last-1", l.app("last", "ports.web.port = 9090"))
-	l.awaitState("first-1", stateReady)
-	l.awaitState("last-1", stateReady)
-	dir := l.machine("first-1").Dir
-	l.leave()
-	rec, err := vm.ReadRecord(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rec.StartedAt = rec.StartedAt.Add(time.Second) // of another machine
-	if err := rec.Write(); err != nil {
-		t.Fatal(err)
-	}
-	l.driver.Kill("first-1.1")
-	l.poll("the machine has ended", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return l.running["first-1"] == 0 })
-	l.forgetReports()
-	l.start()
-	l.await("first-1", "starts anew", func(r *pinnacev1.InstanceReport) bool { return r.Attempt == 2 && r.State == stateReady })
-	if got := l.proxy.history("last-1"); !slices.Equal(got, []proxy.BackendState{proxy.Active}) {
-		t.Errorf("the proxy was told %q of the other", got)
-	}
-}
-
-func mustRemove(t *testing.T, path string) {
-	t.Helper()
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
 	}
 }
 
@@ -456,49 +234,4 @@ func TestLastSeq(t *testing.T) {
 	want(open(100<<10), 1, 19)
 	mustWrite(t, newest, "")
 	want(open(100<<10), 1, uint64(20-strings.Count(string(b), "\n")))
-}
-
-// A heldPort is a guest's end of a channel on which nothing is answered while held is locked.
-type heldPort struct {
-	io.ReadWriteCloser
-	held *sync.RWMutex
-}
-
-func (p heldPort) Write(b []byte) (int, error) {
-	p.held.RLock()
-	defer p.held.RUnlock()
-	return p.ReadWriteCloser.Write(b)
-}
-
-// TestEndsBeforeAGuestAnswers has an agent that is told to end, and to stop its machines, before the guest of one that it
-// has taken over has answered it: it is stopped in order, not cut off.
-func TestEndsBeforeAGuestAnswers(t *testing.T) {
-	l := newLab(t)
-	var held sync.RWMutex
-	l.runs("api", func(ctx context.Context, g *vmtest.FakeGuest) vmtest.End {
-		return vmtest.End{Panic: guesttest.Workload{}.Boot(ctx, guesttest.Machine{
-			Control: heldPort{g.Control, &held}, Logs: g.Logs, Console: g.Console, MemoryBytes: 128 << 20,
-		})}
-	})
-	l.start()
-	l.deploy("api-1", l.app("api"))
-	l.leave()
-	held.Lock()
-	l.forgetReports()
-	if err := l.make(); err != nil {
-		t.Fatal(err)
-	}
-	inst := l.agent.instances["api-1"]
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	ended := make(chan error, 1)
-	go func() { ended <- l.agent.Run(ctx) }()
-	// However soon it answers, the agent is ending already.
-	held.Unlock()
-	if err := <-ended; err != nil {
-		t.Fatal(err)
-	}
-	if end := inst.report().End; end == nil || end.Kind != causeExited || end.Code != 0 || !end.Planned {
-		t.Errorf("it ended with %v", end)
-	}
 }

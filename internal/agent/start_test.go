@@ -207,9 +207,11 @@ func TestBootTimeout(t *testing.T) {
 		return 0
 	}}))
 	l.start()
-	l.assign("dev", "api-1", l.app("api", webPort, `rollout.boot_timeout = "1s"`, `restart = "on-failure"`))
+	// The time runs from the start of the machine, and has to be long enough on a busy host for the workload to say its line
+	// and for a check to fail.
+	l.assign("dev", "api-1", l.app("api", webPort, `rollout.boot_timeout = "10s"`, `restart = "on-failure"`))
 	end := l.awaitAttemptEnd("api-1", 1)
-	want := "not ready within boot_timeout (1s): port web (8080): connect: connection refused"
+	want := "not ready within boot_timeout (10s): port web (8080): connect: connection refused"
 	if end.Kind != causeStartFailed || end.Stage != "ready" || end.Detail != want || end.Planned {
 		t.Errorf("got %v, want %q", end, want)
 	}
