@@ -233,9 +233,10 @@ func TestFirstCluster(t *testing.T) {
 	s.server.postgres()
 	broken := func(c *v1.Config) { c.Entrypoint = []string{"/nosuch"} }
 	s.server.builds(map[string]v1.Image{
-		"db:v1": workloadImage(t, "db", nil), "shop:v1": workloadImage(t, "1", nil), "shop:v2": workloadImage(t, "2", nil),
+		"shop:v1": workloadImage(t, "1", nil), "shop:v2": workloadImage(t, "2", nil),
 		"shop:broken": workloadImage(t, "broken", broken),
 	})
+	postgresImage(t, t.TempDir(), filepath.Join(s.server.dir, "root", "images", "postgres-17.tar"), "postgres:17")
 	for _, b := range steps {
 		for _, name := range b.machines {
 			if shells[name] == nil {
