@@ -25,7 +25,7 @@ func (s *Server) assignments(v *view, host string) *pb.WatchAssignmentsResponse 
 			asg := &pb.Assignment{
 				Instance: i.ID, Environment: i.Environment, App: i.App, Ordinal: uint32(i.Ordinal), Release: string(i.Release),
 				Deployment: i.Deployment, Stop: i.Stop, Vars: vars, Parked: parked(st, i), Volumes: assignedVolumes(st, i),
-				Secrets: assignedSecrets(st, i), Logins: assignedLogins(st, i),
+				Secrets: s.assignedSecrets(st, i), Logins: assignedLogins(st, i),
 			}
 			switch {
 			case i.Run != nil: // deliver puts the command in

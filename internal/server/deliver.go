@@ -10,9 +10,12 @@ import (
 )
 
 // assignedSecrets are the bundles of an instance without their values, which deliver puts in.
-func assignedSecrets(st *fleet.State, i *fleet.Instance) []*pb.AssignedSecret {
+func (s *Server) assignedSecrets(st *fleet.State, i *fleet.Instance) []*pb.AssignedSecret {
 	var out []*pb.AssignedSecret
-	_, versions := st.Settings(i)
+	versions, known := s.secretsOf(st, i)
+	if !known {
+		return nil
+	}
 	for name := range st.Release(i.Release).Manifest.Secrets {
 		if version := versions[name]; version != 0 {
 			out = append(out, &pb.AssignedSecret{Bundle: name, Version: version})

@@ -43,6 +43,7 @@ type fakeAgent struct {
 	sentAt    time.Time // when the last of those could be sent
 	ended     []string  // how commands ended that nobody waited for any more
 	volumes   map[string]*pb.VolumeReport
+	spoilt    uint64 // the version of secrets with which nothing is ready
 }
 
 type fakeInstance struct {
@@ -195,6 +196,7 @@ func (a *fakeAgent) act(ctx context.Context, msg *pb.WatchAssignmentsResponse) {
 			i.parked = asg.GetParked()
 			a.parked = append(a.parked, fmt.Sprint(asg.GetInstance(), " ", i.parked))
 		}
+		i.rotate(asg)
 		if asg.GetStop() {
 			i.askToStop()
 		}
@@ -265,7 +267,7 @@ func (i *fakeInstance) say(state string, change func(*pb.InstanceReport)) {
 	i.agent.mu.Lock()
 	r := &pb.InstanceReport{
 		Instance: i.now.GetInstance(), Attempt: i.now.GetAttempt(), State: state, Booted: i.now.GetBooted(), ReadyAt: i.now.GetReadyAt(),
-		End: i.now.GetEnd(), Final: i.now.GetFinal(),
+		End: i.now.GetEnd(), Final: i.now.GetFinal(), SecretVersions: i.now.GetSecretVersions(),
 	}
 	if change != nil {
 		change(r)

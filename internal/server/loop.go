@@ -284,6 +284,9 @@ func (s *Server) advance(ctx context.Context, deployment string) (time.Time, err
 		if view == nil {
 			return time.Time{}, nil // it has ended
 		}
+		if d := s.rotating(deployment); d != nil {
+			return s.rotate(ctx, d, now)
+		}
 		actions, wake := rollout.Next(*view, now)
 		events, blocked, err := s.carryOut(deployment, actions, now)
 		if err != nil {

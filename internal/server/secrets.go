@@ -282,8 +282,10 @@ func (c *control) spreadSecret(st *fleet.State, req *pb.PutSecretRequest, p *pre
 		d.Secrets[p.event.Bundle] = p.event.Version
 		p.ids, p.rollouts = append(p.ids, id), append(p.rollouts, d)
 		if use.OnChange != manifest.OnChangeRollout {
-			// Nothing is replaced, so there is nothing to wait for.
 			d.Kind = fleet.KindSecrets
+		}
+		if use.OnChange == manifest.OnChangeNone {
+			// Nothing happens to what runs, so there is nothing to wait for.
 			p.rollouts = append(p.rollouts, &fleet.DeploymentFinished{Deployment: id, Outcome: fleet.Succeeded})
 		}
 	}

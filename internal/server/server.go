@@ -81,7 +81,9 @@ type Server struct {
 	tasks    *broker[*hostTask]
 	tokenUse *tokenUses
 	imports  imports
-	bound    *boundKeys
+	// rotations are changes of secrets in place.
+	rotations rotations
+	bound     *boundKeys
 	// changed fires after every commit, and after reports that say something new.
 	changed *signal
 	// putting is held while a secret or a login is made.
