@@ -6,11 +6,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/pinnacehq/pinnace/internal/eventlog"
 	"github.com/pinnacehq/pinnace/internal/eventlog/sqlite"
+	"github.com/pinnacehq/pinnace/internal/secret"
 )
 
 // killedAt runs a command that is killed at a failpoint.
@@ -79,6 +81,14 @@ func TestKillRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := headOf(t, data)
+	store, err := secret.OpenDir(filepath.Join(data, "server", "secrets"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := store.Put(t.Context(), []byte("sealed"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, point := range []string{"backup.written", "backup.named"} {
 		killedAt(t, point, "server", "backup", "--data-dir", data, backup)
 		if _, err := os.Stat(backup); (err == nil) != (point == "backup.named") {
@@ -110,6 +120,11 @@ func TestKillRestore(t *testing.T) {
 		if err != nil {
 			if out, err := commandAt(t, "", restore...); err != nil {
 				t.Errorf("after %s, again: %v\n%s", point, err, out)
+			}
+		}
+		for _, file := range []string{filepath.Join("keys", "sealed.age"), filepath.Join("secrets", strings.TrimPrefix(digest, "sha256:")+".age")} {
+			if _, err := os.Stat(filepath.Join(to, "server", file)); err != nil {
+				t.Errorf("killed at %s: there is a log, and not all that belongs to it: %v", point, err)
 			}
 		}
 		if got := headOf(t, to); got != want {

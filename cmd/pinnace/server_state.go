@@ -177,12 +177,14 @@ DATA_DIR/server/keys has none. The server needs the master key that they were se
 			if err != nil {
 				return err
 			}
-			head, err := c.restore(cmd.Context(), place, args[0])
-			if err == nil {
-				err = c.restoreSealed(cmd.Context(), place, args[0])
-			}
+			// The log comes last: where one is, nothing is restored again, so that all it rests on has to be there.
+			var head eventlog.Head
+			err = c.restoreSealed(cmd.Context(), place, args[0])
 			if err == nil {
 				err = c.restoreKeys(state.keys(c), args[0])
+			}
+			if err == nil {
+				head, err = c.restore(cmd.Context(), place, args[0])
 			}
 			if err == nil {
 				err = eventlog.RemoveDerived(filepath.Join(state.dirs.data, "server", "derived"))
