@@ -227,6 +227,9 @@ func (s *State) forgetTokens(now time.Time) {
 	}
 }
 
+// MaxJoinLife is for how long leave to join is given at most.
+const MaxJoinLife = 7 * 24 * time.Hour
+
 func (p *JoinAllowed) fold(s *State, e Event) error {
 	j := &Join{ID: p.Join, Hash: p.Hash, Host: p.Host, ExpiresAt: time.Unix(p.ExpiresUnix, 0).UTC()}
 	switch {
@@ -237,8 +240,14 @@ func (p *JoinAllowed) fold(s *State, e Event) error {
 	case s.joins.get(p.Hash) != nil:
 		return fmt.Errorf("leave to join with that secret: %w", ErrExists)
 	}
+	// Who allows it has read a clock that is right now, which cannot be said of the log's times: what was allowed a moment
+	// ago must not go because those are years ahead. When there is no room, it goes.
+	over := j.ExpiresAt.Add(-MaxJoinLife)
+	if len(s.joins.rows) >= maxJoins && e.At.After(over) {
+		over = e.At
+	}
 	for _, other := range s.joins.sorted() {
-		if !e.At.Before(other.ExpiresAt) {
+		if !over.Before(other.ExpiresAt) {
 			s.joins.put(other.Hash, nil)
 		} else if other.ID == p.Join {
 			return fmt.Errorf("leave to join %s: %w", p.Join, ErrExists)

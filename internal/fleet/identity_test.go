@@ -113,3 +113,36 @@ func TestAdmissions(t *testing.T) {
 		t.Error("a revoked or removed host is admitted, or another one is not")
 	}
 }
+
+// TestJoinsAfterAWrongClock: what the log was labelled with says nothing of join tokens that were made since.
+func TestJoinsAfterAWrongClock(t *testing.T) {
+	s := New()
+	ahead := time.Date(2036, 1, 1, 0, 0, 0, 0, time.UTC)
+	right := ahead.AddDate(-10, 0, 0)
+	seq := uint64(0)
+	tell := func(p Payload) {
+		t.Helper()
+		b, err := Encode(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seq++
+		e := Event{Seq: seq, At: ahead.Add(time.Duration(seq)), Actor: "admin", Type: p.EventType(), TypeVersion: p.EventVersion(), Payload: b}
+		if err := s.Apply(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	join := func(id, digit string, at time.Time) {
+		tell(&JoinAllowed{Join: id, Hash: anyHash(digit), ExpiresUnix: at.Unix()})
+	}
+	join("join-1", "1", right.Add(time.Hour))
+	join("join-2", "2", right.Add(2*time.Hour))
+	if s.JoinByHash(anyHash("1")) == nil || s.JoinByHash(anyHash("2")) == nil {
+		t.Error("a join token is gone that was made a moment ago")
+	}
+	tell(&HostAdmitted{Host: "h1", Join: "join-1", Key: anyHash("e"), Admission: "adm-1"})
+	join("join-3", "3", right.Add(30*24*time.Hour))
+	if s.JoinByHash(anyHash("2")) != nil {
+		t.Error("a join token that has expired for sure is kept")
+	}
+}

@@ -10,7 +10,7 @@ import (
 
 // StateVersion is that of the fold and of the records: it goes up whenever the same events may fold into a
 // state with another hash. TestStateVersion fails when that was forgotten.
-const StateVersion = 11
+const StateVersion = 12
 
 // snapshot is a state as bytes. What follows from the rest is not in it.
 type snapshot struct {

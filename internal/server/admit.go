@@ -17,7 +17,7 @@ import (
 // How long join tokens are good for.
 const (
 	joinLife    = time.Hour
-	maxJoinLife = 7 * 24 * time.Hour
+	maxJoinLife = fleet.MaxJoinLife
 )
 
 func (c *control) CreateJoinToken(ctx context.Context, req *connect.Request[pb.CreateJoinTokenRequest]) (*connect.Response[pb.CreateJoinTokenResponse], error) {
