@@ -136,7 +136,7 @@ func (d *doomed) rollOut(ctx context.Context, app, more string) {
 		must("a deployment", err, connect.CodeAborted, connect.CodeFailedPrecondition, connect.CodeNotFound, connect.CodeInvalidArgument)
 		if n%4 == 2 {
 			_, err := keepTrying(ctx, func() (any, error) {
-				return d.client.Steer(ctx, connect.NewRequest(&pb.SteerRequest{Environment: "dev", App: app, Steering: pb.Steering_STEERING_ABORT, IdempotencyKey: key}))
+				return d.client.Steer(ctx, connect.NewRequest(&pb.SteerRequest{Environment: "dev", App: app, Steering: pb.Steering_STEERING_ABORT, IdempotencyKey: "abort-" + key}))
 			})
 			must("an abort", err, connect.CodeAborted, connect.CodeFailedPrecondition, connect.CodeNotFound)
 		}

@@ -36,6 +36,7 @@ const (
 	doomedKeys     = "PINNACE_TEST_DOOMED_KEYS" // where its keys and what they seal are
 	doomedDatabase = "PINNACE_TEST_DOOMED_DATABASE"
 	doomedPoint    = "PINNACE_TEST_DOOMED_POINT"
+	doomedTTL      = "PINNACE_TEST_DOOMED_TTL" // of its lease
 	// doomedLeads is the line that it prints once it leads.
 	doomedLeads = "this one leads"
 )
@@ -43,7 +44,11 @@ const (
 // doomedEngine has a lease that runs out soon, because a killed process can't give it back.
 func doomedEngine(dir, database string) eventlog.Engine {
 	if database != "" {
-		return postgres.New(postgres.Options{URL: database, TTL: 150 * time.Millisecond})
+		ttl, err := time.ParseDuration(os.Getenv(doomedTTL))
+		if err != nil {
+			ttl = 150 * time.Millisecond
+		}
+		return postgres.New(postgres.Options{URL: database, TTL: ttl})
 	}
 	return sqlite.New(sqlite.Options{Dir: filepath.Join(dir, "log")})
 }
@@ -134,7 +139,8 @@ func doomedOptions(dir string) (Options, error) {
 type doomed struct {
 	*testing.T
 	dir, database string
-	keys          string // the directory with the keys; dir, unless two servers share them
+	keys          string        // the directory with the keys; dir, unless two servers share them
+	ttl           time.Duration // of the lease; short when 0
 	listen        [2]string
 	listeners     []*os.File
 	client        pinnacev1connect.ControlServiceClient
@@ -197,6 +203,9 @@ func (d *doomed) start(point string) {
 	// The rest of the test's environment is of no use to it.
 	d.cmd = exec.CommandContext(context.WithoutCancel(d.Context()), os.Args[0], "-test.run=TestKillServer$", "-test.timeout=0")
 	d.cmd.Env = append(os.Environ(), doomedDir+"="+d.dir, doomedKeys+"="+d.keys, doomedDatabase+"="+d.database, doomedPoint+"="+point)
+	if d.ttl > 0 {
+		d.cmd.Env = append(d.cmd.Env, doomedTTL+"="+d.ttl.String())
+	}
 	d.cmd.ExtraFiles = d.listeners
 	d.output.Reset()
 	d.cmd.Stderr = &d.output

@@ -243,7 +243,7 @@ func TestIdempotencyKeys(t *testing.T) {
 	one := p.release(text("api", 80, ""), "v1")
 	var ids []string
 	for range 2 {
-		out, err := p.client.Deploy(t.Context(), connect.NewRequest(&pb.DeployRequest{Environment: "dev", Release: one, IdempotencyKey: "k"}))
+		out, err := p.client.Deploy(t.Context(), connect.NewRequest(&pb.DeployRequest{Environment: "dev", Release: one, IdempotencyKey: "k2"}))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -230,9 +230,11 @@ func checker(t *testing.T) string {
 	return built.path
 }
 
-// CleanUp removes what the campaigns have built; TestMain calls it last.
+// CleanUp removes what the campaigns have built, which is built anew when it is needed again. TestMain calls it last, or
+// each test that runs a campaign does.
 func CleanUp() {
 	if built.path != "" {
 		_ = os.RemoveAll(filepath.Dir(built.path))
 	}
+	built.once, built.path = sync.Once{}, ""
 }
