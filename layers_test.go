@@ -24,7 +24,7 @@ var layers = []struct {
 	{"mechanisms", []string{
 		"internal/eventlog", "internal/registry", "internal/inflate", "internal/erofs", "internal/sandbox", "internal/image", "internal/kernel",
 		"internal/vm", "internal/guest", "internal/network", "internal/proxy",
-		"internal/volume", "internal/identity", "internal/secret", "internal/keyring",
+		"internal/volume", "internal/identity", "internal/secret", "internal/keyring", "internal/feed",
 	}},
 	{"values", []string{
 		"internal/manifest", "internal/release", "internal/importer", "internal/fleet", "internal/scheduler", "internal/rollout",
@@ -46,6 +46,7 @@ var forbidden = []struct {
 	{"internal/fleet", "internal/rollout", "the fold says what is, never what should be"},
 	{"internal/server", "internal/agent", "server and agent meet in the API only, or they could not be of two versions"},
 	{"internal/agent", "internal/server", "server and agent meet in the API only, or they could not be of two versions"},
+	{"internal/feed", "internal/fleet", "what is said is the server's business; a feed only says it"},
 	{"internal/agent", "internal/eventlog", "a slim agent must not link the databases"},
 	{"internal/agent", "internal/registry", "which registry client there is, is cmd's business; the agent pulls from a source"},
 	{"internal/agent", "internal/fleet", "an agent acts on its assignments alone"},

@@ -119,7 +119,9 @@ type Agent struct {
 	// taskSlots holds one for each task of the server that is being done.
 	taskSlots chan struct{}
 
-	revision uint64 // owned by the assignment loop: of the newest set in this stream
+	// Owned by the assignment loop, and of this stream: the revision of the newest set, and what has been told of the fleet.
+	revision uint64
+	follows  following
 
 	mu        sync.Mutex // guards what follows
 	instances map[string]*instance

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -34,8 +35,13 @@ func (a *Agent) assignmentLoop(ctx, instancesCtx context.Context) {
 			a.Log.Warn("the server is away; what runs goes on, and the agent keeps trying", "err", err)
 		}
 		away = true
-		sleep(ctx, a.timing.reconnect)
+		sleep(ctx, jittered(a.timing.reconnect))
 	}
+}
+
+// jittered is d, give or take half of it: when a server has gone, all agents have noticed at the same time.
+func jittered(d time.Duration) time.Duration {
+	return d/2 + rand.N(d+1) //nolint:gosec // nobody gains by guessing it
 }
 
 // followAssignments joins the server and acts on one stream until it breaks, and returns why. joined is called
@@ -48,16 +54,20 @@ func (a *Agent) followAssignments(ctx, instancesCtx context.Context, joined func
 	defer cancel(nil)
 	quiet := time.AfterFunc(a.timing.silence, func() { cancel(errQuiet) })
 	defer quiet.Stop()
-	stream, err := a.Server.WatchAssignments(streamCtx, connect.NewRequest(&pinnacev1.WatchAssignmentsRequest{Host: a.Host.Id}))
+	stream, err := a.Server.WatchAssignments(streamCtx, connect.NewRequest(&pinnacev1.WatchAssignmentsRequest{Host: a.Host.Id, Follows: true}))
 	if err != nil {
 		return fmt.Errorf("watch assignments: %w", err)
 	}
 	// A server that was restored from a backup counts its revisions from an earlier one.
 	a.revision = 0
+	a.follows = following{}
 	joined()
 	for stream.Receive() {
 		quiet.Reset(a.timing.silence)
-		a.receive(instancesCtx, stream.Msg())
+		if err := a.receive(instancesCtx, stream.Msg()); err != nil {
+			cancel(err) // before the stream is closed, which reads it to its end
+			return errors.Join(err, stream.Close())
+		}
 	}
 	err = errors.Join(stream.Err(), stream.Close())
 	switch {
@@ -83,9 +93,18 @@ func (a *Agent) join(ctx context.Context) error {
 	return nil
 }
 
-// receive acts on one message of the stream.
-func (a *Agent) receive(ctx context.Context, msg *pinnacev1.WatchAssignmentsResponse) {
-	if msg.Complete && msg.Revision >= a.revision {
+// receive acts on one message of the stream. After an error the stream is of no use any more.
+func (a *Agent) receive(ctx context.Context, msg *pinnacev1.WatchAssignmentsResponse) error {
+	if err := a.follows.take(msg); err != nil || msg.More {
+		return err
+	}
+	old := msg.Complete && msg.Revision < a.revision
+	if !old {
+		if f, ok := a.follows.fleet(a.Host.Id, msg); ok {
+			a.routes.setFleet(f)
+		}
+	}
+	if msg.Complete && !old {
 		first := a.revision == 0
 		a.revision = msg.Revision
 		a.act(ctx, msg, first)
@@ -100,6 +119,7 @@ func (a *Agent) receive(ctx context.Context, msg *pinnacev1.WatchAssignmentsResp
 	for _, task := range msg.HostTasks {
 		a.running.Go(func() { a.serveTask(ctx, task) })
 	}
+	return nil
 }
 
 // act makes the set of instances that run follow the assignments. first tells that it is the first set of a
@@ -109,8 +129,6 @@ func (a *Agent) act(ctx context.Context, msg *pinnacev1.WatchAssignmentsResponse
 	for _, r := range msg.Releases {
 		releases[r.Id] = r
 	}
-	a.routes.setFleet(fleetOf(msg))
-
 	logins := map[string][]Login{}
 	for i, asg := range msg.Assignments {
 		msg.Assignments[i], logins[asg.Instance] = splitLogins(asg)

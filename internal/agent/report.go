@@ -33,7 +33,7 @@ func (a *Agent) reportLoop(ctx context.Context) {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(a.timing.reconnect):
+			case <-time.After(jittered(a.timing.reconnect)):
 				a.changed()
 			}
 		}

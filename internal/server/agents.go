@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"maps"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -48,7 +49,9 @@ func (a *agents) Join(ctx context.Context, req *connect.Request[pb.JoinRequest])
 		return nil, err
 	}
 	a.observed.joined(h.GetId(), a.now())
-	a.observed.reachedAt(h.GetId(), h.GetPeerAddress())
+	if a.observed.reachedAt(h.GetId(), h.GetPeerAddress()) {
+		a.feeds.reached(h.GetId())
+	}
 	a.notice()
 	return connect.NewResponse(&pb.JoinResponse{ServerVersion: a.opts.Version, Head: a.logHead(), SeenHash: seen}), nil
 }
@@ -77,15 +80,22 @@ func (a *agents) Report(ctx context.Context, req *connect.Request[pb.ReportReque
 	was, _ := a.observed.connected(host, now)
 	// What is not placed on the host is none of its business, and would be kept for nothing.
 	req.Msg.Instances = a.placedOn(host, req.Msg.GetInstances())
-	changed := a.observed.reported(req.Msg, now)
+	changed, moved := a.observed.reported(req.Msg, now)
 	reportTaken.Hit()
 	if strays := a.straysOf(req.Msg); req.Msg.GetVolumesListed() && a.observed.sawStrays(host, strays) {
 		if len(strays) > 0 {
 			a.log.WarnContext(ctx, "volumes are left of imports that failed, and are removed", "host", host, "volumes", strays)
 		}
 		was = false // its assignments are others now
+		a.feeds.wake([]string{host})
 	}
+	news := false
 	a.ledger.read(func(st *fleet.State) {
+		news = a.isNews(st, req.Msg, now)
+		if len(moved) > 0 {
+			a.feeds.moved(st, moved)
+			a.feeds.wake([]string{host}) // what is assigned may wait for what the host says of itself
+		}
 		for _, r := range changed {
 			i := st.Instance(r.GetInstance())
 			if i == nil || i.Run != nil {
@@ -96,12 +106,23 @@ func (a *agents) Report(ctx context.Context, req *connect.Request[pb.ReportReque
 			}
 		}
 	})
-	if len(changed) > 0 || !was {
-		a.notice()
-	} else {
+	if news {
+		a.observed.queue(req.Msg)
 		a.poke()
 	}
+	if len(changed) > 0 || !was {
+		a.notice()
+	}
 	return connect.NewResponse(&pb.ReportResponse{Head: a.logHead()}), nil
+}
+
+// isNews reports whether a report has something that the log has not: most are signs of life and nothing else, which the
+// loop need not look at.
+func (a *agents) isNews(st *fleet.State, r *pb.ReportRequest, now time.Time) bool {
+	return len(removals(st, r)) > 0 || slices.ContainsFunc(r.GetInstances(), func(report *pb.InstanceReport) bool {
+		i := st.Instance(report.GetInstance())
+		return i != nil && len(facts(i, report, a.observed.instance(i.ID), now)) > 0
+	})
 }
 
 func (a *agents) placedOn(host string, reports []*pb.InstanceReport) []*pb.InstanceReport {
@@ -121,11 +142,14 @@ func (a *agents) WatchAssignments(ctx context.Context, req *connect.Request[pb.W
 	if err := a.knownHost(host); err != nil {
 		return err
 	}
+	if canFollow(req) {
+		return a.follow(ctx, host, stream)
+	}
 	a.views.watched(1)
 	defer a.views.watched(-1)
 	var sent *pb.WatchAssignmentsResponse
 	var seen *view
-	asked, given, handed := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	told := newHanded()
 	alive := time.NewTicker(keepAlive)
 	defer alive.Stop()
 	quiet, lacking := false, false
@@ -138,18 +162,7 @@ func (a *agents) WatchAssignments(ctx context.Context, req *connect.Request[pb.W
 		}
 		// An agent knows of an instance by a view that has it. What somebody wants of one waits for that.
 		early := func(instance string) bool { return !v.has(instance) && v.changes != a.changed.count() }
-		var requests []*pb.LogRequest
-		var tasks []*pb.ExecTask
-		var errands []*pb.HostTask
-		for _, w := range a.logs.waiting(host, asked, early) {
-			requests = append(requests, w.request)
-		}
-		for _, t := range a.execs.waiting(host, given, early) {
-			tasks = append(tasks, t.task)
-		}
-		for _, t := range a.tasks.waiting(host, handed, early) {
-			errands = append(errands, t.task)
-		}
+		requests, tasks, errands := a.wantedOf(host, told, early)
 		switch {
 		case sent == nil || (set != sent && !sameSet(sent, set)):
 			sent = set
@@ -187,6 +200,25 @@ func (a *agents) WatchAssignments(ctx context.Context, req *connect.Request[pb.W
 			}
 		}
 	}
+}
+
+// handed is what an agent was told that somebody wants of its host, by kind and id.
+type handed struct{ logs, execs, tasks map[string]bool }
+
+func newHanded() handed { return handed{map[string]bool{}, map[string]bool{}, map[string]bool{}} }
+
+// wantedOf is what is wanted of a host that its agent was not told yet.
+func (a *agents) wantedOf(host string, t handed, early func(instance string) bool) (requests []*pb.LogRequest, tasks []*pb.ExecTask, errands []*pb.HostTask) {
+	for _, w := range a.logs.waiting(host, t.logs, early) {
+		requests = append(requests, w.request)
+	}
+	for _, w := range a.execs.waiting(host, t.execs, early) {
+		tasks = append(tasks, w.task)
+	}
+	for _, w := range a.tasks.waiting(host, t.tasks, early) {
+		errands = append(errands, w.task)
+	}
+	return requests, tasks, errands
 }
 
 // sameSet compares two sets without their revisions, which are positions in the log and grow with every event.

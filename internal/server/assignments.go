@@ -11,45 +11,52 @@ import (
 
 // assignments is everything that a host is to run, with what it needs for that: the manifests and images of
 // the releases, by digest, and the names and ports of the environments. Its revision is the position in the
-// log, so that a later set has a larger one, across restarts of the server too.
-func (s *Server) assignments(v *view, host string) *pb.WatchAssignmentsResponse {
-	out := &pb.WatchAssignmentsResponse{Complete: true}
+// log, so that a later set has a larger one, across restarts of the server too. It is what agents get that do not follow
+// changes, and what the others know by now.
+func (s *Server) assignments(v *view, host string) (out *pb.WatchAssignmentsResponse) {
 	now := s.now()
 	v.read(func(st *fleet.State) {
-		out.Revision = st.Seq()
-		out.RemovedVolumes = append(removedVolumes(st, host), s.observed.straysOn(host)...)
-		h := st.Host(host)
-		environments, releases := map[string]bool{}, map[string]bool{}
-		for _, i := range st.InstancesOn(host) {
-			vars, _ := st.Settings(i)
-			asg := &pb.Assignment{
-				Instance: i.ID, Environment: i.Environment, App: i.App, Ordinal: uint32(i.Ordinal), Release: string(i.Release),
-				Deployment: i.Deployment, Stop: i.Stop, Vars: vars, Parked: parked(st, i), Volumes: assignedVolumes(st, i),
-				Secrets: s.assignedSecrets(st, i), Logins: assignedLogins(st, i),
-			}
-			switch {
-			case i.Run != nil: // deliver puts the command in
-				asg.Once, asg.Task = true, []string{i.Run.Sealed}
-			case i.Task:
-				asg.Task = st.Release(i.Release).Manifest.Rollout.Before.Command
-			}
-			out.Assignments = append(out.Assignments, asg)
-			environments[i.Environment] = true
-			if !releases[string(i.Release)] {
-				releases[string(i.Release)] = true
-				out.Releases = append(out.Releases, assignedRelease(st.Release(i.Release), h.Architecture))
-			}
-		}
+		var here map[string]bool
+		out, here = s.ownAssignments(st, host)
 		for _, env := range st.Environments() {
-			if environments[env.Name] {
+			if here[env.Name] {
 				out.Environments = append(out.Environments, v.environment(env.Name))
 			}
 		}
 		s.addElsewhere(v, st, host, out, now)
 	})
+	return out
+}
+
+// ownAssignments is what a host is to run itself, and the environments of that.
+func (s *Server) ownAssignments(st *fleet.State, host string) (out *pb.WatchAssignmentsResponse, here map[string]bool) {
+	out = &pb.WatchAssignmentsResponse{Complete: true, Revision: st.Seq(), RemovedVolumes: append(removedVolumes(st, host), s.observed.straysOn(host)...)}
+	h := st.Host(host)
+	here = map[string]bool{}
+	releases := map[string]bool{}
+	for _, i := range st.InstancesOn(host) {
+		vars, _ := st.Settings(i)
+		asg := &pb.Assignment{
+			Instance: i.ID, Environment: i.Environment, App: i.App, Ordinal: uint32(i.Ordinal), Release: string(i.Release),
+			Deployment: i.Deployment, Stop: i.Stop, Vars: vars, Parked: parked(st, i), Volumes: assignedVolumes(st, i),
+			Secrets: s.assignedSecrets(st, i), Logins: assignedLogins(st, i),
+		}
+		switch {
+		case i.Run != nil: // deliver puts the command in
+			asg.Once, asg.Task = true, []string{i.Run.Sealed}
+		case i.Task:
+			asg.Task = st.Release(i.Release).Manifest.Rollout.Before.Command
+		}
+		out.Assignments = append(out.Assignments, asg)
+		here[i.Environment] = true
+		if !releases[string(i.Release)] {
+			releases[string(i.Release)] = true
+			out.Releases = append(out.Releases, assignedRelease(st.Release(i.Release), h.Architecture))
+		}
+	}
 	slices.SortFunc(out.Assignments, func(a, b *pb.Assignment) int { return cmp.Compare(a.GetInstance(), b.GetInstance()) })
 	slices.SortFunc(out.Releases, func(a, b *pb.AssignedRelease) int { return cmp.Compare(a.GetId(), b.GetId()) })
-	return out
+	return out, here
 }
 
 // parked reports whether an instance is passed over for new connections: in a blue-green deployment one side has all of
@@ -88,13 +95,17 @@ func assignedRelease(r *fleet.Release, architecture string) *pb.AssignedRelease 
 func assignedEnvironment(st *fleet.State, name string) *pb.AssignedEnvironment {
 	out := &pb.AssignedEnvironment{Name: name}
 	for _, app := range st.Apps(name) {
-		v4, v6 := app.VirtualAddresses()
-		out.Apps = append(out.Apps, &pb.AssignedApp{
-			App: app.Name, VirtualAddress: v4.String(), VirtualAddressV6: v6.String(), Ports: assignedPorts(st, app),
-			Routes: assignedRoutes(st, app),
-		})
+		out.Apps = append(out.Apps, assignedApp(st, app))
 	}
 	return out
+}
+
+func assignedApp(st *fleet.State, app *fleet.App) *pb.AssignedApp {
+	v4, v6 := app.VirtualAddresses()
+	return &pb.AssignedApp{
+		App: app.Name, VirtualAddress: v4.String(), VirtualAddressV6: v6.String(), Ports: assignedPorts(st, app),
+		Routes: assignedRoutes(st, app),
+	}
 }
 
 // assignedPorts are the ports of all releases in force. While one release replaces another they may differ;

@@ -338,7 +338,7 @@ func (d *doomed) live(during func()) {
 	defer cancel()
 	for n := range 3 {
 		a := &loadAgent{id: fmt.Sprint("host-", n), running: map[string]bool{}, again: 20 * time.Millisecond}
-		a.client = (&load{T: d.T, agentURL: "http://" + d.listen[1], client: d.client}).admit(a.id)
+		a.client = admitPlainly(d.T, d.client, "http://"+d.listen[1], a.id)
 		hosts.Go(func() { a.run(ctx) })
 	}
 	asking, enough := context.WithCancel(ctx)

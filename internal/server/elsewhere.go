@@ -23,11 +23,15 @@ const (
 	remoteNone     = "none"
 )
 
-// reachedAt notes where other hosts' proxies reach that of a host, which its agent says when it joins.
-func (o *observed) reachedAt(host, address string) {
+// reachedAt notes where other hosts' proxies reach that of a host, which its agent says when it joins, and tells whether
+// that is news.
+func (o *observed) reachedAt(host, address string) (news bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.host(host).peerAddress = address
+	h := o.host(host)
+	news = h.peerAddress != address
+	h.peerAddress = address
+	return news
 }
 
 // checkPeerAddress refuses what other hosts cannot connect to.
@@ -92,9 +96,13 @@ func (s *Server) addElsewhere(v *view, st *fleet.State, host string, out *pb.Wat
 
 // bindsPublic reports whether public ports are bound on a host.
 func bindsPublic(st *fleet.State, host string) bool {
-	binds := func(h *fleet.Host) bool { return h.Labels[labelIngress] != "" && h.Labels[labelIngress] != "false" }
 	h := st.Host(host)
-	return h != nil && binds(h) || !slices.ContainsFunc(st.Hosts(), binds)
+	return h != nil && isIngress(h) || !slices.ContainsFunc(st.Hosts(), isIngress)
+}
+
+// isIngress reports whether a host is labelled as one that binds public ports.
+func isIngress(h *fleet.Host) bool {
+	return h.Labels[labelIngress] != "" && h.Labels[labelIngress] != "false"
 }
 
 // leadsOutside reports whether an app is reached from outside its environment.
@@ -102,7 +110,7 @@ func leadsOutside(app *pb.AssignedApp) bool {
 	return len(app.GetRoutes()) > 0 || slices.ContainsFunc(app.GetPorts(), func(p *pb.AssignedPort) bool { return p.GetExpose() == manifest.ExposePublic })
 }
 
-// elsewhere are the instances of an app that other hosts have, and what connections they get.
+// elsewhere are the instances of an app that other hosts than one have, and what connections they get.
 func (s *Server) elsewhere(st *fleet.State, app *fleet.App, host string, now time.Time) []*pb.RemoteInstance {
 	var out []*pb.RemoteInstance
 	served, away := false, map[*pb.RemoteInstance]bool{} // by a host that is there

@@ -137,7 +137,7 @@ func TestObservedReadiness(t *testing.T) {
 	since(say(4, stateReady, 1), 4, false)
 	since(say(5, stateReady, 2), 5, false)
 	for range 3 * maxQueued {
-		say(6, stateReady, 2)
+		o.queue(&pb.ReportRequest{Host: "h"})
 	}
 	if n := len(o.drain()); n != maxQueued {
 		t.Errorf("%d reports wait, want at most %d", n, maxQueued)

@@ -75,7 +75,7 @@ func TestFailOver(t *testing.T) {
 	defer cancel()
 	for n := range 3 {
 		a := &loadAgent{id: fmt.Sprint("host-", n), running: map[string]bool{}, again: 20 * time.Millisecond}
-		certificate := (&load{T: t, agentURL: "http://" + first.listen[1], client: first.client}).certificate(a.id)
+		certificate := admittedPlainly(t, first.client, "http://"+first.listen[1], a.id)
 		a.client = pinnacev1connect.NewAgentServiceClient(&http.Client{Transport: withCertificate{certificate, agents}}, "http://any")
 		hosts.Go(func() { a.run(ctx) })
 	}

@@ -15,6 +15,7 @@ import (
 
 	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
+	"github.com/pinnacehq/pinnace/internal/feed"
 	"github.com/pinnacehq/pinnace/internal/manifest"
 )
 
@@ -24,6 +25,8 @@ type fakeAgent struct {
 	client pinnacev1connect.AgentServiceClient
 	facts  *pb.HostFacts
 	stop   context.CancelFunc
+	// before makes it one of the version before, which does not follow changes.
+	before bool
 	done   sync.WaitGroup
 	report chan struct{}
 
@@ -43,7 +46,8 @@ type fakeAgent struct {
 	sentAt    time.Time // when the last of those could be sent
 	ended     []string  // how commands ended that nobody waited for any more
 	volumes   map[string]*pb.VolumeReport
-	spoilt    uint64 // the version of secrets with which nothing is ready
+	spoilt    uint64     // the version of secrets with which nothing is ready
+	known     feed.Known // of the stream
 }
 
 type fakeInstance struct {
@@ -141,7 +145,10 @@ func (a *fakeAgent) follow(ctx context.Context) {
 	for ctx.Err() == nil {
 		_, err := a.client.Join(ctx, connect.NewRequest(&pb.JoinRequest{Host: a.facts}))
 		if err == nil {
-			if stream, err := a.client.WatchAssignments(ctx, connect.NewRequest(&pb.WatchAssignmentsRequest{Host: a.id})); err == nil {
+			if stream, err := a.client.WatchAssignments(ctx, connect.NewRequest(&pb.WatchAssignmentsRequest{Host: a.id, Follows: !a.before})); err == nil {
+				a.mu.Lock()
+				a.known = feed.Known{}
+				a.mu.Unlock()
 				for stream.Receive() {
 					a.act(ctx, stream.Msg())
 				}
@@ -156,6 +163,7 @@ func (a *fakeAgent) follow(ctx context.Context) {
 }
 
 func (a *fakeAgent) act(ctx context.Context, msg *pb.WatchAssignmentsResponse) {
+	a.hear(msg)
 	a.meet(msg)
 	for _, r := range msg.GetLogRequests() {
 		a.done.Go(func() { a.sendLogs(ctx, r) })
@@ -183,7 +191,7 @@ func (a *fakeAgent) act(ctx context.Context, msg *pb.WatchAssignmentsResponse) {
 	}
 	a.revision = msg.GetRevision()
 	a.keepVolumes(msg)
-	a.assigned, a.networks = map[string]*pb.Assignment{}, msg.GetEnvironments()
+	a.assigned = map[string]*pb.Assignment{}
 	wanted := map[string]bool{}
 	for _, asg := range msg.GetAssignments() {
 		wanted[asg.GetInstance()] = true
@@ -206,6 +214,27 @@ func (a *fakeAgent) act(ctx context.Context, msg *pb.WatchAssignmentsResponse) {
 			i.askToStop()
 			delete(a.instances, id)
 		}
+	}
+}
+
+// hear takes in what a message says of the fleet.
+func (a *fakeAgent) hear(msg *pb.WatchAssignmentsResponse) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if msg.GetComplete() && msg.GetFleetApart() == a.before {
+		a.problems = append(a.problems, fmt.Sprintf("a set has the fleet apart: %v", msg.GetFleetApart()))
+	}
+	if a.before {
+		if msg.GetComplete() {
+			a.networks = msg.GetEnvironments()
+		}
+		return
+	}
+	if err := a.known.Apply(msg.GetFleetChanges()); err != nil {
+		a.problems = append(a.problems, err.Error())
+	}
+	if !msg.GetMore() {
+		_, a.networks = a.known.Fleet(a.id)
 	}
 }
 

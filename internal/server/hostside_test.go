@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"net/http"
 	"sync"
+	"testing"
 	"time"
 
 	"connectrpc.com/connect"
@@ -111,4 +112,28 @@ func (p *plane) hostClient(id string) pinnacev1connect.AgentServiceClient {
 
 func (p *plane) clientWith(certificate []byte) pinnacev1connect.AgentServiceClient {
 	return pinnacev1connect.NewAgentServiceClient(&http.Client{Transport: withCertificate{certificate, p.agentSide.Transport}}, p.agentAPI.URL)
+}
+
+// admitPlainly has a host let in by a server in another process, and gives what it speaks to that with: a connection of its
+// own, without TLS.
+func admitPlainly(t *testing.T, control pinnacev1connect.ControlServiceClient, at, id string) pinnacev1connect.AgentServiceClient {
+	t.Helper()
+	proof := withCertificate{admittedPlainly(t, control, at, id), httpClient("").Transport}
+	return pinnacev1connect.NewAgentServiceClient(&http.Client{Transport: proof}, at)
+}
+
+// admittedPlainly is the certificate of a host that is let in so.
+func admittedPlainly(t *testing.T, control pinnacev1connect.ControlServiceClient, at, id string) []byte {
+	t.Helper()
+	token, err := control.CreateJoinToken(t.Context(), connect.NewRequest(&pb.CreateJoinTokenRequest{Host: id}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := httpClient("")
+	defer own.CloseIdleConnections()
+	res, err := pinnacev1connect.NewAgentServiceClient(own, at).Admit(t.Context(), connect.NewRequest(&pb.AdmitRequest{Token: token.Msg.GetSecret(), Host: id, Request: testRequest()}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.Msg.GetCertificate()
 }

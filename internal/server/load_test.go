@@ -1,259 +1,184 @@
 package server
 
 import (
-	"bufio"
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
-	"net/http"
+	"maps"
 	"os"
-	"os/exec"
-	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
-	"github.com/pinnacehq/pinnace/internal/api/pinnace/v1/pinnacev1connect"
-	"github.com/pinnacehq/pinnace/internal/eventlog/sqlite"
 )
 
-// asLoadServer has the test binary be the server that TestBenchAgents loads, with its log in that directory.
-const asLoadServer = "PINNACE_TEST_LOAD_SERVER"
+// loadSize is how much there is of everything in a run under load.
+type loadSize struct {
+	agents, environments, apps, instances int // apps of each environment, instances of each app
+	callers                               int
+	quiet, asking                         time.Duration
+}
 
-// What the bench is made of. PINNACE_BENCH_AGENTS has another number of agents.
+// Gates of the run with 1,000 agents and 10,000 instances.
 const (
-	loadAgents       = 1000
-	loadEnvironments = 10
-	loadApps         = 10 // of each environment
-	loadInstances    = 100
-	loadCallers      = 8
-	loadHeartbeat    = 2 * time.Second // as the agent's
+	gateCall   = 100.0 // ms, p99
+	gateMemory = 512.0 // MiB
 )
 
-// TestBenchAgents puts a server, a process of its own with its log on the disk, under 1,000 agents that speak the real
-// protocol, each with a connection of its own, and 10,000 instances. It asks what people ask, deploys meanwhile, and
-// fails where a gate is not met: make bench-control.
+// TestBenchAgents puts a server, a process of its own with its log on the disk, under 1,000 agents, in another process, that
+// speak the real protocol over TLS, each on a connection of its own, and 10,000 instances. It asks what people ask, from
+// a third process, while apps are scaled and deployed, starts the server again, and fails where a gate is not met: make
+// bench-control. PINNACE_BENCH_AGENTS has another number of agents, with ten instances each.
 func TestBenchAgents(t *testing.T) {
-	if dir := os.Getenv(asLoadServer); dir != "" {
-		serveLoad(t, dir)
-		return
-	}
+	asChild(t)
 	if os.Getenv("PINNACE_BENCH_CONTROL") == "" {
 		t.Skip("measures; run with make bench-control")
 	}
-	agents := loadAgents
+	size := loadSize{agents: 1000, environments: 10, apps: 10, instances: 100, callers: 8, quiet: 20 * time.Second, asking: 30 * time.Second}
 	if n, err := strconv.Atoi(os.Getenv("PINNACE_BENCH_AGENTS")); err == nil {
-		agents = n
+		size.agents, size.instances = n, max(1, n/10)
 	}
-	b := startLoad(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	all := make([]*loadAgent, agents)
+	runLoad(t, size, true)
+}
+
+// TestManyAgents is a small size of that, without gates: through joins, deploys and another server every agent ends with
+// exactly what it should have.
+func TestManyAgents(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	runLoad(t, loadSize{agents: 20, environments: 2, apps: 2, instances: 25, callers: 4, asking: time.Second}, false)
+}
+
+// runLoad goes through the life of a fleet, and prints what it took.
+func runLoad(t *testing.T, size loadSize, gates bool) {
+	b := startLoad(t, size)
+	table := &loadTable{T: t, gates: gates}
 	begin := time.Now()
-	for n := range all {
-		all[n] = &loadAgent{id: fmt.Sprintf("host-%04d", n), running: map[string]bool{}}
-		all[n].client = b.admit(all[n].id)
-		wg.Go(func() { all[n].run(ctx) })
-	}
-	b.until("all hosts are there", func() (int, int) {
-		n := 0
-		for _, a := range all {
-			if a.joined.Load() {
-				n++
-			}
-		}
-		return n, agents
-	})
+	b.until("all hosts are there", func(s loadStatus) bool { return s.joined == size.agents })
 	joined := time.Since(begin)
 	begin = time.Now()
-	scale := agents * loadEnvironments * loadApps * loadInstances / loadAgents / (loadEnvironments * loadApps)
-	b.fill(scale)
-	want := scale * loadEnvironments * loadApps
-	b.until("all instances run", func() (int, int) {
-		n := 0
-		for _, a := range all {
-			n += int(a.count.Load())
-		}
-		return n, want
-	})
-	filled := time.Since(begin)
-	settled := b.memory()
-	cpuBefore, idle := b.cpu(), time.Now()
-	time.Sleep(5 * time.Second)
-	quiet := float64(b.cpu()-cpuBefore) / float64(time.Since(idle))
-	took := b.ask(20 * time.Second)
-	hwm := b.memory()
-	fmt.Printf("\n%-46s %12s %10s %10s\n", fmt.Sprintf("%d agents, %d instances", agents, want), "measured", "gate", "goal")
-	p := func(q float64) float64 { return float64(took[int(q*float64(len(took)-1))].Microseconds()) / 1000 }
-	row := func(what string, got, gate float64, unit string) {
-		mark := ""
-		if got > gate {
-			mark = "  MISSED"
-			t.Errorf("%s: %.1f %s, the gate is %.0f", what, got, unit, gate)
-		}
-		fmt.Printf("%-46s %9.1f %-3s %6.0f %-3s%s\n", what, got, unit, gate, unit, mark)
+	b.fill()
+	b.until("all instances run", func(s loadStatus) bool { return s.running == b.instances() })
+	filled, filling := time.Since(begin), b.status()
+	b.check()
+	var idle float64
+	if size.quiet > 0 {
+		before, since := b.cpu(), time.Now()
+		time.Sleep(size.quiet)
+		idle = float64(b.cpu()-before) / float64(time.Since(since))
 	}
-	row("API call, p99, while apps are deployed", p(0.99), 100, "ms")
-	row("RSS of the server, most", hwm, 512, "MiB")
-	fmt.Printf("  p50 %.1f ms of %d calls by %d callers; all hosts joined in %.1f s, all instances were ready in %.1f s\n",
-		p(0.5), len(took), loadCallers, joined.Seconds(), filled.Seconds())
-	fmt.Printf("  %.0f MiB when all run, %.2f cores of CPU for heartbeats every %s\n", settled, quiet, loadHeartbeat)
+	settled := b.memory("VmRSS:")
+	before, since := b.cpu(), time.Now()
+	calls := b.ask(size.asking)
+	busy := float64(b.cpu()-before) / float64(time.Since(since))
+	b.settle()
+	b.check()
+	most := b.memory("VmHWM:")
+
+	begin = time.Now()
+	b.restart()
+	b.until("all hosts are back", func(s loadStatus) bool { return s.back == size.agents })
+	back := time.Since(begin)
+	b.settle()
+	b.check()
+	again := b.memory("VmHWM:")
+
+	table.head(fmt.Sprintf("%d agents, %d instances", size.agents, b.instances()))
+	table.calls(calls)
+	table.row("RSS of the server, most, until all was asked", most, gateMemory, "MiB")
+	table.row("RSS of the server, most, after it started again", again, gateMemory, "MiB")
+	table.say("RSS of the server while all run", settled, "MiB")
+	table.say("all hosts joined", joined.Seconds(), "s")
+	table.say("all instances were ready, from no environment", filled.Seconds(), "s")
+	table.say("agents were sent meanwhile", float64(filling.bytes)/(1<<20), "MiB")
+	table.say("server started again: all hosts are back", back.Seconds(), "s")
+	table.say("processors used when nothing changes", idle, "")
+	table.say("processors used while people ask and deploy", busy, "")
 }
 
-// load is a server under load and those who call it.
-type load struct {
+// loadTable prints figures with their gates.
+type loadTable struct {
 	*testing.T
-	agentURL string
-	pid      int
-	client   pinnacev1connect.ControlServiceClient
-	releases [2][loadApps]string
+	gates bool
 }
 
-func startLoad(t *testing.T) *load {
-	t.Helper()
-	args := []string{"-test.run=TestBenchAgents$", "-test.v", "-test.timeout=0"}
-	if profile := os.Getenv("PINNACE_BENCH_PROFILE"); profile != "" { // of the server
-		args = append(args, "-test.cpuprofile="+profile)
+func (l *loadTable) head(title string) {
+	fmt.Printf("\n%-52s %10s %10s %10s %10s\n", title, "p50", "p99", "most", "gate")
+}
+
+// calls are the times of calls by what was called.
+func (l *loadTable) calls(calls map[string][]time.Duration) {
+	var all []time.Duration
+	for _, what := range slices.Sorted(maps.Keys(calls)) {
+		all = append(all, calls[what]...)
+		l.times(fmt.Sprintf("%s (%d)", what, len(calls[what])), calls[what], false)
 	}
-	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], args...)
-	cmd.Env = append(os.Environ(), asLoadServer+"="+t.TempDir())
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		in.Close() // it ends then
-		_ = cmd.Wait()
-	})
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		var api, agents string
-		if n, _ := fmt.Sscanf(lines.Text(), "serving %s %s", &api, &agents); n == 2 {
-			return &load{T: t, agentURL: agents, pid: cmd.Process.Pid, client: pinnacev1connect.NewControlServiceClient(httpClient(adminToken), api)}
+	l.times(fmt.Sprintf("all calls (%d)", len(all)), all, true)
+}
+
+func (l *loadTable) times(what string, took []time.Duration, gate bool) {
+	slices.Sort(took)
+	ms := func(q float64) float64 { return float64(took[int(q*float64(len(took)-1))].Microseconds()) / 1000 }
+	line := fmt.Sprintf("%-52s %7.1f ms %7.1f ms %7.1f ms", what, ms(0.5), ms(0.99), ms(1))
+	if gate && l.gates {
+		line += fmt.Sprintf(" %7.0f ms", gateCall)
+		if ms(0.99) > gateCall {
+			line += "  MISSED"
+			l.Errorf("API calls: p99 %.1f ms, the gate is %.0f", ms(0.99), gateCall)
 		}
 	}
-	t.Fatal("the server did not start")
-	return nil
+	fmt.Println(line)
 }
 
-// serveLoad is the server's process. It ends when its stdin does.
-func serveLoad(t *testing.T, dir string) {
-	s, err := New(t.Context(), Options{
-		Engine: sqlite.New(sqlite.Options{Dir: dir}), Logger: slog.New(slog.DiscardHandler), AdminToken: adminToken, Authority: testAuthority(), HostTimeout: time.Minute,
-	})
-	if err != nil {
-		t.Fatal(err)
+func (l *loadTable) row(what string, got, gate float64, unit string) {
+	line := fmt.Sprintf("%-52s %31.1f %s %6.0f %s", what, got, unit, gate, unit)
+	if got > gate && l.gates {
+		line += "  MISSED"
+		l.Errorf("%s: %.1f %s, the gate is %.0f", what, got, unit, gate)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx) }()
-	var apiTo, agentsTo atomic.Pointer[http.Handler]
-	api, agents := s.Handler(), s.AgentHandler()
-	apiTo.Store(&api)
-	agentsTo.Store(&agents)
-	apiSide, agentSide := listen(t, &apiTo), listen(t, &agentsTo, provenHost)
-	fmt.Printf("serving %s %s\n", apiSide.URL, agentSide.URL)
-	_, _ = bufio.NewReader(os.Stdin).ReadByte()
-	apiSide.CloseClientConnections()
-	agentSide.CloseClientConnections()
-	cancel()
-	if err := errors.Join(<-ended, s.Close()); err != nil {
-		t.Error(err)
-	}
+	fmt.Println(line)
 }
 
-// admit has a host let in, and gives what it speaks to the server with: a connection of its own.
-func (b *load) admit(id string) pinnacev1connect.AgentServiceClient {
-	b.Helper()
-	return pinnacev1connect.NewAgentServiceClient(&http.Client{Transport: withCertificate{b.certificate(id), httpClient("").Transport}}, b.agentURL)
-}
-
-// certificate is that of a host which is let in.
-func (b *load) certificate(id string) []byte {
-	b.Helper()
-	token, err := b.client.CreateJoinToken(b.Context(), connect.NewRequest(&pb.CreateJoinTokenRequest{Host: id}))
-	if err != nil {
-		b.Fatal(err)
-	}
-	own := httpClient("")
-	defer own.CloseIdleConnections()
-	anonymous := pinnacev1connect.NewAgentServiceClient(own, b.agentURL)
-	res, err := anonymous.Admit(b.Context(), connect.NewRequest(&pb.AdmitRequest{Token: token.Msg.GetSecret(), Host: id, Request: testRequest()}))
-	if err != nil {
-		b.Fatal(err)
-	}
-	return res.Msg.GetCertificate()
-}
-
-// until waits for a number of things that there are to be, and gives up when nothing has come for a minute.
-func (b *load) until(what string, count func() (have, want int)) {
-	b.Helper()
-	last, since := -1, time.Now()
-	for {
-		have, want := count()
-		if have >= want {
-			return
-		}
-		if have != last {
-			last, since = have, time.Now()
-		}
-		if time.Since(since) > time.Minute {
-			b.Fatalf("%s: %d of %d, and no more for a minute", what, have, want)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+func (l *loadTable) say(what string, got float64, unit string) {
+	fmt.Printf("%-52s %31.2f %s\n", what, got, unit)
 }
 
 // fill makes environments and deploys apps to them, each to as many instances as it is to have.
-func (b *load) fill(scale int) {
+func (b *load) fill() {
 	b.Helper()
 	ctx := b.Context()
-	for app := range loadApps {
+	for app := range b.size.apps {
 		source := fmt.Sprintf("schema = \"v1\"\nname = \"app-%d\"\nresources = { memory = \"96MiB\", disk = \"64MiB\" }\nports.web = { port = 8080 }\nstop = { drain = \"0s\" }\nrollout = { hold = \"0s\", max_parallel = 100 }\n", app)
+		var both [2]string
 		for n, fate := range []string{"one", "two"} {
 			res, err := b.client.CreateRelease(ctx, connect.NewRequest(request(b.T, source, fate)))
 			if err != nil {
 				b.Fatal(err)
 			}
-			b.releases[n][app] = res.Msg.GetRelease().GetId()
+			both[n] = res.Msg.GetRelease().GetId()
 		}
+		b.releases = append(b.releases, both)
 	}
 	var wg sync.WaitGroup
-	for env := range loadEnvironments {
+	for env := range b.size.environments {
 		name := fmt.Sprint("env-", env)
 		if _, err := b.client.CreateEnvironment(ctx, connect.NewRequest(&pb.CreateEnvironmentRequest{Name: name})); err != nil {
 			b.Fatal(err)
 		}
 		wg.Go(func() {
-			for app := range loadApps {
-				d, err := b.client.Deploy(ctx, connect.NewRequest(&pb.DeployRequest{Environment: name, Release: b.releases[0][app]}))
+			for app := range b.size.apps {
+				d, err := b.client.Deploy(ctx, connect.NewRequest(&pb.DeployRequest{Environment: name, Release: b.releases[app][0]}))
 				if err != nil {
 					b.Error(err)
 					return
 				}
 				b.follow(d.Msg.GetDeployment().GetId())
-				s, err := b.client.Scale(ctx, connect.NewRequest(&pb.ScaleRequest{Environment: name, App: fmt.Sprint("app-", app), Count: uint32(scale)}))
+				s, err := b.client.Scale(ctx, connect.NewRequest(&pb.ScaleRequest{Environment: name, App: fmt.Sprint("app-", app), Count: uint32(b.size.instances)}))
 				if err != nil {
 					b.Error(err)
 					return
@@ -282,185 +207,109 @@ func (b *load) follow(id string) {
 	}
 }
 
-// ask makes the calls of people for some time, of whom one deploys. It gives how long each call took, in order.
-func (b *load) ask(d time.Duration) []time.Duration {
+// ask makes the calls of people for some time, of whom one deploys. It gives how long each call took.
+func (b *load) ask(d time.Duration) map[string][]time.Duration {
 	b.Helper()
 	var mu sync.Mutex
-	var took []time.Duration
+	took := map[string][]time.Duration{}
 	var wg sync.WaitGroup
 	begin := time.Now()
-	for caller := range loadCallers {
+	for caller := range b.size.callers {
 		wg.Go(func() {
 			for n := caller; time.Since(begin) < d; n++ {
-				env, app := fmt.Sprint("env-", n%loadEnvironments), fmt.Sprint("app-", n/loadEnvironments%loadApps)
+				env, app := n%b.size.environments, n/b.size.environments%b.size.apps
 				one := time.Now()
-				err := b.call(n, caller, env, app)
+				what, err := b.call(n, caller, env, app)
 				each := time.Since(one)
 				if err != nil {
-					b.Errorf("call %d of caller %d: %v", n, caller, err)
+					b.Errorf("%s, call %d of caller %d: %v", what, n, caller, err)
 					return
 				}
 				mu.Lock()
-				took = append(took, each)
+				took[what] = append(took[what], each)
 				mu.Unlock()
 				time.Sleep(20 * time.Millisecond) // people, and their scripts, do something with the answer
 			}
 		})
 	}
 	wg.Wait()
-	slices.Sort(took)
 	return took
 }
 
 // call is one of the calls that people make.
-func (b *load) call(n, caller int, env, app string) (err error) {
+func (b *load) call(n, caller, at, of int) (what string, err error) {
 	ctx := b.Context()
-	if caller == 0 && n%25 == 0 { // a change that goes to the log, and to all agents
-		_, err = b.client.Scale(ctx, connect.NewRequest(&pb.ScaleRequest{Environment: env, App: app, Count: uint32(loadInstances - n/25%10)}))
-		if code := connect.CodeOf(err); code == connect.CodeAborted || code == connect.CodeInvalidArgument || code == connect.CodeFailedPrecondition {
-			return nil
+	env, app := fmt.Sprint("env-", at), fmt.Sprint("app-", of)
+	if caller == 0 && n%20 == 0 { // a change that goes to the log, and to agents
+		if what = "scale"; n%40 == 0 {
+			what = "deploy"
+			_, err = b.client.Deploy(ctx, connect.NewRequest(&pb.DeployRequest{Environment: env, Release: b.releases[of][n/40%2]}))
+		} else {
+			_, err = b.client.Scale(ctx, connect.NewRequest(&pb.ScaleRequest{Environment: env, App: app, Count: uint32(b.size.instances - n/20%10)}))
 		}
-		return err
+		if code := connect.CodeOf(err); code == connect.CodeAborted || code == connect.CodeInvalidArgument || code == connect.CodeFailedPrecondition {
+			err = nil // one is under way, or nothing would change
+		}
+		return what, err
 	}
-	switch n % 6 {
+	switch n % 7 {
 	case 0:
 		_, err = b.client.GetStatus(ctx, connect.NewRequest(&pb.GetStatusRequest{Environment: env}))
+		return "status of an environment", err
 	case 1:
 		_, err = b.client.ListInstances(ctx, connect.NewRequest(&pb.ListInstancesRequest{Environment: env, App: app}))
+		return "instances of an app", err
 	case 2:
 		_, err = b.client.ListInstances(ctx, connect.NewRequest(&pb.ListInstancesRequest{Environment: env}))
+		return "instances of an environment, first 500", err
 	case 3:
 		_, err = b.client.ListHosts(ctx, connect.NewRequest(&pb.ListHostsRequest{}))
+		return "hosts, first 500", err
 	case 4:
 		_, err = b.client.ListDeployments(ctx, connect.NewRequest(&pb.ListDeploymentsRequest{Environment: env}))
+		return "deployments of an environment", err
 	case 5:
 		_, err = b.client.SetVars(ctx, connect.NewRequest(&pb.SetVarsRequest{Environment: env, Set: map[string]string{"N": fmt.Sprint(n)}}))
+		return "set a variable", err
+	default:
+		return "first line of watching a deployment", b.firstLine(ctx, env, app)
 	}
-	return err
 }
 
-// memory is the most that the server had of memory, in MiB.
-func (b *load) memory() float64 { return float64(b.proc("status", "VmHWM:")) / 1024 }
-
-// cpu is what the server has used.
-func (b *load) cpu() time.Duration {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", b.pid))
+// firstLine watches the newest deployment of an app until something comes.
+func (b *load) firstLine(ctx context.Context, env, app string) error {
+	res, err := b.client.GetStatus(ctx, connect.NewRequest(&pb.GetStatusRequest{Environment: env, App: app}))
 	if err != nil {
-		b.Fatal(err)
+		return err
 	}
-	_, after, _ := strings.Cut(string(text), ") ")
-	fields := strings.Fields(after)
-	user, _ := strconv.Atoi(fields[11])
-	system, _ := strconv.Atoi(fields[12])
-	return time.Duration(user+system) * time.Second / 100
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := b.client.WatchDeployment(ctx, connect.NewRequest(&pb.WatchDeploymentRequest{Deployment: res.Msg.GetApps()[0].GetLatest().GetId()}))
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	stream.Receive() // the journals of older ones are not kept, and such a watch ends at once
+	return stream.Err()
 }
 
-func (b *load) proc(file, key string) int {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", b.pid, file))
-	if err != nil {
-		b.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, key); ok {
-			n, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(rest), " kB"))
+// settle waits until no deployment is under way, and every agent runs what the state has.
+func (b *load) settle() {
+	b.Helper()
+	b.wait("all deployments have ended", func() (bool, string) {
+		want := 0
+		for env := range b.size.environments {
+			res, err := b.client.GetStatus(b.Context(), connect.NewRequest(&pb.GetStatusRequest{Environment: fmt.Sprint("env-", env)}))
 			if err != nil {
-				b.Fatal(err)
+				return false, err.Error()
 			}
-			return n
-		}
-	}
-	b.Fatalf("no %s in /proc/%d/%s on %s", key, b.pid, file, runtime.GOOS)
-	return 0
-}
-
-// loadAgent is a host whose instances are ready as soon as they are placed, and end as soon as they are to.
-type loadAgent struct {
-	id     string
-	client pinnacev1connect.AgentServiceClient
-	joined atomic.Bool
-	count  atomic.Int64
-	again  time.Duration // how long it waits for a server that is gone; 1 s when 0
-
-	mu       sync.Mutex
-	running  map[string]bool // guarded by mu; false when it has ended
-	revision uint64          // guarded by mu
-}
-
-func (a *loadAgent) run(ctx context.Context) {
-	changed := make(chan struct{}, 1)
-	var wg sync.WaitGroup
-	wg.Go(func() { a.reports(ctx, changed) })
-	defer wg.Wait()
-	for ctx.Err() == nil {
-		_, err := a.client.Join(ctx, connect.NewRequest(&pb.JoinRequest{Host: &pb.HostFacts{
-			Id: a.id, Name: a.id, Architecture: "amd64", MemoryBytes: 4 << 30, CpuMilli: 4000, DiskBytes: 64 << 30, Driver: "none",
-		}}))
-		if err == nil {
-			a.joined.Store(true)
-			if stream, err := a.client.WatchAssignments(ctx, connect.NewRequest(&pb.WatchAssignmentsRequest{Host: a.id})); err == nil {
-				for stream.Receive() {
-					if stream.Msg().GetComplete() && a.take(stream.Msg()) {
-						select {
-						case changed <- struct{}{}:
-						default:
-						}
-					}
+			for _, app := range res.Msg.GetApps() {
+				if want += int(app.GetCount()); app.GetActive() != nil {
+					return false, "active: " + app.GetActive().GetId()
 				}
-				stream.Close()
 			}
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(cmp.Or(a.again, time.Second)):
-		}
-	}
-}
-
-// take becomes what an assignment says, and tells whether that is something else than before.
-func (a *loadAgent) take(set *pb.WatchAssignmentsResponse) (changed bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.revision = set.GetRevision()
-	next := map[string]bool{}
-	n := int64(0)
-	for _, asg := range set.GetAssignments() {
-		next[asg.GetInstance()] = !asg.GetStop()
-		if !asg.GetStop() {
-			n++
-		}
-		was, had := a.running[asg.GetInstance()]
-		changed = changed || !had || was != !asg.GetStop()
-	}
-	a.running = next
-	a.count.Store(n)
-	return changed
-}
-
-// reports tells what runs when that has changed, and as a heartbeat.
-func (a *loadAgent) reports(ctx context.Context, changed <-chan struct{}) {
-	ready := timestamppb.Now()
-	tick := time.NewTicker(loadHeartbeat)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-changed:
-		case <-tick.C:
-		}
-		if !a.joined.Load() {
-			continue
-		}
-		a.mu.Lock()
-		req := &pb.ReportRequest{Host: a.id, Revision: a.revision}
-		for id, runs := range a.running {
-			r := &pb.InstanceReport{Instance: id, Attempt: 1, State: stateReady, Booted: &pb.Booted{Driver: "none"}, ReadyAt: ready}
-			if !runs {
-				r.State, r.Final, r.End = stateEnded, true, &pb.Cause{Kind: "exited", Planned: true, At: ready}
-			}
-			req.Instances = append(req.Instances, r)
-		}
-		a.mu.Unlock()
-		_, _ = a.client.Report(ctx, connect.NewRequest(req))
-	}
+		s := b.status()
+		return s.running == want, fmt.Sprintf("%d of %d run", s.running, want)
+	})
 }

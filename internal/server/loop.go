@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/eventlog"
 	"github.com/pinnacehq/pinnace/internal/fleet"
 	"github.com/pinnacehq/pinnace/internal/rollout"
@@ -32,6 +31,8 @@ type loopState struct {
 	// rested is when the loop looked last; while a host is connected it looks again soon. When it has not, this server was
 	// away: its process, or its machine, stood still.
 	rested time.Time
+	// there are the hosts that were connected when the loop looked last.
+	there map[string]bool
 	// kept are the live deployments that have lacked a host for an instance, or might.
 	kept []string
 	// active is how many deployments were active when the loop looked last.
@@ -40,7 +41,9 @@ type loopState struct {
 	sealed map[string]bool
 }
 
-func newLoopState() loopState { return loopState{blocked: map[string]*rollout.Blocked{}} }
+func newLoopState() loopState {
+	return loopState{blocked: map[string]*rollout.Blocked{}, there: map[string]bool{}}
+}
 
 // Run decides, until ctx ends or the log cannot be written anymore; then nothing can be trusted that was not
 // read from the disk again, and the process is to end. Active deployments go on where they were.
@@ -128,16 +131,12 @@ func (s *Server) step(ctx context.Context) (time.Time, error) {
 			next = t
 		}
 	}
-	for _, report := range s.observed.drain() {
-		reportDrained.Hit()
-		err := s.recordReport(ctx, report)
-		if s.tryLater(ctx, err) { // the host says it again
-			sooner(now.Add(retryAfter))
-			continue
-		}
-		if err != nil {
-			return time.Time{}, err
-		}
+	later, err := s.record(ctx, s.observed.drain())
+	if err != nil {
+		return time.Time{}, err
+	}
+	if later { // the hosts say it again
+		sooner(now.Add(retryAfter))
 	}
 	var active []*fleet.Deployment
 	s.ledger.read(func(st *fleet.State) { active = st.ActiveDeployments() })
@@ -190,16 +189,24 @@ func (s *Server) attend(now time.Time) {
 	if !s.loop.rested.IsZero() && now.Sub(s.loop.rested) > s.opts.HostTimeout/2 {
 		s.loop.attended = time.Time{}
 	}
-	anybody := false
-	s.ledger.read(func(st *fleet.State) {
-		for _, h := range st.Hosts() {
-			if on, _ := s.observed.connected(h.ID, now); on {
-				anybody = true
-			}
+	there := s.observed.there(now)
+	var flipped []string
+	for host := range there {
+		if !s.loop.there[host] {
+			flipped = append(flipped, host)
 		}
-	})
+	}
+	for host := range s.loop.there {
+		if !there[host] {
+			flipped = append(flipped, host)
+		}
+	}
+	s.loop.there = there
+	if len(flipped) > 0 {
+		s.feeds.cameOrWent(flipped)
+	}
 	switch {
-	case !anybody:
+	case len(there) == 0:
 		s.loop.attended = time.Time{}
 	case s.loop.attended.IsZero(), s.loop.attended.After(now): // the clock was set back
 		s.loop.attended = now
@@ -226,38 +233,6 @@ func (s *Server) forgetFinished(active []*fleet.Deployment) {
 			delete(s.loop.blocked, id)
 		}
 	}
-}
-
-// recordReport appends what a report brings that the log doesn't have. Each instance is a request of its own:
-// one that the fold refuses must not hold up the others.
-func (s *Server) recordReport(ctx context.Context, r *pb.ReportRequest) error {
-	var gone []fleet.Payload
-	s.ledger.read(func(st *fleet.State) { gone = removals(st, r) })
-	for _, p := range gone {
-		if err := s.ledger.append(ctx, "host/"+r.GetHost(), "", p); err != nil && !isRejected(err) {
-			return fmt.Errorf("record what host %s has removed: %w", r.GetHost(), err)
-		}
-	}
-	for _, report := range r.GetInstances() {
-		var i *fleet.Instance
-		s.ledger.read(func(st *fleet.State) { i = st.Instance(report.GetInstance()) })
-		if i == nil || i.Host != r.GetHost() {
-			continue // not placed there: the agent learns so from its assignments
-		}
-		news := facts(i, report, s.observed.instance(i.ID), s.now())
-		if len(news) == 0 {
-			continue
-		}
-		err := s.ledger.append(ctx, "host/"+r.GetHost(), "", news...)
-		if isRejected(err) {
-			s.log.WarnContext(ctx, "report refused by the state", "instance", i.ID, "host", r.GetHost(), "error", err)
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("record report of %s: %w", i.ID, err)
-		}
-	}
-	return nil
 }
 
 // isRejected reports whether the fold refused an event. Nothing was appended then.

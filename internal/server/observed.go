@@ -67,24 +67,35 @@ func (o *observed) joined(host string, now time.Time) {
 	o.host(host).at = now
 }
 
-// reported takes a report in. It returns the instances whose state is not what was known of them, with the
-// state in its new form.
-func (o *observed) reported(r *pb.ReportRequest, now time.Time) (changed []*pb.InstanceReport) {
+// reported takes a report in. It returns the instances of which something is not what was known of them, as they are now,
+// and those of them whose state it is.
+func (o *observed) reported(r *pb.ReportRequest, now time.Time) (changed, moved []*pb.InstanceReport) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	h := o.host(r.GetHost())
 	h.at, h.revision = now, r.GetRevision()
 	h.sawVolumes(r)
+	for _, i := range r.GetInstances() {
+		was := o.instances[i.GetInstance()]
+		if o.sawInstance(r.GetHost(), i, now) {
+			changed = append(changed, i)
+		}
+		if was == nil || was.report.GetState() != i.GetState() {
+			moved = append(moved, i)
+		}
+	}
+	return changed, moved
+}
+
+// queue has a report wait for the loop.
+func (o *observed) queue(r *pb.ReportRequest) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	h := o.host(r.GetHost())
 	h.queued = append(h.queued, r)
 	if len(h.queued) > maxQueued {
 		h.queued = slices.Delete(h.queued, 0, len(h.queued)-maxQueued)
 	}
-	for _, i := range r.GetInstances() {
-		if o.sawInstance(r.GetHost(), i, now) {
-			changed = append(changed, i)
-		}
-	}
-	return changed
 }
 
 func (o *observed) sawInstance(host string, r *pb.InstanceReport, now time.Time) (changed bool) {
@@ -158,8 +169,26 @@ func (o *observed) connected(host string, now time.Time) (bool, time.Time) {
 	if h == nil || h.at.IsZero() {
 		return false, time.Time{}
 	}
+	return o.lately(h, now), h.at
+}
+
+// lately reports whether a host has been heard of lately.
+func (o *observed) lately(h *seenHost, now time.Time) bool {
 	age := now.Sub(h.at) // below zero when the clock was set back
-	return age < o.timeout && age > -o.timeout, h.at
+	return !h.at.IsZero() && age < o.timeout && age > -o.timeout
+}
+
+// there are the hosts that have been heard of lately.
+func (o *observed) there(now time.Time) map[string]bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	all := make(map[string]bool, len(o.hosts))
+	for id, h := range o.hosts {
+		if o.lately(h, now) {
+			all[id] = true
+		}
+	}
+	return all
 }
 
 // nextSilence is when the first connected host would count as away; zero when none is connected.

@@ -135,6 +135,7 @@ func (s *Server) nextRotation(st *fleet.State, d *fleet.Deployment, now time.Tim
 	wake, news, pending := deadline, false, 0
 	give := func(i *fleet.Instance, attempt uint32) {
 		r.given[i.ID], news = &givenSecrets{at: now, attempt: attempt}, true
+		s.feeds.wake([]string{i.Host}) // its assignments are others now
 		s.journals.add(d.ID, 0, &pb.WatchDeploymentResponse{
 			At: timestamppb.New(now), Text: fmt.Sprintf("instance %s gets the new secrets", i.ID), Instance: i.ID, Level: levelInfo,
 		})

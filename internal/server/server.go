@@ -93,6 +93,7 @@ type Server struct {
 	// asked fires when somebody wants the logs of an instance, or to run a command there.
 	asked *signal
 	views views
+	feeds *feeds
 	// wake asks the loop to look again.
 	wake chan struct{}
 
@@ -110,6 +111,7 @@ func New(ctx context.Context, opts Options) (*Server, error) {
 		observed: newObserved(opts.HostTimeout), journals: newJournals(), logs: newBroker[*logWant](maxLogWants), execs: newBroker[*execTask](maxExecs), tasks: newBroker[*hostTask](maxTasks), tokenUse: newTokenUses(), bound: newBoundKeys(),
 		changed: newSignal(), asked: newSignal(), wake: make(chan struct{}, 1), loop: newLoopState(),
 	}
+	s.feeds = newFeeds(s)
 	l, err := openLedger(ctx, opts, s.journals, s.committed)
 	if err != nil {
 		return nil, errors.Join(err, opts.closeStores())
@@ -166,13 +168,17 @@ func (o *Options) closeStores() (err error) {
 }
 
 // Close closes the log and what is stored beside it. Run and all handlers must have returned.
-func (s *Server) Close() error { return errors.Join(s.ledger.log.Close(), s.opts.closeStores()) }
+func (s *Server) Close() error {
+	s.feeds.dirt.close()
+	return errors.Join(s.ledger.log.Close(), s.opts.closeStores())
+}
 
 // committed follows every event that is durable, in order. It is called by the log's writer.
 func (s *Server) committed(entries []entry) {
 	for _, e := range entries {
 		s.narrate(e)
 	}
+	s.feeds.touched(entries)
 	s.notice()
 }
 

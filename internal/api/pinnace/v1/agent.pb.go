@@ -22,6 +22,67 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// FleetFeed is a kind of things that hosts are told of. For each kind there is a feed of each environment, or one of the
+// fleet, which is the same for all hosts that get it: a change is encoded once for all of them.
+type FleetFeed int32
+
+const (
+	FleetFeed_FLEET_FEED_UNSPECIFIED FleetFeed = 0
+	// Hosts of the fleet, by id. There is one such feed, of no environment.
+	FleetFeed_FLEET_FEED_HOSTS FleetFeed = 1
+	// Apps of an environment, by name, without what runs of them elsewhere.
+	FleetFeed_FLEET_FEED_APPS FleetFeed = 2
+	// Instances that connections may be led to, by id, with those on the host that hears of them.
+	FleetFeed_FLEET_FEED_INSTANCES FleetFeed = 3
+	// What connections those instances get, by their ids.
+	FleetFeed_FLEET_FEED_STATES FleetFeed = 4
+)
+
+// Enum value maps for FleetFeed.
+var (
+	FleetFeed_name = map[int32]string{
+		0: "FLEET_FEED_UNSPECIFIED",
+		1: "FLEET_FEED_HOSTS",
+		2: "FLEET_FEED_APPS",
+		3: "FLEET_FEED_INSTANCES",
+		4: "FLEET_FEED_STATES",
+	}
+	FleetFeed_value = map[string]int32{
+		"FLEET_FEED_UNSPECIFIED": 0,
+		"FLEET_FEED_HOSTS":       1,
+		"FLEET_FEED_APPS":        2,
+		"FLEET_FEED_INSTANCES":   3,
+		"FLEET_FEED_STATES":      4,
+	}
+)
+
+func (x FleetFeed) Enum() *FleetFeed {
+	p := new(FleetFeed)
+	*p = x
+	return p
+}
+
+func (x FleetFeed) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FleetFeed) Descriptor() protoreflect.EnumDescriptor {
+	return file_pinnace_v1_agent_proto_enumTypes[0].Descriptor()
+}
+
+func (FleetFeed) Type() protoreflect.EnumType {
+	return &file_pinnace_v1_agent_proto_enumTypes[0]
+}
+
+func (x FleetFeed) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FleetFeed.Descriptor instead.
+func (FleetFeed) EnumDescriptor() ([]byte, []int) {
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{0}
+}
+
 type HostFacts struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	Id           string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -324,8 +385,10 @@ func (x *LogHead) GetHash() []byte {
 }
 
 type WatchAssignmentsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// follows tells that the agent puts together what it knows of the fleet from fleet_changes.
+	Follows       bool `protobuf:"varint,40,opt,name=follows,proto3" json:"follows,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -367,6 +430,13 @@ func (x *WatchAssignmentsRequest) GetHost() string {
 	return ""
 }
 
+func (x *WatchAssignmentsRequest) GetFollows() bool {
+	if x != nil {
+		return x.Follows
+	}
+	return false
+}
+
 type WatchAssignmentsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// revision grows with every change; it orders the sets that an agent receives.
@@ -386,8 +456,15 @@ type WatchAssignmentsResponse struct {
 	HostTasks []*HostTask `protobuf:"bytes,30,rep,name=host_tasks,json=hostTasks,proto3" json:"host_tasks,omitempty"`
 	// removed_volumes are ids of volumes that the host is to remove, with their snapshots. They belong to the whole set.
 	RemovedVolumes []string `protobuf:"bytes,31,rep,name=removed_volumes,json=removedVolumes,proto3" json:"removed_volumes,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// fleet_apart says that environments and peers are not in this set, but have been told by fleet_changes of this stream.
+	// Only an agent that follows gets such a set.
+	FleetApart bool `protobuf:"varint,40,opt,name=fleet_apart,json=fleetApart,proto3" json:"fleet_apart,omitempty"`
+	// fleet_changes are to be applied in their order. Each stream begins with nothing known.
+	FleetChanges []*FleetChange `protobuf:"bytes,41,rep,name=fleet_changes,json=fleetChanges,proto3" json:"fleet_changes,omitempty"`
+	// more says that what comes next belongs to this message: nothing is acted on before it is all there.
+	More          bool `protobuf:"varint,42,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchAssignmentsResponse) Reset() {
@@ -495,6 +572,27 @@ func (x *WatchAssignmentsResponse) GetRemovedVolumes() []string {
 		return x.RemovedVolumes
 	}
 	return nil
+}
+
+func (x *WatchAssignmentsResponse) GetFleetApart() bool {
+	if x != nil {
+		return x.FleetApart
+	}
+	return false
+}
+
+func (x *WatchAssignmentsResponse) GetFleetChanges() []*FleetChange {
+	if x != nil {
+		return x.FleetChanges
+	}
+	return nil
+}
+
+func (x *WatchAssignmentsResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
 }
 
 // Peer is another host of the fleet.
@@ -2079,6 +2177,225 @@ func (x *ServeExecResponse) GetOutputCredit() uint32 {
 	return 0
 }
 
+// FleetChange is news of one feed.
+type FleetChange struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Feed        FleetFeed              `protobuf:"varint,1,opt,name=feed,proto3,enum=pinnace.v1.FleetFeed" json:"feed,omitempty"`
+	Environment string                 `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
+	// whole says that nothing stands that was said before of this feed.
+	Whole bool `protobuf:"varint,3,opt,name=whole,proto3" json:"whole,omitempty"`
+	// ended says that the host hears no more of it, and forgets it.
+	Ended bool `protobuf:"varint,4,opt,name=ended,proto3" json:"ended,omitempty"`
+	// gone are the keys of what is there no longer.
+	Gone []string `protobuf:"bytes,5,rep,name=gone,proto3" json:"gone,omitempty"`
+	// What is new or changed, of the kind that the feed is of.
+	Hosts         []*Peer          `protobuf:"bytes,6,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	Apps          []*AssignedApp   `protobuf:"bytes,7,rep,name=apps,proto3" json:"apps,omitempty"`
+	Instances     []*FleetInstance `protobuf:"bytes,8,rep,name=instances,proto3" json:"instances,omitempty"`
+	States        []*InstanceState `protobuf:"bytes,9,rep,name=states,proto3" json:"states,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FleetChange) Reset() {
+	*x = FleetChange{}
+	mi := &file_pinnace_v1_agent_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FleetChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FleetChange) ProtoMessage() {}
+
+func (x *FleetChange) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_agent_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FleetChange.ProtoReflect.Descriptor instead.
+func (*FleetChange) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *FleetChange) GetFeed() FleetFeed {
+	if x != nil {
+		return x.Feed
+	}
+	return FleetFeed_FLEET_FEED_UNSPECIFIED
+}
+
+func (x *FleetChange) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *FleetChange) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
+}
+
+func (x *FleetChange) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
+func (x *FleetChange) GetGone() []string {
+	if x != nil {
+		return x.Gone
+	}
+	return nil
+}
+
+func (x *FleetChange) GetHosts() []*Peer {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *FleetChange) GetApps() []*AssignedApp {
+	if x != nil {
+		return x.Apps
+	}
+	return nil
+}
+
+func (x *FleetChange) GetInstances() []*FleetInstance {
+	if x != nil {
+		return x.Instances
+	}
+	return nil
+}
+
+func (x *FleetChange) GetStates() []*InstanceState {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+type FleetInstance struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	App   string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
+	// instance has no state.
+	Instance      *RemoteInstance `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FleetInstance) Reset() {
+	*x = FleetInstance{}
+	mi := &file_pinnace_v1_agent_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FleetInstance) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FleetInstance) ProtoMessage() {}
+
+func (x *FleetInstance) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_agent_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FleetInstance.ProtoReflect.Descriptor instead.
+func (*FleetInstance) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *FleetInstance) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+func (x *FleetInstance) GetInstance() *RemoteInstance {
+	if x != nil {
+		return x.Instance
+	}
+	return nil
+}
+
+type InstanceState struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Instance string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	// state is that of a RemoteInstance.
+	State         string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InstanceState) Reset() {
+	*x = InstanceState{}
+	mi := &file_pinnace_v1_agent_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InstanceState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InstanceState) ProtoMessage() {}
+
+func (x *InstanceState) ProtoReflect() protoreflect.Message {
+	mi := &file_pinnace_v1_agent_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InstanceState.ProtoReflect.Descriptor instead.
+func (*InstanceState) Descriptor() ([]byte, []int) {
+	return file_pinnace_v1_agent_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *InstanceState) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *InstanceState) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
 var File_pinnace_v1_agent_proto protoreflect.FileDescriptor
 
 const file_pinnace_v1_agent_proto_rawDesc = "" +
@@ -2112,9 +2429,10 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\aLogHead\x12\x10\n" +
 	"\x03log\x18\x01 \x01(\tR\x03log\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x12\n" +
-	"\x04hash\x18\x03 \x01(\fR\x04hash\"-\n" +
+	"\x04hash\x18\x03 \x01(\fR\x04hash\"G\n" +
 	"\x17WatchAssignmentsRequest\x12\x12\n" +
-	"\x04host\x18\x01 \x01(\tR\x04host\"\x9f\x04\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
+	"\afollows\x18( \x01(\bR\afollows\"\x92\x05\n" +
 	"\x18WatchAssignmentsResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x128\n" +
@@ -2129,7 +2447,11 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"no_ingress\x18\x15 \x01(\bR\tnoIngress\x123\n" +
 	"\n" +
 	"host_tasks\x18\x1e \x03(\v2\x14.pinnace.v1.HostTaskR\thostTasks\x12'\n" +
-	"\x0fremoved_volumes\x18\x1f \x03(\tR\x0eremovedVolumes\"R\n" +
+	"\x0fremoved_volumes\x18\x1f \x03(\tR\x0eremovedVolumes\x12\x1f\n" +
+	"\vfleet_apart\x18( \x01(\bR\n" +
+	"fleetApart\x12<\n" +
+	"\rfleet_changes\x18) \x03(\v2\x17.pinnace.v1.FleetChangeR\ffleetChanges\x12\x12\n" +
+	"\x04more\x18* \x01(\bR\x04more\"R\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1c\n" +
@@ -2264,7 +2586,29 @@ const file_pinnace_v1_agent_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"k\n" +
 	"\x11ServeExecResponse\x121\n" +
 	"\amessage\x18\x01 \x01(\v2\x17.pinnace.v1.ExecRequestR\amessage\x12#\n" +
-	"\routput_credit\x18\x02 \x01(\rR\foutputCredit2\xf4\x04\n" +
+	"\routput_credit\x18\x02 \x01(\rR\foutputCredit\"\xdb\x02\n" +
+	"\vFleetChange\x12)\n" +
+	"\x04feed\x18\x01 \x01(\x0e2\x15.pinnace.v1.FleetFeedR\x04feed\x12 \n" +
+	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x14\n" +
+	"\x05whole\x18\x03 \x01(\bR\x05whole\x12\x14\n" +
+	"\x05ended\x18\x04 \x01(\bR\x05ended\x12\x12\n" +
+	"\x04gone\x18\x05 \x03(\tR\x04gone\x12&\n" +
+	"\x05hosts\x18\x06 \x03(\v2\x10.pinnace.v1.PeerR\x05hosts\x12+\n" +
+	"\x04apps\x18\a \x03(\v2\x17.pinnace.v1.AssignedAppR\x04apps\x127\n" +
+	"\tinstances\x18\b \x03(\v2\x19.pinnace.v1.FleetInstanceR\tinstances\x121\n" +
+	"\x06states\x18\t \x03(\v2\x19.pinnace.v1.InstanceStateR\x06states\"Y\n" +
+	"\rFleetInstance\x12\x10\n" +
+	"\x03app\x18\x01 \x01(\tR\x03app\x126\n" +
+	"\binstance\x18\x02 \x01(\v2\x1a.pinnace.v1.RemoteInstanceR\binstance\"A\n" +
+	"\rInstanceState\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state*\x83\x01\n" +
+	"\tFleetFeed\x12\x1a\n" +
+	"\x16FLEET_FEED_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10FLEET_FEED_HOSTS\x10\x01\x12\x13\n" +
+	"\x0fFLEET_FEED_APPS\x10\x02\x12\x18\n" +
+	"\x14FLEET_FEED_INSTANCES\x10\x03\x12\x15\n" +
+	"\x11FLEET_FEED_STATES\x10\x042\xf4\x04\n" +
 	"\fAgentService\x12>\n" +
 	"\x04Join\x12\x17.pinnace.v1.JoinRequest\x1a\x18.pinnace.v1.JoinResponse\"\x03\x90\x02\x02\x12d\n" +
 	"\x10WatchAssignments\x12#.pinnace.v1.WatchAssignmentsRequest\x1a$.pinnace.v1.WatchAssignmentsResponse\"\x03\x90\x02\x010\x01\x12D\n" +
@@ -2291,116 +2635,128 @@ func file_pinnace_v1_agent_proto_rawDescGZIP() []byte {
 	return file_pinnace_v1_agent_proto_rawDescData
 }
 
-var file_pinnace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_pinnace_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_pinnace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_pinnace_v1_agent_proto_goTypes = []any{
-	(*HostFacts)(nil),                // 0: pinnace.v1.HostFacts
-	(*JoinRequest)(nil),              // 1: pinnace.v1.JoinRequest
-	(*JoinResponse)(nil),             // 2: pinnace.v1.JoinResponse
-	(*LogHead)(nil),                  // 3: pinnace.v1.LogHead
-	(*WatchAssignmentsRequest)(nil),  // 4: pinnace.v1.WatchAssignmentsRequest
-	(*WatchAssignmentsResponse)(nil), // 5: pinnace.v1.WatchAssignmentsResponse
-	(*Peer)(nil),                     // 6: pinnace.v1.Peer
-	(*Assignment)(nil),               // 7: pinnace.v1.Assignment
-	(*AssignedLogin)(nil),            // 8: pinnace.v1.AssignedLogin
-	(*AssignedSecret)(nil),           // 9: pinnace.v1.AssignedSecret
-	(*AssignedVolume)(nil),           // 10: pinnace.v1.AssignedVolume
-	(*AssignedRelease)(nil),          // 11: pinnace.v1.AssignedRelease
-	(*AssignedEnvironment)(nil),      // 12: pinnace.v1.AssignedEnvironment
-	(*AssignedApp)(nil),              // 13: pinnace.v1.AssignedApp
-	(*RemoteInstance)(nil),           // 14: pinnace.v1.RemoteInstance
-	(*AssignedRoute)(nil),            // 15: pinnace.v1.AssignedRoute
-	(*AssignedPort)(nil),             // 16: pinnace.v1.AssignedPort
-	(*InstanceReport)(nil),           // 17: pinnace.v1.InstanceReport
-	(*ReportRequest)(nil),            // 18: pinnace.v1.ReportRequest
-	(*ReportResponse)(nil),           // 19: pinnace.v1.ReportResponse
-	(*LogRequest)(nil),               // 20: pinnace.v1.LogRequest
-	(*SendLogsRequest)(nil),          // 21: pinnace.v1.SendLogsRequest
-	(*SendLogsResponse)(nil),         // 22: pinnace.v1.SendLogsResponse
-	(*ExecTask)(nil),                 // 23: pinnace.v1.ExecTask
-	(*ServeExecRequest)(nil),         // 24: pinnace.v1.ServeExecRequest
-	(*ExecRefusal)(nil),              // 25: pinnace.v1.ExecRefusal
-	(*ServeExecResponse)(nil),        // 26: pinnace.v1.ServeExecResponse
-	nil,                              // 27: pinnace.v1.HostFacts.LabelsEntry
-	nil,                              // 28: pinnace.v1.Assignment.VarsEntry
-	nil,                              // 29: pinnace.v1.AssignedSecret.ValuesEntry
-	nil,                              // 30: pinnace.v1.InstanceReport.SecretVersionsEntry
-	(*HostTask)(nil),                 // 31: pinnace.v1.HostTask
-	(*ReleasePlatform)(nil),          // 32: pinnace.v1.ReleasePlatform
-	(*Stage)(nil),                    // 33: pinnace.v1.Stage
-	(*Booted)(nil),                   // 34: pinnace.v1.Booted
-	(*timestamppb.Timestamp)(nil),    // 35: google.protobuf.Timestamp
-	(*Cause)(nil),                    // 36: pinnace.v1.Cause
-	(*Usage)(nil),                    // 37: pinnace.v1.Usage
-	(*VolumeReport)(nil),             // 38: pinnace.v1.VolumeReport
-	(*StreamLogsResponse)(nil),       // 39: pinnace.v1.StreamLogsResponse
-	(*ExecStart)(nil),                // 40: pinnace.v1.ExecStart
-	(*ExecResponse)(nil),             // 41: pinnace.v1.ExecResponse
-	(*ExecRequest)(nil),              // 42: pinnace.v1.ExecRequest
-	(*ServeTaskRequest)(nil),         // 43: pinnace.v1.ServeTaskRequest
-	(*AdmitRequest)(nil),             // 44: pinnace.v1.AdmitRequest
-	(*RenewRequest)(nil),             // 45: pinnace.v1.RenewRequest
-	(*ServeTaskResponse)(nil),        // 46: pinnace.v1.ServeTaskResponse
-	(*AdmitResponse)(nil),            // 47: pinnace.v1.AdmitResponse
-	(*RenewResponse)(nil),            // 48: pinnace.v1.RenewResponse
+	(FleetFeed)(0),                   // 0: pinnace.v1.FleetFeed
+	(*HostFacts)(nil),                // 1: pinnace.v1.HostFacts
+	(*JoinRequest)(nil),              // 2: pinnace.v1.JoinRequest
+	(*JoinResponse)(nil),             // 3: pinnace.v1.JoinResponse
+	(*LogHead)(nil),                  // 4: pinnace.v1.LogHead
+	(*WatchAssignmentsRequest)(nil),  // 5: pinnace.v1.WatchAssignmentsRequest
+	(*WatchAssignmentsResponse)(nil), // 6: pinnace.v1.WatchAssignmentsResponse
+	(*Peer)(nil),                     // 7: pinnace.v1.Peer
+	(*Assignment)(nil),               // 8: pinnace.v1.Assignment
+	(*AssignedLogin)(nil),            // 9: pinnace.v1.AssignedLogin
+	(*AssignedSecret)(nil),           // 10: pinnace.v1.AssignedSecret
+	(*AssignedVolume)(nil),           // 11: pinnace.v1.AssignedVolume
+	(*AssignedRelease)(nil),          // 12: pinnace.v1.AssignedRelease
+	(*AssignedEnvironment)(nil),      // 13: pinnace.v1.AssignedEnvironment
+	(*AssignedApp)(nil),              // 14: pinnace.v1.AssignedApp
+	(*RemoteInstance)(nil),           // 15: pinnace.v1.RemoteInstance
+	(*AssignedRoute)(nil),            // 16: pinnace.v1.AssignedRoute
+	(*AssignedPort)(nil),             // 17: pinnace.v1.AssignedPort
+	(*InstanceReport)(nil),           // 18: pinnace.v1.InstanceReport
+	(*ReportRequest)(nil),            // 19: pinnace.v1.ReportRequest
+	(*ReportResponse)(nil),           // 20: pinnace.v1.ReportResponse
+	(*LogRequest)(nil),               // 21: pinnace.v1.LogRequest
+	(*SendLogsRequest)(nil),          // 22: pinnace.v1.SendLogsRequest
+	(*SendLogsResponse)(nil),         // 23: pinnace.v1.SendLogsResponse
+	(*ExecTask)(nil),                 // 24: pinnace.v1.ExecTask
+	(*ServeExecRequest)(nil),         // 25: pinnace.v1.ServeExecRequest
+	(*ExecRefusal)(nil),              // 26: pinnace.v1.ExecRefusal
+	(*ServeExecResponse)(nil),        // 27: pinnace.v1.ServeExecResponse
+	(*FleetChange)(nil),              // 28: pinnace.v1.FleetChange
+	(*FleetInstance)(nil),            // 29: pinnace.v1.FleetInstance
+	(*InstanceState)(nil),            // 30: pinnace.v1.InstanceState
+	nil,                              // 31: pinnace.v1.HostFacts.LabelsEntry
+	nil,                              // 32: pinnace.v1.Assignment.VarsEntry
+	nil,                              // 33: pinnace.v1.AssignedSecret.ValuesEntry
+	nil,                              // 34: pinnace.v1.InstanceReport.SecretVersionsEntry
+	(*HostTask)(nil),                 // 35: pinnace.v1.HostTask
+	(*ReleasePlatform)(nil),          // 36: pinnace.v1.ReleasePlatform
+	(*Stage)(nil),                    // 37: pinnace.v1.Stage
+	(*Booted)(nil),                   // 38: pinnace.v1.Booted
+	(*timestamppb.Timestamp)(nil),    // 39: google.protobuf.Timestamp
+	(*Cause)(nil),                    // 40: pinnace.v1.Cause
+	(*Usage)(nil),                    // 41: pinnace.v1.Usage
+	(*VolumeReport)(nil),             // 42: pinnace.v1.VolumeReport
+	(*StreamLogsResponse)(nil),       // 43: pinnace.v1.StreamLogsResponse
+	(*ExecStart)(nil),                // 44: pinnace.v1.ExecStart
+	(*ExecResponse)(nil),             // 45: pinnace.v1.ExecResponse
+	(*ExecRequest)(nil),              // 46: pinnace.v1.ExecRequest
+	(*ServeTaskRequest)(nil),         // 47: pinnace.v1.ServeTaskRequest
+	(*AdmitRequest)(nil),             // 48: pinnace.v1.AdmitRequest
+	(*RenewRequest)(nil),             // 49: pinnace.v1.RenewRequest
+	(*ServeTaskResponse)(nil),        // 50: pinnace.v1.ServeTaskResponse
+	(*AdmitResponse)(nil),            // 51: pinnace.v1.AdmitResponse
+	(*RenewResponse)(nil),            // 52: pinnace.v1.RenewResponse
 }
 var file_pinnace_v1_agent_proto_depIdxs = []int32{
-	27, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
-	0,  // 1: pinnace.v1.JoinRequest.host:type_name -> pinnace.v1.HostFacts
-	3,  // 2: pinnace.v1.JoinResponse.head:type_name -> pinnace.v1.LogHead
-	7,  // 3: pinnace.v1.WatchAssignmentsResponse.assignments:type_name -> pinnace.v1.Assignment
-	11, // 4: pinnace.v1.WatchAssignmentsResponse.releases:type_name -> pinnace.v1.AssignedRelease
-	12, // 5: pinnace.v1.WatchAssignmentsResponse.environments:type_name -> pinnace.v1.AssignedEnvironment
-	20, // 6: pinnace.v1.WatchAssignmentsResponse.log_requests:type_name -> pinnace.v1.LogRequest
-	23, // 7: pinnace.v1.WatchAssignmentsResponse.exec_tasks:type_name -> pinnace.v1.ExecTask
-	6,  // 8: pinnace.v1.WatchAssignmentsResponse.peers:type_name -> pinnace.v1.Peer
-	31, // 9: pinnace.v1.WatchAssignmentsResponse.host_tasks:type_name -> pinnace.v1.HostTask
-	28, // 10: pinnace.v1.Assignment.vars:type_name -> pinnace.v1.Assignment.VarsEntry
-	9,  // 11: pinnace.v1.Assignment.secrets:type_name -> pinnace.v1.AssignedSecret
-	10, // 12: pinnace.v1.Assignment.volumes:type_name -> pinnace.v1.AssignedVolume
-	8,  // 13: pinnace.v1.Assignment.logins:type_name -> pinnace.v1.AssignedLogin
-	29, // 14: pinnace.v1.AssignedSecret.values:type_name -> pinnace.v1.AssignedSecret.ValuesEntry
-	32, // 15: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
-	13, // 16: pinnace.v1.AssignedEnvironment.apps:type_name -> pinnace.v1.AssignedApp
-	16, // 17: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
-	15, // 18: pinnace.v1.AssignedApp.routes:type_name -> pinnace.v1.AssignedRoute
-	14, // 19: pinnace.v1.AssignedApp.elsewhere:type_name -> pinnace.v1.RemoteInstance
-	16, // 20: pinnace.v1.RemoteInstance.ports:type_name -> pinnace.v1.AssignedPort
-	33, // 21: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
-	34, // 22: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
-	35, // 23: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
-	36, // 24: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
-	30, // 25: pinnace.v1.InstanceReport.secret_versions:type_name -> pinnace.v1.InstanceReport.SecretVersionsEntry
-	37, // 26: pinnace.v1.InstanceReport.usage:type_name -> pinnace.v1.Usage
-	17, // 27: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
-	38, // 28: pinnace.v1.ReportRequest.volumes:type_name -> pinnace.v1.VolumeReport
-	3,  // 29: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
-	35, // 30: pinnace.v1.LogRequest.since:type_name -> google.protobuf.Timestamp
-	39, // 31: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
-	40, // 32: pinnace.v1.ExecTask.start:type_name -> pinnace.v1.ExecStart
-	41, // 33: pinnace.v1.ServeExecRequest.message:type_name -> pinnace.v1.ExecResponse
-	25, // 34: pinnace.v1.ServeExecRequest.refusal:type_name -> pinnace.v1.ExecRefusal
-	42, // 35: pinnace.v1.ServeExecResponse.message:type_name -> pinnace.v1.ExecRequest
-	1,  // 36: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
-	4,  // 37: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
-	18, // 38: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
-	21, // 39: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
-	24, // 40: pinnace.v1.AgentService.ServeExec:input_type -> pinnace.v1.ServeExecRequest
-	43, // 41: pinnace.v1.AgentService.ServeTask:input_type -> pinnace.v1.ServeTaskRequest
-	44, // 42: pinnace.v1.AgentService.Admit:input_type -> pinnace.v1.AdmitRequest
-	45, // 43: pinnace.v1.AgentService.Renew:input_type -> pinnace.v1.RenewRequest
-	2,  // 44: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
-	5,  // 45: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
-	19, // 46: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
-	22, // 47: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
-	26, // 48: pinnace.v1.AgentService.ServeExec:output_type -> pinnace.v1.ServeExecResponse
-	46, // 49: pinnace.v1.AgentService.ServeTask:output_type -> pinnace.v1.ServeTaskResponse
-	47, // 50: pinnace.v1.AgentService.Admit:output_type -> pinnace.v1.AdmitResponse
-	48, // 51: pinnace.v1.AgentService.Renew:output_type -> pinnace.v1.RenewResponse
-	44, // [44:52] is the sub-list for method output_type
-	36, // [36:44] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	31, // 0: pinnace.v1.HostFacts.labels:type_name -> pinnace.v1.HostFacts.LabelsEntry
+	1,  // 1: pinnace.v1.JoinRequest.host:type_name -> pinnace.v1.HostFacts
+	4,  // 2: pinnace.v1.JoinResponse.head:type_name -> pinnace.v1.LogHead
+	8,  // 3: pinnace.v1.WatchAssignmentsResponse.assignments:type_name -> pinnace.v1.Assignment
+	12, // 4: pinnace.v1.WatchAssignmentsResponse.releases:type_name -> pinnace.v1.AssignedRelease
+	13, // 5: pinnace.v1.WatchAssignmentsResponse.environments:type_name -> pinnace.v1.AssignedEnvironment
+	21, // 6: pinnace.v1.WatchAssignmentsResponse.log_requests:type_name -> pinnace.v1.LogRequest
+	24, // 7: pinnace.v1.WatchAssignmentsResponse.exec_tasks:type_name -> pinnace.v1.ExecTask
+	7,  // 8: pinnace.v1.WatchAssignmentsResponse.peers:type_name -> pinnace.v1.Peer
+	35, // 9: pinnace.v1.WatchAssignmentsResponse.host_tasks:type_name -> pinnace.v1.HostTask
+	28, // 10: pinnace.v1.WatchAssignmentsResponse.fleet_changes:type_name -> pinnace.v1.FleetChange
+	32, // 11: pinnace.v1.Assignment.vars:type_name -> pinnace.v1.Assignment.VarsEntry
+	10, // 12: pinnace.v1.Assignment.secrets:type_name -> pinnace.v1.AssignedSecret
+	11, // 13: pinnace.v1.Assignment.volumes:type_name -> pinnace.v1.AssignedVolume
+	9,  // 14: pinnace.v1.Assignment.logins:type_name -> pinnace.v1.AssignedLogin
+	33, // 15: pinnace.v1.AssignedSecret.values:type_name -> pinnace.v1.AssignedSecret.ValuesEntry
+	36, // 16: pinnace.v1.AssignedRelease.platform:type_name -> pinnace.v1.ReleasePlatform
+	14, // 17: pinnace.v1.AssignedEnvironment.apps:type_name -> pinnace.v1.AssignedApp
+	17, // 18: pinnace.v1.AssignedApp.ports:type_name -> pinnace.v1.AssignedPort
+	16, // 19: pinnace.v1.AssignedApp.routes:type_name -> pinnace.v1.AssignedRoute
+	15, // 20: pinnace.v1.AssignedApp.elsewhere:type_name -> pinnace.v1.RemoteInstance
+	17, // 21: pinnace.v1.RemoteInstance.ports:type_name -> pinnace.v1.AssignedPort
+	37, // 22: pinnace.v1.InstanceReport.stages:type_name -> pinnace.v1.Stage
+	38, // 23: pinnace.v1.InstanceReport.booted:type_name -> pinnace.v1.Booted
+	39, // 24: pinnace.v1.InstanceReport.ready_at:type_name -> google.protobuf.Timestamp
+	40, // 25: pinnace.v1.InstanceReport.end:type_name -> pinnace.v1.Cause
+	34, // 26: pinnace.v1.InstanceReport.secret_versions:type_name -> pinnace.v1.InstanceReport.SecretVersionsEntry
+	41, // 27: pinnace.v1.InstanceReport.usage:type_name -> pinnace.v1.Usage
+	18, // 28: pinnace.v1.ReportRequest.instances:type_name -> pinnace.v1.InstanceReport
+	42, // 29: pinnace.v1.ReportRequest.volumes:type_name -> pinnace.v1.VolumeReport
+	4,  // 30: pinnace.v1.ReportResponse.head:type_name -> pinnace.v1.LogHead
+	39, // 31: pinnace.v1.LogRequest.since:type_name -> google.protobuf.Timestamp
+	43, // 32: pinnace.v1.SendLogsRequest.lines:type_name -> pinnace.v1.StreamLogsResponse
+	44, // 33: pinnace.v1.ExecTask.start:type_name -> pinnace.v1.ExecStart
+	45, // 34: pinnace.v1.ServeExecRequest.message:type_name -> pinnace.v1.ExecResponse
+	26, // 35: pinnace.v1.ServeExecRequest.refusal:type_name -> pinnace.v1.ExecRefusal
+	46, // 36: pinnace.v1.ServeExecResponse.message:type_name -> pinnace.v1.ExecRequest
+	0,  // 37: pinnace.v1.FleetChange.feed:type_name -> pinnace.v1.FleetFeed
+	7,  // 38: pinnace.v1.FleetChange.hosts:type_name -> pinnace.v1.Peer
+	14, // 39: pinnace.v1.FleetChange.apps:type_name -> pinnace.v1.AssignedApp
+	29, // 40: pinnace.v1.FleetChange.instances:type_name -> pinnace.v1.FleetInstance
+	30, // 41: pinnace.v1.FleetChange.states:type_name -> pinnace.v1.InstanceState
+	15, // 42: pinnace.v1.FleetInstance.instance:type_name -> pinnace.v1.RemoteInstance
+	2,  // 43: pinnace.v1.AgentService.Join:input_type -> pinnace.v1.JoinRequest
+	5,  // 44: pinnace.v1.AgentService.WatchAssignments:input_type -> pinnace.v1.WatchAssignmentsRequest
+	19, // 45: pinnace.v1.AgentService.Report:input_type -> pinnace.v1.ReportRequest
+	22, // 46: pinnace.v1.AgentService.SendLogs:input_type -> pinnace.v1.SendLogsRequest
+	25, // 47: pinnace.v1.AgentService.ServeExec:input_type -> pinnace.v1.ServeExecRequest
+	47, // 48: pinnace.v1.AgentService.ServeTask:input_type -> pinnace.v1.ServeTaskRequest
+	48, // 49: pinnace.v1.AgentService.Admit:input_type -> pinnace.v1.AdmitRequest
+	49, // 50: pinnace.v1.AgentService.Renew:input_type -> pinnace.v1.RenewRequest
+	3,  // 51: pinnace.v1.AgentService.Join:output_type -> pinnace.v1.JoinResponse
+	6,  // 52: pinnace.v1.AgentService.WatchAssignments:output_type -> pinnace.v1.WatchAssignmentsResponse
+	20, // 53: pinnace.v1.AgentService.Report:output_type -> pinnace.v1.ReportResponse
+	23, // 54: pinnace.v1.AgentService.SendLogs:output_type -> pinnace.v1.SendLogsResponse
+	27, // 55: pinnace.v1.AgentService.ServeExec:output_type -> pinnace.v1.ServeExecResponse
+	50, // 56: pinnace.v1.AgentService.ServeTask:output_type -> pinnace.v1.ServeTaskResponse
+	51, // 57: pinnace.v1.AgentService.Admit:output_type -> pinnace.v1.AdmitResponse
+	52, // 58: pinnace.v1.AgentService.Renew:output_type -> pinnace.v1.RenewResponse
+	51, // [51:59] is the sub-list for method output_type
+	43, // [43:51] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_pinnace_v1_agent_proto_init() }
@@ -2418,13 +2774,14 @@ func file_pinnace_v1_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pinnace_v1_agent_proto_rawDesc), len(file_pinnace_v1_agent_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   31,
+			NumEnums:      1,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_pinnace_v1_agent_proto_goTypes,
 		DependencyIndexes: file_pinnace_v1_agent_proto_depIdxs,
+		EnumInfos:         file_pinnace_v1_agent_proto_enumTypes,
 		MessageInfos:      file_pinnace_v1_agent_proto_msgTypes,
 	}.Build()
 	File_pinnace_v1_agent_proto = out.File
