@@ -49,7 +49,7 @@ func (o *oneOf) CloseIdleConnections() {
 // lease and goes on where the log is; hosts and clients find it by themselves, deployments that were under way end, what
 // runs is not started again, and nothing that was acknowledged is lost.
 func TestFailOver(t *testing.T) {
-	kills := campaignSize(t, 4)
+	kills := min(campaignSize(t, 4), 100) // each waits for a lease to run out
 	t.Cleanup(eventlogtest.CleanUp)
 	first := newDoomed(t, pgtest.Start(t).NewDatabase(t, "failover"))
 	second := newDoomed(t, first.database)
