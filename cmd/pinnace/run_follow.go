@@ -76,10 +76,17 @@ func (c *cli) stopOnSignal(ctx context.Context, cancel context.CancelCauseFunc, 
 	}
 }
 
-// away tells whether an error says that nobody answers there now.
+// away tells whether an error says that nobody answers there now, or that who did was cut off: a server that is killed
+// in the middle of a call looks like a call that was cancelled, or like nothing that is known.
 func away(err error) bool {
-	f, ok := errors.AsType[*failure](err)
-	return breaks(err) || ok && f.status == exitUnreachable
+	if f, ok := errors.AsType[*failure](err); ok {
+		return f.status == exitUnreachable
+	}
+	switch connect.CodeOf(err) {
+	case connect.CodeUnavailable, connect.CodeCanceled, connect.CodeUnknown:
+		return true
+	}
+	return breaks(err)
 }
 
 // awaitRun waits until a one-off has ended.
@@ -115,7 +122,7 @@ type runOutput struct {
 func (o *runOutput) follow(ctx context.Context, client pinnacev1connect.ControlServiceClient, i *pinnacev1.Instance) error {
 	for ctx.Err() == nil {
 		err := o.stream(ctx, client, i, true)
-		if err != nil && !breaks(err) && ctx.Err() == nil {
+		if err != nil && !away(err) {
 			return err
 		}
 		select {
@@ -130,7 +137,7 @@ func (o *runOutput) follow(ctx context.Context, client pinnacev1connect.ControlS
 func (o *runOutput) rest(ctx context.Context, client pinnacev1connect.ControlServiceClient, i *pinnacev1.Instance) {
 	ctx, cancel := context.WithTimeout(ctx, runRest)
 	defer cancel()
-	err := persist(ctx, runRest, breaks, func() error { return o.stream(ctx, client, i, false) })
+	err := persist(ctx, runRest, away, func() error { return o.stream(ctx, client, i, false) })
 	if err != nil {
 		_, message, _ := describe(err)
 		o.cli.say("its last lines may be missing: %s", message)
@@ -167,8 +174,10 @@ func (o *runOutput) print(m *pinnacev1.StreamLogsResponse) error {
 	if shown(to) {
 		line = []byte(printable(string(line)))
 	}
-	_, err := to.Write(append(slices.Clip(line), '\n'))
-	return err
+	if _, err := to.Write(append(slices.Clip(line), '\n')); err != nil {
+		return fail(exitInternal, "", "write what one-off %s wrote: %w", m.Instance, err)
+	}
+	return nil
 }
 
 // shown tells whether somebody sees what is written to w on a terminal, which text from elsewhere must not control.

@@ -84,7 +84,7 @@ func (c *control) wouldDestroy(st *fleet.State, env string, apps []*fleet.App) (
 		}
 		named[app.Name] = true
 		out.Apps = append(out.Apps, app.Name)
-		for _, i := range st.Instances(env, app.Name) {
+		for _, i := range slices.Concat(st.Instances(env, app.Name), st.Runs(env, app.Name)) {
 			out.Instances = append(out.Instances, i.ID)
 		}
 		settings := st.Environment(env)

@@ -403,3 +403,51 @@ func TestSealedCommandIsGone(t *testing.T) {
 		t.Errorf("delivered %v", set)
 	}
 }
+
+// TestRunsAreDestroyedWithTheirApp: whoever destroys an app is told of its one-offs first, and they end with it.
+func TestRunsAreDestroyedWithTheirApp(t *testing.T) {
+	s, _, _ := withLive(t)
+	i := s.mustOnce("serve")
+	s.eventually("it runs", func() bool { return s.instance(i.GetId()).GetState() == stateReady })
+	destroy := func(confirm string) *pb.DestroyAppResponse {
+		t.Helper()
+		res, err := s.client.DestroyApp(t.Context(), connect.NewRequest(&pb.DestroyAppRequest{Environment: "dev", App: "api", Confirm: confirm}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.Msg
+	}
+	if would := destroy("").GetDestruction().GetInstances(); len(would) != 2 || !slices.Contains(would, i.GetId()) {
+		t.Errorf("it would destroy %q", would)
+	}
+	if n := len(s.instances("dev", false)); n != 2 {
+		t.Errorf("asking has left %d instances", n)
+	}
+	destroy("api")
+	s.eventually("all are gone", func() bool { return len(s.instances("dev", true)) == 0 && len(s.sealedFiles()) == 0 })
+}
+
+// TestRunAfterTheClockWasSetBack: a deadline by a clock that was ahead comes nevertheless.
+func TestRunAfterTheClockWasSetBack(t *testing.T) {
+	s := newSafe(t)
+	s.kill()
+	keep, c := s.change, &clock{}
+	s.change = func(o *Options) { keep(o); o.Now = c.now }
+	s.boot()
+	s.environment("dev")
+	s.agent("h1")
+	s.watch(s.deploy("dev", s.release(text("api", 80, ""), "v1")).GetId())
+	c.forward(time.Hour)
+	s.eventually("the host is heard of", func() bool { on, _ := s.observed.connected("h1", c.now()); return on })
+	res, err := s.client.StartRun(t.Context(), connect.NewRequest(&pb.StartRunRequest{Environment: "dev", App: "api", Argv: []string{"serve"}, TimeoutMs: 2000}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := res.Msg.GetInstance().GetId()
+	c.forward(-time.Hour)
+	s.kill() // nobody knows any more when it was placed but the log
+	s.boot()
+	if end := s.ends(id); !end.GetRun().GetTimedOut() {
+		t.Errorf("ended: %v", end)
+	}
+}
