@@ -127,6 +127,10 @@ func (t *touch) entry(e entry) {
 		t.marks.hosts = true
 	case *fleet.VolumeBound:
 		t.hosts = append(t.hosts, p.Host)
+	case *fleet.RunStarted:
+		t.hosts = append(t.hosts, p.Host)
+	case *fleet.RunStopped:
+		t.ledger(func(st *fleet.State) { t.instance(st.Instance(p.Instance)) })
 	case *fleet.InstanceStarted:
 		if t.instance(e.instance); e.instance == nil {
 			t.all = true
