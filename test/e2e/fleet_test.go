@@ -1,11 +1,13 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -108,6 +110,50 @@ func (s *site) echoes(port int, from ...string) {
 	}
 }
 
+// orderOf are the events of what became of an instance whose host was lost: its successor was placed elsewhere, the
+// instance was asked to stop, and it ended. One that is missing is 0.
+func (s *site) orderOf(lost, host string) []int {
+	s.t.Helper()
+	order := []int{0, 0, 0}
+	note := func(which, seq int) {
+		if order[which] == 0 {
+			order[which] = seq
+		}
+	}
+	began := false
+	for line := range strings.Lines(s.must("events", "--json")) {
+		var e struct {
+			Seq     int
+			Type    string
+			Payload json.RawMessage
+		}
+		parse(s.t, line, &e)
+		var p struct {
+			Instance string
+			Start    []struct{ Instance, Host string }
+			Stop     []string
+		}
+		if e.Type == "instances.planned" || e.Type == "instance.ended" {
+			parse(s.t, string(e.Payload), &p)
+		}
+		for _, start := range p.Start {
+			switch {
+			case start.Instance == lost:
+				began = true
+			case began && strings.HasPrefix(start.Instance, "web-") && start.Host != host:
+				note(0, e.Seq)
+			}
+		}
+		if slices.Contains(p.Stop, lost) {
+			note(1, e.Seq)
+		}
+		if e.Type == "instance.ended" && p.Instance == lost {
+			note(2, e.Seq)
+		}
+	}
+	return order
+}
+
 // TestFleet has three hosts, whose ports and names lead to each other, and loses and empties some of them.
 func TestFleet(t *testing.T) {
 	s := newSite(t, "h1", "h2", "h3")
@@ -200,6 +246,12 @@ func TestFleet(t *testing.T) {
 			return nil
 		})
 		s.answers(80, page, "h1", "h2", "h3")
+		s.eventually(time.Minute, "a successor was placed, and the lost one was asked to stop and ended", func() error {
+			if order := s.orderOf(id, lost); !slices.IsSorted(order) || slices.Contains(order, 0) {
+				return fmt.Errorf("the events are %v", order)
+			}
+			return nil
+		})
 	})
 
 	s.must("place", "-e", "prod", "asks", "--anywhere") // it is on h3 alone, and nothing would ever leave that
