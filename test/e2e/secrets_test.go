@@ -101,7 +101,8 @@ func (l *lab) live(app string) string {
 	return status.Apps[0].Live.ID
 }
 
-// TestRegistryLogin: a host that has no credentials of its own pulls with the login of the environment.
+// TestRegistryLogin: a host that has no credentials of its own pulls with the login of the environment, and what it has
+// pulled is there for that environment alone.
 func TestRegistryLogin(t *testing.T) {
 	l := newLab(t)
 	port := freePort(t)
@@ -134,6 +135,14 @@ func TestRegistryLogin(t *testing.T) {
 	l.must("deploy", "-f", m, "--image", image)
 	if got := l.get(port, "/"); got != "version 1" {
 		t.Errorf("got %q", got)
+	}
+	l.must("env", "create", "prod")
+	other := l.manifest("other", web("other", freePort(t)))
+	l.refuse(8, []string{"has to show that it may have it", "without credentials"}, "deploy", "-e", "prod", "-f", other, "--image", image)
+	l.must("registry", "logout", closed, "-e", "dev")
+	l.must("restart", "app")
+	if got := l.get(port, "/"); got != "version 1" {
+		t.Errorf("after a restart without a login: got %q", got)
 	}
 	l.must("stop", "app")
 }
