@@ -82,11 +82,8 @@ func away(err error) bool {
 	if f, ok := errors.AsType[*failure](err); ok {
 		return f.status == exitUnreachable
 	}
-	switch connect.CodeOf(err) {
-	case connect.CodeUnavailable, connect.CodeCanceled, connect.CodeUnknown:
-		return true
-	}
-	return breaks(err)
+	code := connect.CodeOf(err)
+	return code == connect.CodeCanceled || code == connect.CodeUnknown || breaks(err)
 }
 
 // awaitRun waits until a one-off has ended.
