@@ -17,11 +17,15 @@ import (
 // maxAdmission is the largest request to be admitted, in bytes: whoever sends it is unknown.
 const maxAdmission = 32 << 10
 
+// neverCompressed is larger than any message, in bytes. What agents are sent is encoded once for many of them; to compress it
+// for each would take more time than anything else here, and a megabyte for each that is sent something at the moment.
+const neverCompressed = 1 << 30
+
 // AgentHandler serves AgentService to hosts. They prove who they are by a certificate, so it is to be served over TLS
 // that asks for one, as Authority.ServerTLS does.
 func (s *Server) AgentHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(rpc.NewAgentServiceHandler(&agents{s}, connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(minCompressed), connect.WithInterceptors(&hostGate{s})))
+	mux.Handle(rpc.NewAgentServiceHandler(&agents{s}, connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(neverCompressed), connect.WithInterceptors(&hostGate{s})))
 	return s.withHost(mux)
 }
 
