@@ -89,13 +89,18 @@ func (a *Agent) volumeReports() (all []*pinnacev1.VolumeReport, listed bool) {
 		a.shelf.listed, a.shelf.at = make([]*pinnacev1.VolumeReport, len(volumes)), now
 		for i, v := range volumes {
 			a.shelf.listed[i] = volumeReport(v)
+			a.shelf.listed[i].Unclaimed = !v.Unclaimed.IsZero() && now.Sub(v.Unclaimed) >= unclaimedFor
 		}
 	}
 	return a.shelf.listed, true
 }
 
+// unclaimedFor is how long a volume that was imported waits for its first instance before the server hears that it has had
+// none, and removes it when its log knows nothing of it. That log may be one that was restored, to before the import.
+const unclaimedFor = 7 * 24 * time.Hour
+
 func volumeReport(v volume.Info) *pinnacev1.VolumeReport {
-	r := &pinnacev1.VolumeReport{Id: v.ID, SizeBytes: v.Size, AllocatedBytes: v.Allocated, UsedBytes: v.Used, Unclaimed: v.Unclaimed}
+	r := &pinnacev1.VolumeReport{Id: v.ID, SizeBytes: v.Size, AllocatedBytes: v.Allocated, UsedBytes: v.Used}
 	for _, s := range v.Snapshots {
 		if !strings.HasPrefix(s.Name, exportPrefix) {
 			r.Snapshots = append(r.Snapshots, s.Name)

@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	pinnacev1 "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 )
@@ -37,4 +40,32 @@ func TestVolumesOfTheServer(t *testing.T) {
 	l.server.assign(func(set *pinnacev1.WatchAssignmentsResponse) { set.RemovedVolumes = []string{"one", "never-was"} })
 	l.stop("db-0")
 	l.eventually("the volume is removed", func() bool { return len(l.reported()) == 0 })
+}
+
+// TestUnclaimedVolumes: an imported volume that nobody has had is told of as such when it has waited for long enough.
+func TestUnclaimedVolumes(t *testing.T) {
+	needMkfs(t)
+	l := newLab(t).start()
+	rel := l.app("db", atOnceReady, "restart = \"never\"", "[volumes.data]", "path = \"/data\"", "size = \"64MiB\"")
+	l.assign("dev", "db-0", rel, bind("data=one"))
+	l.awaitState("db-0", stateReady)
+	mark := filepath.Join(l.agent.volumesDir(), "one", "unclaimed")
+	unclaimed := func(since time.Duration, want bool) {
+		t.Helper()
+		if err := os.WriteFile(mark, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		at := time.Now().Add(-since)
+		if err := os.Chtimes(mark, at, at); err != nil {
+			t.Fatal(err)
+		}
+		l.agent.shelf.stale()
+		reports, ok := l.agent.volumeReports()
+		if !ok || len(reports) != 1 || reports[0].Unclaimed != want {
+			t.Errorf("imported %s ago: got %v, want %t", since, reports, want)
+		}
+	}
+	unclaimed(time.Minute, false)
+	unclaimed(unclaimedFor+time.Minute, true)
+	unclaimed(-time.Hour, false)
 }

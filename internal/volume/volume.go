@@ -31,6 +31,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -143,8 +144,8 @@ type Info struct {
 	// HeldBy names who holds it, and is empty when nobody does.
 	HeldBy    string
 	Snapshots []Snapshot
-	// Unclaimed tells that it was imported, and never claimed.
-	Unclaimed bool
+	// Unclaimed is when it was imported, as long as it was never claimed; otherwise it is zero.
+	Unclaimed time.Time
 }
 
 // Snapshot is a copy of a volume.
@@ -195,8 +196,8 @@ func (s *Store) Stat(id string) (Info, error) {
 		info.Used = super.used(size)
 	}
 	info.HeldBy = s.heldBy(id)
-	if _, err := os.Lstat(s.path(id, unclaimedName)); err == nil {
-		info.Unclaimed = true
+	if mark, err := os.Lstat(s.path(id, unclaimedName)); err == nil {
+		info.Unclaimed = mark.ModTime()
 	}
 	info.Snapshots, err = s.snapshots(id)
 	return info, err
