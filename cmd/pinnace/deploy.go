@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -374,6 +376,12 @@ func (c *cli) printProto(m proto.Message) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.stdout, "%s\n", b)
+	var line bytes.Buffer
+	// protojson puts a space here and there, each build others, so that nobody depends on its bytes. Scripts do.
+	if err := json.Compact(&line, b); err != nil {
+		return err
+	}
+	line.WriteByte('\n')
+	_, err = line.WriteTo(c.stdout)
 	return err
 }
