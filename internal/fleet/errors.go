@@ -12,6 +12,8 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrConflict means that a decision was made on what has changed since.
 	ErrConflict = errors.New("changed in the meantime")
+	// ErrFull means that there are as many of something as there may be.
+	ErrFull = errors.New("no more are kept")
 	// ErrLastAdmin means that nobody would be left who may do everything.
 	ErrLastAdmin = errors.New("it is the last admin token for all environments: create another one first")
 )

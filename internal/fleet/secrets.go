@@ -184,7 +184,7 @@ func (p *SecretPut) fold(s *State, e Event) error {
 	case known != nil:
 		*b = *known
 	case n >= MaxBundles:
-		return fmt.Errorf("environment %s: it has %d secret bundles, which is the most", p.Environment, n)
+		return fmt.Errorf("environment %s has %d secret bundles, and %w", p.Environment, n, ErrFull)
 	case p.After != 0 && p.After != s.secretsBefore(p.Environment):
 		// Servers once began at 1 again; what such a log says stays as it was.
 		return fmt.Errorf("bundle %s: it is to begin behind version %d, and the last one was %d: %w", p.Bundle, p.After, s.secretsBefore(p.Environment), ErrConflict)
@@ -199,7 +199,7 @@ func (p *SecretPut) fold(s *State, e Event) error {
 		}
 	}
 	if kept >= MaxVersions {
-		return fmt.Errorf("bundle %s: %d versions are kept, which is the most: revoke those that no rollback needs", p.Bundle, kept)
+		return fmt.Errorf("bundle %s has %d versions, and %w: revoke those that no rollback needs (pinnace secrets revoke)", p.Bundle, kept, ErrFull)
 	}
 	b.Versions = append(slices.Clone(b.Versions), BundleVersion{
 		Version: p.Version, Keys: slices.Clone(p.Keys), Sealed: p.Sealed, Recipient: p.Recipient, PutAt: e.At, PutBy: e.Actor,

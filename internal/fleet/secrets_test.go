@@ -94,7 +94,7 @@ func TestSecretRefusals(t *testing.T) {
 	for v := uint64(2); v < MaxVersions+2; v++ {
 		l.tell(put("api", v, "A"))
 	}
-	l.refused(put("api", MaxVersions+2, "A"), "which is the most")
+	l.refused(put("api", MaxVersions+2, "A"), "no more are kept")
 }
 
 func TestLogins(t *testing.T) {

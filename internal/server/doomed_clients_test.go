@@ -162,7 +162,7 @@ func (d *doomed) administer(ctx context.Context) {
 		must("a release", err)
 		_, err = keepTrying(ctx, func() (any, error) {
 			return d.client.PutSecret(ctx, connect.NewRequest(&pb.PutSecretRequest{
-				Environment: "settings", Bundle: "keys", Set: map[string][]byte{"K": fmt.Append(nil, n)}, IdempotencyKey: fmt.Sprint("secret-", n),
+				Environment: "settings", Bundle: fmt.Sprint("keys-", n/200), Set: map[string][]byte{"K": fmt.Append(nil, n)}, IdempotencyKey: fmt.Sprint("secret-", n),
 			}))
 		})
 		must("a secret", err)

@@ -65,6 +65,8 @@ func (s *Server) onWire(ctx context.Context, err error) error {
 		return connect.NewError(connect.CodeFailedPrecondition, revoked)
 	case errors.Is(err, fleet.ErrConflict):
 		return refuse(connect.CodeAborted, "%w. Look at it and try again", err)
+	case errors.Is(err, fleet.ErrFull):
+		return connect.NewError(connect.CodeResourceExhausted, err)
 	case errors.As(err, &place):
 		if place.Hosts == 0 {
 			return connect.NewError(connect.CodeUnavailable, place)

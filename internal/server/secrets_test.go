@@ -20,6 +20,7 @@ import (
 	pb "github.com/pinnacehq/pinnace/internal/api/pinnace/v1"
 	"github.com/pinnacehq/pinnace/internal/eventlog"
 	"github.com/pinnacehq/pinnace/internal/eventlog/sqlite"
+	"github.com/pinnacehq/pinnace/internal/fleet"
 	"github.com/pinnacehq/pinnace/internal/secret"
 )
 
@@ -400,5 +401,23 @@ func TestLackingIsNoPanic(t *testing.T) {
 	}
 	if !strings.Contains(s.said.String(), "a host does not get what it needs") {
 		t.Error("the log does not say so")
+	}
+}
+
+// TestSecretVersionsAreBounded: whoever never revokes a version is told so in the end.
+func TestSecretVersionsAreBounded(t *testing.T) {
+	s := newSafe(t)
+	s.environment("dev")
+	for n := range fleet.MaxVersions {
+		s.put(&pb.PutSecretRequest{Bundle: "api", Set: values("N", fmt.Sprint(n))})
+	}
+	more := &pb.PutSecretRequest{Environment: "dev", Bundle: "api", Set: values("N", "one more"), IdempotencyKey: "more"}
+	_, err := s.client.PutSecret(t.Context(), connect.NewRequest(more))
+	wantCode(t, err, connect.CodeResourceExhausted, "256 versions, and no more are kept: revoke")
+	if _, err := s.client.RevokeSecret(t.Context(), connect.NewRequest(&pb.RevokeSecretRequest{Environment: "dev", Bundle: "api", Versions: []uint64{1}, IdempotencyKey: "revoke"})); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.client.PutSecret(t.Context(), connect.NewRequest(more)); err != nil {
+		t.Error(err)
 	}
 }
