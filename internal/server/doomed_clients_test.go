@@ -240,7 +240,6 @@ func (d *doomed) awaitEnds(what string, holds func([]*pb.Deployment) bool) []*pb
 // one ended mixed.
 func (d *doomed) judgeRollouts(all []*pb.Deployment) {
 	d.Helper()
-	ctx := d.Context()
 	ends := map[string]int{}
 	for _, x := range all {
 		ends[x.GetState()]++
@@ -248,36 +247,50 @@ func (d *doomed) judgeRollouts(all []*pb.Deployment) {
 			d.Errorf("deployment %s ended %q", x.GetId(), x.GetState())
 		}
 	}
-	status, err := d.client.GetStatus(ctx, connect.NewRequest(&pb.GetStatusRequest{Environment: "dev"}))
-	if err != nil {
-		d.Fatal(err)
-	}
-	if len(status.Msg.GetApps()) == 0 || ends["succeeded"] == 0 {
+	apps := d.apps()
+	if len(apps) == 0 || ends["succeeded"] == 0 {
 		d.Errorf("nothing was ever deployed: %v", ends)
 	}
-	for _, app := range status.Msg.GetApps() {
-		if app.GetLatest().GetState() == "mixed" {
-			continue
-		}
-		want := int(app.GetCount())
-		if app.GetLive() == nil {
-			want = 0 // none has ever succeeded
-		}
-		// A deployment that has turned back does not wait for what it stops.
-		what, end := "", time.Now().Add(killPatience)
-		for what = d.wrong(app, want); what != "" && time.Now().Before(end); what = d.wrong(app, want) {
-			time.Sleep(50 * time.Millisecond)
+	for name := range apps {
+		// A deployment that has turned back does not wait for what it stops. A request whose client was gone may still have
+		// begun another one.
+		what := "?"
+		var app *pb.AppStatus
+		for end := time.Now().Add(killPatience); what != "" && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+			app = d.apps()[name]
+			what = d.wrong(app)
 		}
 		if what != "" {
-			d.Errorf("%s is to run %d of %s, its last deployment ended %q, and there are%s", app.GetApp(), want, app.GetLive().GetRelease(), app.GetLatest().GetState(), what)
+			d.Errorf("%s is to run %d of %s, its last deployment ended %q, and there are%s", name, app.GetCount(), app.GetLive().GetRelease(), app.GetLatest().GetState(), what)
 		}
 	}
 	d.Logf("the last deployments ended %v", ends)
 }
 
-// wrong tells what runs of an app when that is not what is to run.
-func (d *doomed) wrong(app *pb.AppStatus, want int) (what string) {
+// apps is what the server says of the apps, by name.
+func (d *doomed) apps() map[string]*pb.AppStatus {
 	d.Helper()
+	status, err := d.client.GetStatus(d.Context(), connect.NewRequest(&pb.GetStatusRequest{Environment: "dev"}))
+	if err != nil {
+		d.Fatal(err)
+	}
+	apps := map[string]*pb.AppStatus{}
+	for _, app := range status.Msg.GetApps() {
+		apps[app.GetApp()] = app
+	}
+	return apps
+}
+
+// wrong tells what runs of an app when that is not what is to run.
+func (d *doomed) wrong(app *pb.AppStatus) (what string) {
+	d.Helper()
+	if app.GetLatest().GetState() == "mixed" {
+		return ""
+	}
+	want := int(app.GetCount())
+	if app.GetLive() == nil {
+		want = 0 // none has ever succeeded
+	}
 	running, err := d.client.ListInstances(d.Context(), connect.NewRequest(&pb.ListInstancesRequest{Environment: "dev", App: app.GetApp()}))
 	if err != nil {
 		d.Fatal(err)
