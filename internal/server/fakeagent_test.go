@@ -60,8 +60,13 @@ type fakeInstance struct {
 }
 
 func (p *plane) agent(id string, change ...func(*pb.HostFacts)) *fakeAgent {
+	return p.agentOf(id, false, change...)
+}
+
+// agentOf starts an agent, one of the version before or not.
+func (p *plane) agentOf(id string, before bool, change ...func(*pb.HostFacts)) *fakeAgent {
 	a := &fakeAgent{
-		id: id, client: p.hostClient(id), report: make(chan struct{}, 1),
+		id: id, before: before, client: p.hostClient(id), report: make(chan struct{}, 1),
 		freeze: make(chan struct{}), instances: map[string]*fakeInstance{}, begun: map[string]int{}, volumes: map[string]*pb.VolumeReport{},
 		facts: &pb.HostFacts{Id: id, Name: id, Architecture: "amd64", MemoryBytes: 4 << 30, CpuMilli: 2000, DiskBytes: 64 << 30, Driver: "fake"},
 	}

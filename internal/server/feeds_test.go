@@ -281,3 +281,36 @@ func TestBoundedMessages(t *testing.T) {
 		t.Errorf("a message has %d bytes", tl.largest)
 	}
 }
+
+// TestAgentsOfTwoVersions: a host of the version before, which follows no changes, and one that does are told of the same
+// fleet, through a deploy and a scale.
+func TestAgentsOfTwoVersions(t *testing.T) {
+	p := newPlane(t)
+	p.environment("dev")
+	older, newer := p.agentOf("h1", true), p.agent("h2")
+	one := p.release(text("api", 80, ""), "v1")
+	p.watch(p.deploy("dev", one).GetId())
+	res, err := p.client.Scale(t.Context(), connect.NewRequest(&pb.ScaleRequest{Environment: "dev", App: "api", Count: 4}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.succeeds(res.Msg.GetDeployment())
+	apps := func(a *fakeAgent) (names []string) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		for _, env := range a.networks {
+			for _, app := range env.GetApps() {
+				names = append(names, env.GetName()+"/"+app.GetApp())
+			}
+		}
+		return names
+	}
+	p.eventually("both hosts run some and know the app", func() bool {
+		on := map[string]int{}
+		for _, i := range p.instances("dev", false) {
+			on[i.GetHost()]++
+		}
+		return on["h1"] == 2 && on["h2"] == 2 &&
+			slices.Equal(apps(older), []string{"dev/api"}) && slices.Equal(apps(newer), []string{"dev/api"})
+	})
+}
